@@ -1,0 +1,99 @@
+"""A frozen dataclass is a script's command line: one field is one flag.
+
+    @dataclass(frozen=True)
+    class Config:
+        lr: float = option(1e-4, "peak learning rate of the image encoder")
+        loss: str = option("triplet", "what to minimise", choices=("triplet", "supcon"))
+        ckpt: Path | None = option(None, "weights to start from; default: the newest BEST")
+
+    if __name__ == "__main__":
+        run_script(main, Config, __doc__)
+
+Booleans become `--flag/--no-flag`, `X | None` takes X, a field without a default is required.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from clipfh.errors import InputError
+
+C = TypeVar("C")
+
+
+def option(
+    default: Any, help: str, *, choices: Sequence[Any] | None = None, aliases: Sequence[str] = ()
+) -> Any:
+    """Declare a dataclass field that is also a flag; `aliases` are other spellings, such as `--metadata`."""
+    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases)}
+    if isinstance(default, (list, dict, set)):
+        raise TypeError("use a tuple: defaults of a frozen config are immutable")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse_config(config_class: type[C], description: str | None, arguments: Sequence[str] | None = None) -> C:
+    """Parse `arguments` (default: the command line) into `config_class`. Unknown flags end with exit code 2."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        _add_flag(parser, field, hints[field.name])
+    return config_class(**vars(parser.parse_args(arguments)))
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
+    names = [f"--{field.name}", *field.metadata.get("aliases", ())]
+    required = field.default is dataclasses.MISSING
+    keywords: dict[str, Any] = {"dest": field.name, "required": required, "default": None if required else field.default}
+    text = field.metadata.get("help", "")
+    if not required and field.default not in (None, ""):
+        text += f" (default: {field.default})"
+    keywords["help"] = text.replace("%", "%%")
+    value_type = _value_type(hint)
+    if value_type is bool:
+        keywords["action"] = argparse.BooleanOptionalAction
+        keywords["help"] = keywords["help"].replace(" (default: True)", " (default: on)").replace(
+            " (default: False)", " (default: off)"
+        )
+    else:
+        keywords["type"] = value_type
+        if field.metadata.get("choices"):
+            keywords["choices"] = list(field.metadata["choices"])
+        else:
+            keywords["metavar"] = {Path: "PATH", int: "N", float: "X"}.get(value_type, "TEXT")
+    parser.add_argument(*names, **keywords)
+
+
+def _value_type(hint: Any) -> type:
+    """The type a flag's text is turned into: `int` for `int | None`."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [part for part in typing.get_args(hint) if part is not type(None)]
+        if len(inner) != 1:
+            raise TypeError(f"a flag has one type, not {hint}")
+        return inner[0]
+    return hint
+
+
+def run_script(main: Callable[[C], None], config_class: type[C], description: str | None) -> None:
+    """Parse the command line and call `main(config)`; a user's mistake ends with a message and exit code 2.
+
+    `CLIPFH_DEBUG=1` shows the traceback of such an error as well.
+    """
+    config = parse_config(config_class, description)
+    try:
+        main(config)
+    except (InputError, OSError) as error:
+        if os.environ.get("CLIPFH_DEBUG"):
+            raise
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; finished epochs are in the _LAST checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,78 @@
+"""Files that are either whole or absent, and JSON with errors that name the file and line."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clipfh.errors import InputError
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
+
+    Raises:
+        InputError: the folder of `path` cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}. Choose another output folder.") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; a result is as readable as any other
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable UTF-8 JSON atomically; keys keep their order."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path, *, made_by: str, check: Callable[[Any], bool] = lambda value: isinstance(value, dict)) -> Any:
+    """Read JSON.
+
+    Args:
+        path: the file.
+        made_by: the command that makes it, for the message when it is missing.
+        check: whether the value has the expected shape (by default: is an object).
+
+    Raises:
+        InputError: missing, unreadable, malformed (with line and column), or of another shape.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. Make it with: {made_by}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Make it again with: {made_by}"
+        ) from None
+    if not check(value):
+        raise InputError(f"{path} holds JSON of an unexpected shape. Make it again with: {made_by}")
+    return value
