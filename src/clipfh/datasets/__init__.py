@@ -30,8 +30,8 @@ class Dataset:
         table: the table of `clipfh.records`.
         descriptions: item id to description; identities without one may be absent.
         exclude_same_camera: whether the protocol leaves the query's own camera (or occasion) out of its gallery.
-        random_protocol: how script 05 draws the random splits (see `clipfh.splits`): "half" of an identity's test photos are queries, or one photo
-            of each identity is the gallery ("one_gallery").
+        random_protocol: how script 05 draws the random splits (see `clipfh.splits`): "half" of an identity's test
+            photos are queries, or one photo of each identity is the gallery ("one_gallery").
         left_out: how many raw images were left out, by reason; printed by script 00.
     """
 
