@@ -1,0 +1,120 @@
+"""How certain a figure is: mean and deviation over splits, bootstrap intervals over queries.
+
+Legend: N splits, Q queries, R resamples. Everything is pure numpy, deterministic by seed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+_DRAWS_PER_CHUNK = 1 << 22  # 32 MB of indices at a time, however many queries there are
+
+
+class MeanStd(NamedTuple):
+    """A mean and a sample standard deviation; `std` is nan where there is one value only."""
+
+    mean: float
+    std: float
+
+
+class Interval(NamedTuple):
+    """A mean with the bounds of its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_and_std(values: Sequence[float] | np.ndarray) -> MeanStd:
+    """Mean and sample standard deviation over splits.
+
+        mean = sum(x) / N,    std = sqrt(sum((x - mean)^2) / (N - 1))
+
+    The splits are a sample of the possible ones, hence N - 1. They share their photos, so `std` is the spread from
+    split to split; `std / sqrt(N)` would understate the error of the mean.
+
+    Args:
+        values: (N,) one figure a split.
+
+    Raises:
+        ValueError: no values, more than one axis, or a value that is not finite.
+    """
+    values = _checked(values, "values")
+    std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    return MeanStd(float(values.mean()), std)
+
+
+def bootstrap_interval(
+    per_query: Sequence[float] | np.ndarray, *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap interval of the mean of a per-query figure (average precision, hit at rank k, ...).
+
+    R times, Q queries are drawn with replacement and averaged; with c the confidence, the interval goes from the
+    (1 - c) / 2 quantile of those R means to the (1 + c) / 2 quantile (Efron and Tibshirani 1993, chapter 13). It tells
+    how the figure would vary with other queries of the same kind; the gallery and the weights are held fixed.
+
+    Args:
+        per_query: (Q,) one value a query.
+        confidence: between 0 and 1, exclusive.
+        num_resamples: R.
+        seed: of the draws; the same arguments give the same interval.
+
+    Raises:
+        ValueError: no queries, a value that is not finite, or an impossible confidence or number of resamples.
+    """
+    per_query = _checked(per_query, "per_query")
+    if not 0 < confidence < 1 or num_resamples < 1:
+        raise ValueError(f"confidence {confidence} is not within (0, 1), or num_resamples {num_resamples} is under 1")
+    means = _resampled_means(per_query, num_resamples, seed)  # (R,)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(per_query.mean()), float(low), float(high))
+
+
+def paired_bootstrap_interval(
+    before: Sequence[float] | np.ndarray,
+    after: Sequence[float] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of the mean of `after - before`, both measured on the same queries.
+
+    A resample draws a query with both of its values, so what makes a query hard for both stages cancels; the interval
+    is narrower than the difference of two separate ones. A gain is clear where the interval leaves 0 out.
+
+    Args:
+        before: (Q,) the earlier stage, one value a query.
+        after: (Q,) the later stage, the same queries in the same order.
+        confidence: between 0 and 1, exclusive.
+        num_resamples: R.
+        seed: of the draws.
+
+    Raises:
+        ValueError: as `bootstrap_interval`, or the two differ in length.
+    """
+    before, after = _checked(before, "before"), _checked(after, "after")
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} queries before and {len(after)} after; a paired difference needs the same")
+    return bootstrap_interval(after - before, confidence=confidence, num_resamples=num_resamples, seed=seed)
+
+
+def _resampled_means(values: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """(R,) means of R resamples of `values` (Q,), drawn in chunks that bound the memory."""
+    generator = np.random.default_rng(seed)
+    rows = max(1, _DRAWS_PER_CHUNK // len(values))
+    chunks = []
+    for start in range(0, num_resamples, rows):
+        drawn = generator.integers(len(values), size=(min(rows, num_resamples - start), len(values)))  # (rows, Q)
+        chunks.append(values[drawn].mean(axis=1))
+    return np.concatenate(chunks)
+
+
+def _checked(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"{name} has the shape {values.shape}; expected one axis with at least one value")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds a value that is not finite")
+    return values

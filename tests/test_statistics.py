@@ -1,0 +1,87 @@
+import math
+import statistics as standard_library
+
+import numpy as np
+import pytest
+
+from clipfh import statistics
+from clipfh.statistics import bootstrap_interval, mean_and_std, paired_bootstrap_interval
+
+
+def test_mean_and_std_agree_with_the_standard_library():
+    values = [0.41, 0.44, 0.39, 0.47]
+    mean, std = mean_and_std(values)
+    assert mean == pytest.approx(standard_library.mean(values))
+    assert std == pytest.approx(standard_library.stdev(values))  # N - 1, not N
+
+
+def test_one_split_has_no_deviation():
+    mean, std = mean_and_std([0.5])
+    assert mean == 0.5
+    assert math.isnan(std)
+
+
+@pytest.mark.parametrize("values", [[], [[0.1, 0.2]], [0.1, math.nan], [math.inf]])
+def test_impossible_values_are_refused(values):
+    with pytest.raises(ValueError, match="values"):
+        mean_and_std(values)
+
+
+def test_interval_matches_a_plain_loop():
+    values = np.random.default_rng(3).random(17)
+    generator = np.random.default_rng(5)
+    means = [np.mean([values[generator.integers(17)] for _ in range(17)]) for _ in range(400)]
+    interval = bootstrap_interval(values, confidence=0.9, num_resamples=400, seed=5)
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(np.quantile(means, 0.05))
+    assert interval.high == pytest.approx(np.quantile(means, 0.95))
+
+
+def test_interval_agrees_with_the_normal_approximation_on_many_queries():
+    values = (np.random.default_rng(0).random(4000) < 0.3).astype(float)
+    interval = bootstrap_interval(values)
+    half_width = 1.96 * values.std() / math.sqrt(len(values))
+    assert interval.low == pytest.approx(values.mean() - half_width, abs=0.002)
+    assert interval.high == pytest.approx(values.mean() + half_width, abs=0.002)
+
+
+def test_seed_decides_and_chunks_do_not(monkeypatch):
+    values = np.random.default_rng(1).random(50)
+    whole = bootstrap_interval(values, num_resamples=200, seed=1)
+    assert whole == bootstrap_interval(values, num_resamples=200, seed=1)
+    assert whole != bootstrap_interval(values, num_resamples=200, seed=2)
+    monkeypatch.setattr(statistics, "_DRAWS_PER_CHUNK", 350)  # 7 resamples at a time; 200 is no multiple
+    assert whole == pytest.approx(bootstrap_interval(values, num_resamples=200, seed=1))
+
+
+def test_more_confidence_is_wider_and_a_constant_has_no_width():
+    values = np.random.default_rng(2).random(60)
+    narrow, wide = bootstrap_interval(values, confidence=0.5), bootstrap_interval(values, confidence=0.99)
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+    assert bootstrap_interval([0.25] * 8) == (0.25, 0.25, 0.25)
+
+
+def test_paired_interval_is_narrower_than_the_noise_between_queries():
+    before = np.random.default_rng(4).random(80) * 0.9
+    after = before + 0.05  # every query gains the same: the difference is certain though the queries vary
+    interval = paired_bootstrap_interval(before, after)
+    assert interval == pytest.approx((0.05, 0.05, 0.05))
+    reverse = paired_bootstrap_interval(after, before)
+    assert reverse.mean == pytest.approx(-0.05)
+
+
+def test_a_difference_of_noise_alone_includes_zero():
+    generator = np.random.default_rng(6)
+    interval = paired_bootstrap_interval(generator.random(200), generator.random(200))
+    assert interval.low < 0 < interval.high
+
+
+def test_paired_interval_needs_the_same_queries():
+    with pytest.raises(ValueError, match="3 queries before and 2 after"):
+        paired_bootstrap_interval([0, 1, 0], [1, 1])
+
+
+@pytest.mark.parametrize("options", [{"confidence": 0}, {"confidence": 1.0}, {"num_resamples": 0}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match="confidence"):
+        bootstrap_interval([0.1, 0.2], **options)
