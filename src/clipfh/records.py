@@ -40,8 +40,12 @@ def check_table(table: pd.DataFrame, source: str) -> None:
         raise InputError(f"{source}: {twice.iloc[0]} is listed twice")
     for image in table["image"]:
         path = PurePosixPath(image)
-        if path.is_absolute() or ".." in path.parts or "\\" in image or not image or ":" in path.parts[0]:
-            raise InputError(f"{source}: {image!r} leaves the image root; write paths relative to it, with / separators")
+        if path.is_absolute() or ".." in path.parts or "\\" in image or not path.parts or ":" in path.parts[0]:
+            raise InputError(
+                f"{source}: {image!r} leaves the image root; write paths relative to it, with / separators"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in image):  # how Python reads a name that is not UTF-8
+            raise InputError(f"{source}: the file name {image!r} is not UTF-8; rename the file")
     if (table["item_id"].str.strip() == "").any():
         raise InputError(f"{source}: {table.loc[table['item_id'].str.strip() == '', 'image'].iloc[0]} has no item id")
     role = table["split"].replace({"query": "test", "gallery": "test"})

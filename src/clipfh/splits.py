@@ -68,6 +68,18 @@ def draw_queries(
     return queries
 
 
+def split_test_images(
+    images_per_identity: Mapping[str, Sequence[str]], protocol: str, generator: np.random.Generator
+) -> list[tuple[str, str, str, str]]:
+    """Rows (image, item_id, "query" or "gallery", no camera) of a table, for datasets without an official split."""
+    queries = draw_queries(images_per_identity, protocol, generator)
+    return [
+        (image, item_id, "query" if image in queries else "gallery", "")
+        for item_id, images in images_per_identity.items()
+        for image in images
+    ]
+
+
 def official_split(table: pd.DataFrame) -> Split:
     """The query and gallery images of the table, in its order."""
     return {split: table.loc[table["split"] == split, "image"].tolist() for split in ("query", "gallery")}
@@ -96,10 +108,10 @@ def random_query_gallery_splits(table: pd.DataFrame, *, num_splits: int = 10, se
     seen: set[frozenset[str]] = set()
     splits: list[Split] = []
     while len(splits) < num_splits:
-        queries = draw_queries(dealt, protocol, generator)
+        queries = frozenset(draw_queries(dealt, protocol, generator))
         if queries in seen and len(seen) < num_different:
             continue
-        seen.add(frozenset(queries))
+        seen.add(queries)
         splits.append(
             {
                 "query": [image for image in images if image in queries],

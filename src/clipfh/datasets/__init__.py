@@ -4,10 +4,17 @@ A reader is a module with `read(data_root, *, seed=0, ...) -> Dataset`. Its docs
 expects, the source and the protocol. Images stay where they are.
 """
 
+import importlib
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+
+from clipfh.errors import InputError
+
+DATASET_NAMES = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")  # each a module here
 
 
 @dataclass(frozen=True)
@@ -42,3 +49,36 @@ class Dataset:
     exclude_same_camera: bool = False
     random_protocol: str = "half"
     left_out: dict[str, int] = field(default_factory=dict)
+
+
+def read_dataset(name: str, data_root: Path, *, seed: int = 0, **options: Any) -> Dataset:
+    """Read the dataset `name` from `data_root`; `options` are the further arguments of its reader.
+
+    Raises:
+        InputError: unknown name or option, or what the reader raises.
+    """
+    known = reader_options(name)
+    for option in options:
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise InputError(f"the dataset {name} has no option {option!r}; {has}")
+    return _reader_module(name).read(Path(data_root), seed=seed, **options)
+
+
+def reader_options(name: str) -> dict[str, Any]:
+    """The options of the reader of dataset `name`, with their defaults."""
+    parameters = inspect.signature(_reader_module(name).read).parameters.values()
+    return {
+        parameter.name: parameter.default for parameter in parameters if parameter.name not in ("data_root", "seed")
+    }
+
+
+def expected_layout(name: str) -> str:
+    """What the raw folder of dataset `name` looks like; empty where it is generated."""
+    return getattr(_reader_module(name), "LAYOUT", "")
+
+
+def _reader_module(name: str) -> Any:
+    if name not in DATASET_NAMES:
+        raise InputError(f"unknown dataset {name!r}; the datasets are {', '.join(DATASET_NAMES)}")
+    return importlib.import_module(f"clipfh.datasets.{name}")  # on demand: a reader may need much, such as a renderer

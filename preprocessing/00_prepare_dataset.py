@@ -1,0 +1,116 @@
+"""Read a raw dataset and write who is who: the table of images and what the dataset says of each identity.
+
+    python preprocessing/00_prepare_dataset.py
+    python preprocessing/00_prepare_dataset.py --dataset inshop --data_root data/raw/inshop
+    python preprocessing/00_prepare_dataset.py --dataset hands11k --data_root data/raw/11k --aspect palmar_left
+    python preprocessing/00_prepare_dataset.py --dataset folder --data_root my_photos
+
+The images stay where they are. The default dataset, `synthetic`, is generated if it is not there yet.
+
+Writes to metadata/<dataset>/:
+    dataset.json        name, image root, protocol, seed, what was left out
+    image_paths.json    {image: {"item_id", "split", "camera"}}
+    descriptions.json   {item_id: {"category", "color", "lines", "attributes"}}
+"""
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+
+from clipfh.cli import option, run_script  # noqa: E402
+from clipfh.datasets import DATASET_NAMES, Dataset, expected_layout, read_dataset, reader_options  # noqa: E402
+from clipfh.datasets.hands11k import LAST_TRAIN_ID  # noqa: E402
+from clipfh.errors import InputError  # noqa: E402
+from clipfh.files import write_json  # noqa: E402
+from clipfh.records import SPLITS, write_image_meta  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config:
+    """The command line; flags without a default are left to the dataset's reader."""
+
+    dataset: str = option("synthetic", "which dataset to read", choices=DATASET_NAMES)
+    data_root: Path | None = option(None, "folder of the raw dataset (default: data/raw/<dataset>)")
+    metadata_dir: Path | None = option(
+        None, "where to write (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
+    )
+    seed: int = option(0, "chooses the identities of val, and of train and test where the dataset has no such split")
+    aspect: str | None = option(
+        None, "hands11k: side of which hand (default: dorsal_right)", choices=list(LAST_TRAIN_ID)
+    )
+    image_version: str | None = option(
+        None, "inshop: small or large images (default: those that are there)", choices=("img", "img_highres")
+    )
+    test_fraction: float | None = option(None, "folder: share of the identities to test on (default: 0.5)")
+    num_identities: int | None = option(None, "synthetic: how many garments to generate (default: 420)")
+
+
+READER_OPTIONS = ("aspect", "image_version", "test_fraction", "num_identities")
+
+
+def main(config: Config) -> None:
+    """Read, then write; nothing is written before all of it was read."""
+    data_root = config.data_root or ROOT / "data" / "raw" / config.dataset
+    metadata_dir = config.metadata_dir or ROOT / "metadata" / config.dataset
+    if config.data_root is None and config.dataset != "synthetic" and not data_root.is_dir():
+        raise InputError(
+            f"--data_root is missing, and {data_root} does not exist. Say where the raw dataset is:\n"
+            f"{expected_layout(config.dataset)}"
+        )
+    given = {name: getattr(config, name) for name in READER_OPTIONS if getattr(config, name) is not None}
+    dataset = read_dataset(config.dataset, data_root, seed=config.seed, **given)
+
+    write_json(
+        metadata_dir / "dataset.json",
+        {
+            "name": dataset.name,
+            "image_dir": portable_path(dataset.image_dir),
+            "exclude_same_camera": dataset.exclude_same_camera,
+            "random_protocol": dataset.random_protocol,
+            "seed": config.seed,
+            "data_root": portable_path(data_root),
+            "options": {**reader_options(config.dataset), **given},
+            "left_out": dataset.left_out,
+        },
+    )
+    write_image_meta(metadata_dir / "image_paths.json", dataset.table)
+    write_json(metadata_dir / "descriptions.json", descriptions_as_json(dataset))
+    print_summary(dataset)
+    print(f"wrote dataset.json, image_paths.json and descriptions.json to {metadata_dir}")
+
+
+def portable_path(path: Path) -> str:
+    """The path relative to the repository where it lies inside (so that the repository can move), else absolute."""
+    absolute = Path(os.path.abspath(path))  # not resolve(): data/raw/inshop may be a link to another disk
+    return absolute.relative_to(ROOT).as_posix() if absolute.is_relative_to(ROOT) else str(absolute)
+
+
+def descriptions_as_json(dataset: Dataset) -> dict[str, Any]:
+    """Item id to description, for the identities of the table only, sorted."""
+    item_ids = sorted(set(dataset.table["item_id"]) & dataset.descriptions.keys())
+    return {item_id: asdict(dataset.descriptions[item_id]) for item_id in item_ids}
+
+
+def print_summary(dataset: Dataset) -> None:
+    """Identities and images by split, what was left out, and what a user may not expect."""
+    print(f"{dataset.name}: images in {dataset.image_dir}")
+    print(f"{'split':<10}{'identities':>12}{'images':>10}")
+    for split in SPLITS:
+        rows = dataset.table[dataset.table["split"] == split]
+        print(f"{split:<10}{rows['item_id'].nunique():>12,}{len(rows):>10,}")
+    print(f"{'all':<10}{dataset.table['item_id'].nunique():>12,}{len(dataset.table):>10,}")
+    print(f"described: {len(descriptions_as_json(dataset)):,} identities")
+    for reason, count in dataset.left_out.items():
+        print(f"left out: {count:,} ({reason})")
+    if not (dataset.table["split"] == "val").any():
+        print("note: fewer than 4 train identities, so none is held out to validate on")
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

@@ -1,0 +1,72 @@
+"""Market-1501, person re-identification.
+
+Source: Zheng, Shen, Tian, Wang, Wang, Tian, "Scalable Person Re-identification: A Benchmark", ICCV 2015;
+https://zheng-lab-anu.github.io/Project/project_reid.html
+
+Raw layout below the data root (the folder `Market-1501-v15.09.15` of the archive): see `LAYOUT`. A file name is
+`<person>_c<camera>s<sequence>_<frame>_<box>.jpg`.
+
+Protocol: 751 train persons with 12,936 images; 3,368 queries of 750 other persons. In `bounding_box_test`, person -1 is
+junk (left out: it counts neither for nor against) and person 0 a distractor, a box without a person (kept in the
+gallery). Gallery images of the query's person from the query's camera are excluded. 10% of the train persons are held
+out as val.
+"""
+
+import re
+from pathlib import Path
+
+from clipfh.datasets import Dataset, Description
+from clipfh.datasets.layout import list_images, require_folder
+from clipfh.errors import InputError
+from clipfh.records import make_table
+from clipfh.splits import VAL_FRACTION, assign_val_identities
+
+LAYOUT = """\
+    DATA_ROOT/bounding_box_train/0002_c1s1_000451_03.jpg
+    DATA_ROOT/query/0001_c1s1_001051_00.jpg
+    DATA_ROOT/bounding_box_test/0001_c1s1_001051_03.jpg    (so too -1_c1s1_000401_03.jpg, 0000_c1s1_000151_01.jpg)"""
+
+SPLIT_OF_FOLDER = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
+FILE_NAME = re.compile(r"(?P<person>-1|\d+)_c(?P<camera>\d+)s\d+_\d+_\d+\.jpg", re.IGNORECASE)
+JUNK, DISTRACTOR = "-1", "0000"
+
+
+def read(data_root: Path, *, seed: int = 0) -> Dataset:
+    """Read Market-1501.
+
+    Args:
+        data_root: the folder of `LAYOUT`.
+        seed: chooses the val persons.
+
+    Raises:
+        InputError: a missing folder, or an image whose name is not of the form above.
+    """
+    data_root = require_folder(Path(data_root), LAYOUT)
+    rows = []
+    num_junk = 0
+    for folder, split in SPLIT_OF_FOLDER.items():
+        for name in list_images(require_folder(data_root / folder, LAYOUT), suffixes=(".jpg",)):
+            match = FILE_NAME.fullmatch(name)
+            if match is None:
+                raise InputError(
+                    f"{data_root / folder / name}: the name is not of the form 0002_c1s1_000451_03.jpg; "
+                    "rename the file or move it away"
+                )
+            if match["person"] == JUNK:
+                num_junk += 1
+            else:
+                rows.append((f"{folder}/{name}", match["person"], split, f"c{match['camera']}"))
+    val_ids = assign_val_identities((person for _, person, split, _ in rows if split == "train"), VAL_FRACTION, seed)
+    return Dataset(
+        name="market1501",
+        image_dir=data_root,
+        table=make_table(
+            (image, person, "val" if split == "train" and person in val_ids else split, camera)
+            for image, person, split, camera in rows
+        ),
+        descriptions={
+            person: Description(category="person") for person in sorted({row[1] for row in rows} - {DISTRACTOR})
+        },
+        exclude_same_camera=True,
+        left_out={"junk boxes (person -1)": num_junk} if num_junk else {},
+    )
