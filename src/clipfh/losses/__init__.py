@@ -1,0 +1,21 @@
+"""The losses of all stages: an idea a file, pure functions, and modules only where there are parameters.
+
+They are plain mathematics on features and labels; a stage's own `loss.py` composes them into its objective.
+"""
+
+from clipfh.losses.center import CenterLoss
+from clipfh.losses.classification import BNNeckClassifier, identity_loss
+from clipfh.losses.image_to_text import image_to_text_loss
+from clipfh.losses.infonce import info_nce_loss
+from clipfh.losses.supcon import supcon_loss
+from clipfh.losses.triplet import batch_hard_triplet_loss
+
+__all__ = [
+    "BNNeckClassifier",
+    "CenterLoss",
+    "batch_hard_triplet_loss",
+    "identity_loss",
+    "image_to_text_loss",
+    "info_nce_loss",
+    "supcon_loss",
+]
