@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -137,11 +138,11 @@ def test_a_summary_with_a_header_alone_is_empty(tmp_path):
 def test_several_processes_append_whole_rows(tmp_path):
     path = tmp_path / "summary.csv"
     program = (
-        "import sys, tests.test_summary as t\n"
+        "import sys, test_summary as t\n"
         "for _ in range(40): t.append_rows(sys.argv[1], t.random_rows([0.1] * 10, variant=sys.argv[2]))"
     )
     command = [sys.executable, "-c", program, str(path)]
-    workers = [subprocess.Popen([*command, str(i)], cwd=__file__.rpartition("/tests/")[0]) for i in range(3)]
+    workers = [subprocess.Popen([*command, str(i)], cwd=Path(__file__).parent) for i in range(3)]
     assert [worker.wait(timeout=60) for worker in workers] == [0, 0, 0]
     summary = read_summary(path)
     assert summary.groupby("variant").size().to_dict() == {"0": 400, "1": 400, "2": 400}
