@@ -22,7 +22,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
-
 from clipfh.cli import option, run_script  # noqa: E402
 from clipfh.datasets import DATASET_NAMES, Dataset, expected_layout, read_dataset, reader_options  # noqa: E402
 from clipfh.datasets.hands11k import LAST_TRAIN_ID  # noqa: E402
@@ -56,6 +55,8 @@ READER_OPTIONS = ("aspect", "image_version", "test_fraction", "num_identities")
 
 def main(config: Config) -> None:
     """Read, then write; nothing is written before all of it was read."""
+    if config.seed < 0:
+        raise InputError(f"--seed must be 0 or more, not {config.seed}")
     data_root = config.data_root or ROOT / "data" / "raw" / config.dataset
     metadata_dir = config.metadata_dir or ROOT / "metadata" / config.dataset
     if config.data_root is None and config.dataset != "synthetic" and not data_root.is_dir():

@@ -17,7 +17,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
-
 from clipfh.cli import option, run_script  # noqa: E402
 from clipfh.datasets import DATASET_NAMES  # noqa: E402
 from clipfh.errors import InputError  # noqa: E402

@@ -141,6 +141,7 @@ def _check_entry(entry: Any, where: str) -> tuple[str, str, list[str]]:
     description = entry.get("description") or []
     if isinstance(description, str):
         description = [description]
-    if not isinstance(color, str) or not all(isinstance(line, str) for line in description):
+    is_text = isinstance(description, list) and all(isinstance(line, str) for line in description)
+    if not isinstance(color, str) or not is_text:
         raise InputError(f'{where} ({entry["item"]}): "color" must be a string and "description" a list of strings')
     return entry["item"], color.strip(), description

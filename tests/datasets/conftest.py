@@ -1,0 +1,25 @@
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def touch() -> Callable[[Path, Iterable[str]], None]:
+    """Make empty files: readers list images, they do not open them."""
+
+    def make(root: Path, names: Iterable[str]) -> None:
+        for name in names:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    return make
+
+
+@pytest.fixture
+def items_by_split() -> Callable[..., dict[str, set[str]]]:
+    def collect(table) -> dict[str, set[str]]:
+        return {split: set(group) for split, group in table.groupby("split")["item_id"]}
+
+    return collect
