@@ -44,7 +44,9 @@ def check_table(table: pd.DataFrame, source: str) -> None:
             raise InputError(
                 f"{source}: {image!r} leaves the image root; write paths relative to it, with / separators"
             )
-        if any("\ud800" <= character <= "\udfff" for character in image):  # how Python reads a name that is not UTF-8
+        if not image.isascii() and any(
+            "\ud800" <= character <= "\udfff" for character in image
+        ):  # how Python reads a name that is not UTF-8
             raise InputError(f"{source}: the file name {image!r} is not UTF-8; rename the file")
     if (table["item_id"].str.strip() == "").any():
         raise InputError(f"{source}: {table.loc[table['item_id'].str.strip() == '', 'image'].iloc[0]} has no item id")
