@@ -64,17 +64,18 @@ def result_digest(log: Path) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest() if stamp else ""
 
 
-def plan(command: list[str], inputs: list[str], after: list[str]) -> dict[str, Any]:
+def plan(command: list[str], inputs: list[str], after: list[str], log: Path) -> dict[str, Any]:
     """The part of the stamp that is known before the step runs.
 
-    Python files named in the command count as inputs: a changed script runs again.
+    Python files named in the command count as inputs: a changed script runs again. `after` names steps whose logs lie
+    beside `log`.
     """
     scripts = [argument for argument in command if argument.endswith(".py") and os.path.isfile(argument)]
     input_files = {path for pattern in (*scripts, *inputs) for path in expand(pattern)}
     return {
         "command": command,
         "inputs": fingerprints(sorted(input_files)),
-        "after": {log: result_digest(Path(log)) for log in after},
+        "after": {name: result_digest(log.with_name(f"{name}.log")) for name in after},
     }
 
 

@@ -1,7 +1,7 @@
 """Run one step of a pipeline; skip it when it is finished and what it made is untouched.
 
     python -m clipfh.steps --name 03_filter --log results/logs/synthetic/03_filter.log \
-        --after results/logs/synthetic/01_prompts.log --outputs metadata/synthetic/image_paths_clean.json \
+        --after 01_prompts --outputs metadata/synthetic/image_paths_clean.json \
         -- python preprocessing/03_filter_valid_identities.py --dataset synthetic
 
 Beside the log lies a stamp (`03_filter.json`): the command, digests of its inputs, its outputs and the stamps of the
@@ -10,7 +10,8 @@ pattern's files only those that the step made or changed are its outputs (checkp
 
     python -m clipfh.steps --log results/logs/synthetic/12_stage2_train.log --recorded '*_BEST.pth'
 
-prints the outputs of a finished step. Standard library only: it starts fast.
+prints the outputs of a finished step, the newest last. The word `python` at the start of a command is the interpreter
+that runs this file. Standard library only: it starts fast.
 """
 
 import argparse
@@ -53,7 +54,8 @@ def run_command(command: list[str], log: Path) -> int:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # a pipe would hold the command's lines back
     with open(log, "wb") as log_file:
         log_file.write(f"$ {shlex.join(command)}\n".encode())
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+        executable = [sys.executable, *command[1:]] if command[0] == "python" else command
+        process = subprocess.Popen(executable, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
         assert process.stdout is not None
         copier = threading.Thread(target=_copy, args=(process.stdout, log_file), daemon=True)
         copier.start()
@@ -94,7 +96,7 @@ def _end(process: subprocess.Popen, *, told: bool) -> None:
 def run_step(options: argparse.Namespace, command: list[str]) -> int:
     """Skip or run one step; return the exit code for the shell."""
     log = Path(options.log)
-    stamp, planned = read_stamp(log), plan(command, options.inputs, options.after)
+    stamp, planned = read_stamp(log), plan(command, options.inputs, options.after, log)
     reason = why_run(stamp, planned, options.outputs, options.appends)
     if reason is None and not options.force:
         print(f"==> {options.name}: finished before in {duration(stamp['seconds'])}, outputs verified: skipped")
@@ -146,7 +148,8 @@ def duration(seconds: float) -> str:
 def print_recorded(log: Path, pattern: str) -> int:
     """Print the outputs of a finished step whose path matches `pattern`; exit code 1 if there is none."""
     recorded = [path for paths in read_stamp(log).get("outputs", {}).values() for path in paths]
-    matching = sorted({path for path in recorded if fnmatch.fnmatch(path, pattern)})
+    matching = {path for path in recorded if fnmatch.fnmatch(path, pattern) and os.path.isfile(path)}
+    matching = sorted(matching, key=lambda path: (os.stat(path).st_mtime_ns, path))
     print(*matching, sep="\n", end="\n" if matching else "")
     return 0 if matching else 1
 
@@ -161,7 +164,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--outputs", nargs="*", default=[], help="files, folders or patterns that the step leaves")
     parser.add_argument("--appends", nargs="*", default=[], help="text files that the step adds lines to")
     parser.add_argument("--inputs", nargs="*", default=[], help="files or patterns whose change runs the step again")
-    parser.add_argument("--after", nargs="*", default=[], help="logs of the steps whose outputs it uses")
+    parser.add_argument("--after", nargs="*", default=[], help="names of the steps whose outputs it uses")
     parser.add_argument("--force", action="store_true", help="run it even if it is finished")
     parser.add_argument("--recorded", metavar="PATTERN", help="print the outputs of the finished step, run nothing")
     options = parser.parse_args(arguments[:cut])

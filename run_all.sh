@@ -1,0 +1,261 @@
+#!/usr/bin/env bash
+# Sets up the project and runs the staged pipeline: data, stages, summary table. `bash run_all.sh --help` says more.
+#
+# Every step goes through `step`: its output is kept in results/logs/<run>/, and a finished step is skipped on the next
+# start (see src/clipfh/steps.py). A new stage N is a function stageN, and a larger last_stage.
+set -euo pipefail
+here=$PWD
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+last_stage=3
+
+usage() {
+    cat <<'EOF'
+Usage: bash run_all.sh [options]
+
+Sets up .venv (the first time only), prepares a dataset, trains and evaluates the stages, and prints the table of
+results. Without options: the generated garments, a small CLIP trained from scratch, stages 0 to 3; no download of data
+or weights, no GPU. Started again, it skips the steps that are finished and whose outputs are untouched.
+
+What to run on
+  --dataset NAME      synthetic (default), inshop, hands11k, hd, market1501, grocery, folder
+  --data_root DIR     folder of the raw dataset; needed by all but synthetic (default there: data/raw/synthetic)
+
+What to train
+  --model NAME        tiny-rn (default), tiny-vit, ViT-B/16, ViT-B/32, ViT-L/14, RN50, or another open_clip name
+  --pretrained NAME   weights to start from: a tag of open_clip such as openai, or a weights file
+                      (default: the weights of stage 0 for the tiny models, openai for the others)
+  --stages LIST       which stages: 1-3, 2, 1,3 or 0-3 (default: 0-3 where stage 0 makes the weights, else 1-3)
+                        0  pretrain a small CLIP       2  fine-tune the image encoder
+                        1  evaluate zero-shot          3  fine-tune both encoders
+                      A tiny model without weights is always pretrained first.
+  --variant NAME      preset of stage 3: v1, v2, v3, v4 (default); v3 goes on from v2, which is trained first
+  --epochs N          epochs of stages 2 and 3 (default: what each stage finds best)
+  --seed N            seed of the training (default: 0). The identities and splits of the data stay the same, so that
+                      runs with several seeds can be compared
+  --device NAME       auto (default), cpu, cuda, cuda:1, mps
+
+How to run
+  --smoke             every step on very little data, in about a minute, in folders of its own (synthetic_smoke)
+  --force             run finished steps again
+  --setup-only        set up and stop
+  --help              this text
+
+PYTHON=/path/to/python3 in the environment chooses the Python (3.10 or newer) that .venv is made with. In an activated
+environment that satisfies constraints.txt nothing is installed.
+EOF
+}
+
+fail() { # MESSAGE...: a wrong option
+    echo "error: $*" >&2
+    echo "See: bash run_all.sh --help" >&2
+    exit 2
+}
+
+one_of() { # OPTION VALUE VALID...
+    local option=$1 value=$2 valid
+    shift 2
+    for valid in "$@"; do [ "$value" != "$valid" ] || return 0; done
+    fail "$option '$value' is unknown; valid: $*"
+}
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+dataset=synthetic data_root='' model=tiny-rn pretrained='' stage_list='' variant=v4 epochs='' seed=0 device=auto
+smoke=no force=no setup_only=no
+
+while [ $# -gt 0 ]; do
+    option=$1
+    shift
+    case $option in
+        --*=*)
+            set -- "${option#*=}" "$@"
+            option=${option%%=*}
+            case $option in --smoke | --force | --setup-only | --help) fail "$option takes no value" ;; esac
+            ;;
+    esac
+    case $option in
+        -h | --help) usage && exit 0 ;;
+        --smoke) smoke=yes && continue ;;
+        --force) force=yes && continue ;;
+        --setup-only) setup_only=yes && continue ;;
+        --dataset | --data_root | --model | --pretrained | --stages | --variant | --epochs | --seed | --device) ;;
+        *) fail "unknown option '$option'" ;;
+    esac
+    case ${1:-} in '' | --*) fail "$option needs a value" ;; esac
+    case $option in
+        --dataset) dataset=$1 ;;
+        --data_root) data_root=$1 ;;
+        --model) model=$1 ;;
+        --pretrained) pretrained=$1 ;;
+        --stages) stage_list=$1 ;;
+        --variant) variant=$1 ;;
+        --epochs) epochs=$1 ;;
+        --seed) seed=$1 ;;
+        --device) device=$1 ;;
+    esac
+    shift
+done
+
+one_of --dataset "$dataset" synthetic inshop hands11k hd market1501 grocery folder
+one_of --variant "$variant" v1 v2 v3 v4
+case $model in tiny-*) one_of --model "$model" tiny-rn tiny-vit ;; esac
+case $device in auto | cpu | mps | cuda | cuda:[0-9]) ;; *) fail "--device '$device' is unknown; valid: auto cpu cuda cuda:N mps" ;; esac
+case $seed in *[!0-9]*) fail "--seed '$seed' is not a whole number, 0 or more" ;; esac
+case $epochs in *[!0-9]* | 0*) fail "--epochs '$epochs' is not a whole number, 1 or more" ;; esac
+
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac }
+if [ -n "$data_root" ]; then
+    data_root=$(absolute "$data_root")
+    [ "$dataset" = synthetic ] || [ -d "$data_root" ] || fail "--data_root: there is no folder $data_root"
+elif [ "$dataset" != synthetic ]; then
+    fail "--dataset $dataset needs --data_root DIR, the folder of the raw data"
+fi
+if [ -n "$pretrained" ] && [ -f "$(absolute "$pretrained")" ]; then pretrained=$(absolute "$pretrained"); fi
+
+makes_weights=no # whether stage 0 does
+case $model:$pretrained in tiny-*:) makes_weights=yes ;; esac
+if [ -z "$stage_list" ]; then
+    if [ $makes_weights = yes ]; then stage_list=0-3; else stage_list=1-3; fi
+fi
+valid_stages="valid: 0 to $last_stage, as in 1-3, 2 or 1,3"
+stages=' ' # " 0 1 2 3 "
+for part in ${stage_list//,/ }; do
+    case $part in
+        [0-9]) first=$part last=$part ;;
+        [0-9]-[0-9]) first=${part%-*} last=${part#*-} ;;
+        *) fail "--stages '$stage_list' is not understood; $valid_stages" ;;
+    esac
+    [ "$first" -le "$last" ] && [ "$last" -le $last_stage ] || fail "--stages '$stage_list' is out of range; $valid_stages"
+    while [ "$first" -le "$last" ]; do
+        stages="$stages$first "
+        first=$((first + 1))
+    done
+done
+[ "$stages" != ' ' ] || fail "--stages '$stage_list' names no stage; $valid_stages"
+wanted() { case $stages in *" $1 "*) return 0 ;; *) return 1 ;; esac }
+if wanted 0 && [ $makes_weights = no ]; then
+    fail "stage 0 makes the weights of tiny-rn and tiny-vit; with --model $model${pretrained:+ --pretrained $pretrained} leave it out: --stages 1-3"
+fi
+
+# --- set-up ----------------------------------------------------------------------------------------------------------
+
+project_python=$(bash set_up.sh)
+if [ $setup_only = yes ]; then
+    echo "set-up is done: $project_python"
+    exit 0
+fi
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" # for an activated environment that does not hold the package
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+name=$dataset # what the metadata folder and the rows of the table are called
+if [ $smoke = yes ]; then name=${dataset}_smoke; fi
+metadata=metadata/$name
+run=${name}_${model//\//-}
+if [ "$seed" != 0 ]; then run=${run}_seed$seed; fi
+logs=results/logs/$run
+
+start=(--model "$model")
+if [ -n "$pretrained" ]; then start+=(--pretrained "$pretrained"); fi
+on_data=(--dataset "$name" --device "$device")
+training=(--seed "$seed")
+if [ -n "$epochs" ]; then training+=(--epochs "$epochs"); fi
+if [ $smoke = yes ]; then training+=(--smoke); fi
+
+step() { # NAME [--after NAME...] [--outputs PATTERN...] [--appends FILE] -- COMMAND...
+    local step_name=$1 again=()
+    shift
+    if [ "$force" = yes ]; then again=(--force); fi
+    "$project_python" -m clipfh.steps --name "$step_name" --log "$logs/$step_name.log" ${again[@]+"${again[@]}"} "$@"
+}
+
+made_by() { # NAME PATTERN: the newest file that a finished step left, empty if there is none
+    "$project_python" -m clipfh.steps --log "$logs/$1.log" --recorded "$2" | tail -n 1 || true
+}
+
+# --- the pipeline ----------------------------------------------------------------------------------------------------
+
+prepare_data() {
+    local source=(--dataset "$dataset" --metadata_dir "$metadata")
+    local raw=(--data_root "${data_root:-data/raw/$name}") raw_outputs=()
+    if [ "$dataset" = synthetic ]; then raw_outputs=("${data_root:-data/raw/$name}"); fi
+    if [ "$name" = synthetic_smoke ]; then raw+=(--num_identities 60); fi
+
+    step 00_prepare \
+        --outputs "$metadata/dataset.json" "$metadata/image_paths.json" "$metadata/descriptions.json" ${raw_outputs[@]+"${raw_outputs[@]}"} \
+        -- python preprocessing/00_prepare_dataset.py "${source[@]}" "${raw[@]}"
+    step 01_prompts --after 00_prepare --outputs "$metadata/image_prompts_per_identity.json" \
+        -- python preprocessing/01_generate_prompts_from_descriptions.py "${source[@]}"
+    step 02_analysis --after 01_prompts --outputs "$metadata/prompt_consistency.csv" "$metadata/prompt_token_lengths.png" \
+        -- python preprocessing/02_analyze_prompt_consistency.py "${source[@]}"
+    step 03_filter --after 01_prompts --outputs "$metadata/image_paths_clean.json" "$metadata/image_prompts_clean.json" \
+        -- python preprocessing/03_filter_valid_identities.py "${source[@]}"
+    step 04_structured_prompts --after 00_prepare --outputs "$metadata/image_prompts_cleaned_for_v4.json" \
+        -- python preprocessing/04_generate_structured_prompts_for_v4.py "${source[@]}"
+    step 05_splits --after 00_prepare --outputs "$metadata/image_splits.json" \
+        -- python preprocessing/05_make_retrieval_splits.py "${source[@]}"
+}
+
+stage0() { # weights of a tiny model
+    local folder=model/stage0_pretrain weights="${model}_*.pth" shrink=()
+    if [ $smoke = yes ]; then weights="smoke_${model}_*.pth" shrink=(--smoke); fi
+    step 10_stage0_pretrain --inputs "$folder/*.py" --outputs "$folder/checkpoints/$weights" \
+        -- python $folder/pretrain_small_clip.py --model "$model" --seed "$seed" ${shrink[@]+"${shrink[@]}"}
+    start=(--model "$model" --pretrained "$(made_by 10_stage0_pretrain '*.pth')")
+}
+
+stage1() { # zero-shot
+    local folder=model/stage1_zeroshot shrink=()
+    if [ $smoke = yes ]; then shrink=(--smoke); fi
+    step 20_stage1_zeroshot --after 04_structured_prompts 05_splits 10_stage0_pretrain --inputs "$folder/*.py" \
+        --outputs "results/${name}_stage1_*/metrics.json" --appends results/summary.csv \
+        -- python $folder/evaluate_clip_zeroshot.py "${on_data[@]}" "${start[@]}" ${shrink[@]+"${shrink[@]}"}
+}
+
+stage2() { # image encoder
+    local folder=model/stage2_img_encoder_finetune
+    step 30_stage2_train --after 03_filter 04_structured_prompts 10_stage0_pretrain --inputs "$folder/*.py" \
+        --outputs "$folder/checkpoints/*_BEST.pth" \
+        -- python $folder/train_clip_img_encoder_finetune.py "${on_data[@]}" "${start[@]}" "${training[@]}"
+    step 31_stage2_evaluate --after 30_stage2_train 05_splits --inputs "$folder/*.py" \
+        --outputs "results/${name}_stage2_*/metrics.json" --appends results/summary.csv \
+        -- python $folder/eval_clip_img_encoder.py "${on_data[@]}" --ckpt "$(made_by 30_stage2_train '*_BEST.pth')"
+}
+
+stage3() { # both encoders, from the checkpoint of stage 2
+    local from
+    from=$(made_by 30_stage2_train '*_BEST.pth')
+    if [ -z "$from" ]; then echo "note: stage 2 has not been run here; stage 3 starts from the pretrained weights"; fi
+    if [ "$variant" = v3 ]; then
+        train_joint v2 "$from" 30_stage2_train
+        from=$(made_by 40_stage3_v2_train '*_BEST.pth')
+        train_joint v3 "$from" 40_stage3_v2_train
+    else
+        train_joint "$variant" "$from" 30_stage2_train
+    fi
+    step "41_stage3_${variant}_evaluate" --after "40_stage3_${variant}_train" 05_splits \
+        --inputs "model/stage3_joint_img_text_finetune/*.py" \
+        --outputs "results/${name}_stage3_*/metrics.json" --appends results/summary.csv \
+        -- python model/stage3_joint_img_text_finetune/eval_clip_joint.py "${on_data[@]}" --variant "$variant" \
+        --ckpt "$(made_by "40_stage3_${variant}_train" '*_BEST.pth')"
+}
+
+train_joint() { # VARIANT CHECKPOINT_TO_START_FROM STEP_THAT_MADE_IT
+    local folder=model/stage3_joint_img_text_finetune init=()
+    if [ -n "$2" ]; then init=(--init_ckpt "$2"); fi
+    step "40_stage3_$1_train" --after 03_filter 04_structured_prompts 10_stage0_pretrain "$3" --inputs "$folder/*.py" \
+        --outputs "$folder/checkpoints/*_BEST.pth" \
+        -- python $folder/train_clip_joint_encoders.py --variant "$1" "${on_data[@]}" "${start[@]}" "${training[@]}" \
+        ${init[@]+"${init[@]}"}
+}
+
+SECONDS=0
+if [ "$stages" != ' 0 ' ]; then prepare_data; fi
+if [ $makes_weights = yes ]; then stage0; fi
+for ((stage = 1; stage <= last_stage; stage++)); do
+    if wanted $stage; then "stage$stage"; fi
+done
+if [ "$stages" != ' 0 ' ]; then
+    force=yes step 90_report -- python -m clipfh.report --dataset "$name" # always: the table ends the run
+fi
+echo "finished in $((SECONDS / 60)) min $((SECONDS % 60)) s; logs: $logs"
