@@ -161,6 +161,8 @@ on_data=(--dataset "$name" --device "$device")
 training=(--seed "$seed")
 if [ -n "$epochs" ]; then training+=(--epochs "$epochs"); fi
 if [ $smoke = yes ]; then training+=(--smoke); fi
+apart='' # where below checkpoints/ and logs/ a smoke run writes: the newest BEST of a stage is never one of these
+if [ $smoke = yes ]; then apart=/smoke; fi
 
 step() { # NAME [--after NAME...] [--outputs PATTERN...] [--appends FILE] -- COMMAND...
     local step_name=$1 again=()
@@ -197,26 +199,28 @@ prepare_data() {
 }
 
 stage0() { # weights of a tiny model
-    local folder=model/stage0_pretrain weights="${model}_*.pth" shrink=()
-    if [ $smoke = yes ]; then weights="smoke_${model}_*.pth" shrink=(--smoke); fi
-    step 10_stage0_pretrain --inputs "$folder/*.py" --outputs "$folder/checkpoints/$weights" \
-        -- python $folder/pretrain_small_clip.py --model "$model" --seed "$seed" ${shrink[@]+"${shrink[@]}"}
+    local folder=model/stage0_pretrain options=(--model "$model" --seed "$seed")
+    if [ $smoke = yes ]; then options+=(--smoke --save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
+    step 10_stage0_pretrain --inputs "$folder/*.py" --outputs "$folder/checkpoints$apart/${model}_*.pth" \
+        -- python $folder/pretrain_small_clip.py "${options[@]}"
     start=(--model "$model" --pretrained "$(made_by 10_stage0_pretrain '*.pth')")
 }
 
 stage1() { # zero-shot
-    local folder=model/stage1_zeroshot shrink=()
-    if [ $smoke = yes ]; then shrink=(--smoke); fi
+    local folder=model/stage1_zeroshot options=("${on_data[@]}" "${start[@]}")
+    if [ $smoke = yes ]; then options+=(--smoke); fi
     step 20_stage1_zeroshot --after 04_structured_prompts 05_splits 10_stage0_pretrain --inputs "$folder/*.py" \
         --outputs "results/${name}_stage1_*/metrics.json" --appends results/summary.csv \
-        -- python $folder/evaluate_clip_zeroshot.py "${on_data[@]}" "${start[@]}" ${shrink[@]+"${shrink[@]}"}
+        -- python $folder/evaluate_clip_zeroshot.py "${options[@]}"
 }
 
 stage2() { # image encoder
     local folder=model/stage2_img_encoder_finetune
+    local options=("${on_data[@]}" "${start[@]}" "${training[@]}")
+    if [ $smoke = yes ]; then options+=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step 30_stage2_train --after 03_filter 04_structured_prompts 10_stage0_pretrain --inputs "$folder/*.py" \
-        --outputs "$folder/checkpoints/*_BEST.pth" \
-        -- python $folder/train_clip_img_encoder_finetune.py "${on_data[@]}" "${start[@]}" "${training[@]}"
+        --outputs "$folder/checkpoints$apart/*_BEST.pth" \
+        -- python $folder/train_clip_img_encoder_finetune.py "${options[@]}"
     step 31_stage2_evaluate --after 30_stage2_train 05_splits --inputs "$folder/*.py" \
         --outputs "results/${name}_stage2_*/metrics.json" --appends results/summary.csv \
         -- python $folder/eval_clip_img_encoder.py "${on_data[@]}" --ckpt "$(made_by 30_stage2_train '*_BEST.pth')"
@@ -241,12 +245,13 @@ stage3() { # both encoders, from the checkpoint of stage 2
 }
 
 train_joint() { # VARIANT CHECKPOINT_TO_START_FROM STEP_THAT_MADE_IT
-    local folder=model/stage3_joint_img_text_finetune init=()
-    if [ -n "$2" ]; then init=(--init_ckpt "$2"); fi
+    local folder=model/stage3_joint_img_text_finetune
+    local options=("${on_data[@]}" "${start[@]}" "${training[@]}")
+    if [ -n "$2" ]; then options+=(--init_ckpt "$2"); fi
+    if [ $smoke = yes ]; then options+=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step "40_stage3_$1_train" --after 03_filter 04_structured_prompts 10_stage0_pretrain "$3" --inputs "$folder/*.py" \
-        --outputs "$folder/checkpoints/*_BEST.pth" \
-        -- python $folder/train_clip_joint_encoders.py --variant "$1" "${on_data[@]}" "${start[@]}" "${training[@]}" \
-        ${init[@]+"${init[@]}"}
+        --outputs "$folder/checkpoints$apart/*_BEST.pth" \
+        -- python $folder/train_clip_joint_encoders.py --variant "$1" "${options[@]}"
 }
 
 SECONDS=0

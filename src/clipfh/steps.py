@@ -66,6 +66,8 @@ def run_command(command: list[str], log: Path) -> int:
             raise
         finally:
             copier.join(timeout=SECONDS_TO_STOP)  # ends with the pipe, which a grandchild may still hold
+            if not copier.is_alive():
+                process.stdout.close()
     return code if code >= 0 else 128 - code
 
 
@@ -184,8 +186,6 @@ def main(arguments: list[str]) -> int:
     options, command = _parse(arguments)
     if options.recorded is not None:
         return print_recorded(Path(options.log), options.recorded)
-    signal.signal(signal.SIGTERM, _stopped)
-    signal.signal(signal.SIGHUP, _stopped)
     try:
         return run_step(options, command)
     except KeyboardInterrupt:
@@ -195,4 +195,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stopped)
+    signal.signal(signal.SIGHUP, _stopped)
     sys.exit(main(sys.argv[1:]))
