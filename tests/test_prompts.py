@@ -143,8 +143,9 @@ def test_clauses_are_whole_or_absent_and_counted():
 
 
 def test_a_repeated_clause_is_said_once():
-    description = Description("dress", "red", ("Floral print", "floral print.", "Long sleeves"))
-    assert token_safe_prompt(description) == "a photo of a red dress. Floral print. Long sleeves"
+    lines = ("Floral dress with a crew neck, long sleeves", "- Long sleeves", "- A Crew neck", "- Long sleeve")
+    prompt = token_safe_prompt(Description("dress", "red", lines))
+    assert prompt == "a photo of a red dress. Floral dress with a crew neck, long sleeves. Long sleeve"
 
 
 def test_one_long_clause_is_cut_between_words():
@@ -226,7 +227,10 @@ def test_text_that_is_not_about_the_looks_is_left_out(clause):
     assert is_left_out(clause)
 
 
-@pytest.mark.parametrize("clause", ["Crew neck", "medium sized pear", "Long sleeves", "Collared", "Made from wool"])
+@pytest.mark.parametrize(
+    "clause",
+    ["Crew neck", "Designed in red and cream", "medium sized pear", "Long sleeves", "Collared", "Made from wool"],
+)
 def test_description_is_kept(clause):
     assert not is_left_out(clause)
 
@@ -263,6 +267,7 @@ def test_categories_are_made_readable(category, expected):
         (Description("women's dresses", "red"), "id_1", "a photo of a red women's dress"),
         (Description("men's pants", "olive"), "id_1", "a photo of olive men's pants"),
         (Description("Dresses", "cream, black"), "id_1", "a photo of a cream and black dress"),
+        (Description("Dresses", "Mint/mustard"), "id_1", "a photo of a Mint and mustard dress"),
         (Description("apple"), "id_1", "a photo of an apple"),
         (Description("apple"), "Granny-Smith", "a photo of Granny Smith apple"),
         (Description("onion"), "Yellow-Onion", "a photo of Yellow Onion"),

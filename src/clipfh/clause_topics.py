@@ -22,8 +22,9 @@ SALE = (
     "shipping", "ships", "shipped", r"deliver\w*", r"(?:free|easy)\s+returns?", r"returns?\s+(?:policy|within)",
     "exchanges?", r"in\s+stock", r"sold\s+out", r"order\s+(?:now|today|online|yours)", "buy",
     r"shop\s+(?:the|now|our|all)", r"price\w*", r"discount\w*", "sale", r"gift\s+card", "sku",
-    r"(?:style|item)\s+(?:no|number)", "imported", r"(?:made|designed)\s+in", r"guarantee\w*", r"warrant\w*",
-    r"ethical\w*", r"sustainab\w*", r"\d+\s?(?:usd|eur|gbp)",
+    r"(?:style|item)\s+(?:no|number)", "imported", r"guarantee\w*", r"warrant\w*", r"ethical\w*", r"sustainab\w*",
+    r"\d+\s?(?:usd|eur|gbp)", r"(?:made|designed)\s+in\s+(?:the\s+)?(?:us|usa|uk|eu|italy|france|portugal|turkey)",
+    r"(?:made|designed)\s+in\s+(?:china|india|vietnam|korea|japan|california|london)",
 )  # fmt: skip
 STYLING = (  # names what else to wear: the colours and garments in it belong to other items
     r"(?:pairs?|team|wear|style|match|layer|works|goes|looks)\s+"
@@ -43,8 +44,9 @@ MARKETING = (
     "seasons?", "season's", r"all[\s-]?day", r"night\s+out", "brunch", "office", "beach", "vacation", "occasions?",
     r"trend\w*", r"elevat\w*", r"upgrad\w*", r"turn\s+heads", "compliments?", "versatile",
     r"dress(?:ed|es)?\s+(?:it\s+)?(?:up|down)", "popular", "delicious", "tasty", "snacks?", "desserts?", "salads?",
-    r"new\s+in", "arrivals?", "collection", "inspired", r"irresistibl\w*", "stunning", "gorgeous", r"never\s+goes",
+    r"new\s+in", "arrivals?", "collection", "inspired", r"irresistibl\w*", "stunning", "gorgeous",
     r"touch\s+of", "whether", r"no\s+matter", r"from\s+day\s+to",
+    r"never\s+go(?:es)?", r"fine\s+example", r"call\s+it", r"brings?\s+back",
 )  # fmt: skip
 COLOR_AND_PATTERN = (
     "black", "white", "gr[ae]y", "red", "blue", "navy", "green", "yellow", "orange", "pink", "purple", "violet",
@@ -52,7 +54,7 @@ COLOR_AND_PATTERN = (
     "mustard", "mint", "lavender", "turquoise", "fuchsia", "camel", "charcoal", "khaki", "taupe", "plum", "lemon",
     r"(?:green|yellow|brown|redd|pink|orange|purple|blu)ish", "dark", "light", "bright", "pale", r"colou?r\w*",
     "floral", "stripe[ds]?", r"pinstrip\w+", "plaid", "gingham", "check(?:ed|ered)", "polka", "dot(?:s|ted)?",
-    "paisley", r"print(?:s|ed)?", "graphic", "logo", r"camo\w*", "leopard", "zebra", "geometric", "abstract",
+    "paisley", r"print(?:s|ed)?", "logo", r"camo\w*", "leopard", "zebra", "geometric", "abstract",
     r"tie-dye\w*", r"heather\w*", "marled", "chevron", "solid", r"pattern\w*", r"embroider\w*", r"embellish\w*",
     r"distress\w*", "ripped",
 )  # fmt: skip
@@ -64,7 +66,7 @@ MATERIAL = (
 )  # fmt: skip
 PART_AND_CUT = (
     r"\w*-?neck(?:line|lines|ed)?", r"collar\w*", r"sleeve\w*", r"cuff\w*", r"hem(?:s|line|med)?", r"pocket\w*",
-    r"button\w*", r"zip\w*", r"hood\w*", r"drawstring\w*", r"waist\w*", r"strap\w*", r"shoulder\w*", "placket",
+    r"button\w*", r"zip\w*", "hood(?:ed)?", r"drawstring\w*", r"waist\w*", r"strap\w*", r"shoulder\w*", "placket",
     r"lapel\w*", "lining", "lined", r"ruffle\w*", r"pleat\w*", r"fring\w+", r"tassel\w*", "bow", r"belt\w*", "slits?",
     "cutouts?", r"trim\w*", "tiers?", "tiered", r"panel\w*", r"seam\w*", "front", "racerback", "midi", "maxi", "mini",
     "crop(?:ped)?", "slim", "skinny", "a-line", r"flar\w+", "loose", "relaxed", "boxy", "fitted", "bodycon",
@@ -84,11 +86,11 @@ def _any_of(*lists: tuple[str, ...], also: str = "") -> re.Pattern:
 
 _NOT_THE_ITEM = _any_of(
     CARE, SIZING, SALE, STYLING, SERVING,
-    also=r"""|\d\s*(?:"|”|''|%\s?off)|[$€£¥]\s?\d|https?:|www\.|\S@\S"""
+    also=r"""|[\d¼½¾]\s*(?:"|”|''|%\s?off)|[$€£¥]\s?\d|https?:|www\.|\S@\S"""
     r"|^(?:details|content|fabric|product|size|fit)\b[\w\s+&]{0,20}$",
 )  # fmt: skip
-# outside ASCII the lists know no words, so that "!" alone would throw out everything
-_MARKETING = _any_of(MARKETING, also=r"|^[\x00-\x7f]*[!?]$")
+# outside ASCII the lists know no words: there, "!" alone is no proof of marketing; a question describes in no language
+_MARKETING = _any_of(MARKETING, also=r"|^[\x00-\x7f]*!$|\?$")
 _VISIBLE = _any_of(COLOR_AND_PATTERN, MATERIAL, PART_AND_CUT, PRODUCE_AND_BODY)
 
 

@@ -63,7 +63,9 @@ def plain_prompt(description: Description, item_id: str = "") -> str:
     name = name_from_item_id(item_id)
     # "Yellow Onion" needs no "onion" after it; an empty category is in every name
     noun = name if category.lower() in name.lower() else f"{name} {category}".strip()
-    color = " and ".join(part.strip() for part in _one_line(description.color).split(",") if says_something(part))
+    color = " and ".join(
+        part.strip() for part in re.split("[,/]", _one_line(description.color)) if says_something(part)
+    )
     phrase = f"{color} {noun}".strip()
     if not phrase:
         return f"a photo of item {readable_name(item_id)}" if readable_name(item_id) else "a photo of an item"

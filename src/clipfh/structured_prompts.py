@@ -4,6 +4,7 @@ A longer prompt is cut by the tokenizer in silence, and what it loses is the end
 sentence, often the very attributes that tell two items apart.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,6 +23,7 @@ from clipfh.prompts import (
 )
 
 _OPENING = "a photo of "
+_ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _LAST_RESORT = "a photo of an item"
 _SHORTEST_CONTEXT = 8  # the last resort has 7 tokens
 _MAX_CHARACTERS_PER_TOKEN = 32  # the longest entries of CLIP's vocabulary
@@ -122,18 +124,22 @@ def _lead(description: Description, item_id: str, fits: Fits) -> StructuredPromp
 def _fill(start: StructuredPrompt, units: list[tuple[str, list[str]]], fits: Fits) -> StructuredPrompt:
     """Add (separator, clauses) units while they fit; only the first one is shortened, where not even a clause fits."""
     text, shortened, no_room = start.text, start.shortened, 0
-    said = {text.casefold()}
     for number, (separator, clauses) in enumerate(units):
         opening = text + separator if text else ""
-        new = [clause for clause in dict.fromkeys(clauses) if clause.casefold() not in said]
+        new = [clause for clause in dict.fromkeys(clauses) if not _says(text, clause)]
         count = next((n for n in range(len(new), 0, -1) if fits(opening + ", ".join(new[:n]))), 0)
         if count:
             text = opening + ", ".join(new[:count])
         elif new and number == 0 and not shortened and (part := _shorten(opening, new[0], fits)):
             text, shortened, count = part.text, part.shortened, 1
-        said.update(clause.casefold() for clause in new[:count])
         no_room += len(new) - count
     return StructuredPrompt(text, no_room=no_room, shortened=shortened)
+
+
+def _says(text: str, clause: str) -> bool:
+    """Whether the clause, apart from its article, is in the text already: shops say a feature twice."""
+    words = re.escape(_ARTICLE.sub("", clause).casefold())
+    return re.search(rf"(?<!\w){words}(?!\w)", text.casefold()) is not None
 
 
 def _shorten(opening: str, clause: str, fits: Fits) -> StructuredPrompt | None:
