@@ -25,7 +25,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 UNFINISHED = VENV / ".set-up-unfinished"  # there while pip works; still there after an interrupted set-up
-DOES_NOT_START = "it does not start"
+DOES_NOT_START = "a Python that starts"
 
 
 def use_project_environment():
@@ -227,6 +227,7 @@ def main():
     parser.add_argument("--check", action="store_true", help="print what this interpreter lacks; install nothing")
     parser.add_argument("--installed", action="store_true", help="with --check: clipfh itself must be importable, too")
     options = parser.parse_args()
+    _declared_requirements(options.extras)  # an unknown extra ends here
     if not options.check:
         print(set_up(options.extras))
         return

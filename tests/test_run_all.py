@@ -1,0 +1,185 @@
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = (
+    "dataset",
+    "data_root",
+    "model",
+    "pretrained",
+    "stages",
+    "variant",
+    "epochs",
+    "seed",
+    "device",
+    "force",
+    "smoke",
+)
+
+# Stands in for set-up and for every script: prints its arguments, and leaves what the step is to leave.
+FAKE_SET_UP = 'echo "$PWD/fake_python"\n'
+FAKE_PYTHON = """#!/usr/bin/env bash
+# called as: fake_python -m clipfh.steps --name N --log L ... -- command
+set -eu
+if [ "$3" = --log ]; then echo "made/by_${4##*/}_BEST.pth"; exit 0; fi
+name=$4
+while [ "$1" != -- ]; do
+    if [ "$1" = --force ] && [ "$name" != 90_report ]; then name="$name(forced)"; fi
+    shift
+done
+shift
+echo "$name: $*"
+if [ "$name" = "${FAIL_AT:-}" ]; then exit 3; fi
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """run_all.sh in a folder with a blank in its name, where set-up and scripts are stand-ins."""
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
+    shutil.copy(ROOT / "run_all.sh", folder)
+    (folder / "set_up.sh").write_text("touch set_up_was_called\n" + FAKE_SET_UP)
+    (folder / "fake_python").write_text(FAKE_PYTHON)
+    (folder / "fake_python").chmod(0o755)
+    (folder / "my raw data").mkdir()
+    return folder
+
+
+def run_all(folder: Path, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(folder / "run_all.sh"), *arguments],
+        cwd=cwd or folder,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def steps_of(result: subprocess.CompletedProcess) -> dict[str, str]:
+    assert result.returncode == 0, result.stderr
+    return dict(line.split(": ", 1) for line in result.stdout.splitlines() if line[:2].isdigit())
+
+
+def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
+    result = run_all(checkout, "--help")
+    assert result.returncode == 0
+    assert all(f"  --{option} " in result.stdout for option in (*OPTIONS, "setup-only"))
+    assert not (checkout / "set_up_was_called").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--datasets synthetic", "unknown option '--datasets'"),
+        ("synthetic", "unknown option 'synthetic'"),
+        ("--dataset inshp", "synthetic inshop hands11k hd market1501 grocery folder"),
+        ("--dataset inshop", "--data_root"),
+        ("--dataset inshop --data_root nowhere", "nowhere"),
+        ("--dataset", "--dataset needs a value"),
+        ("--dataset --smoke", "--dataset needs a value"),
+        ("--variant v5", "v1 v2 v3 v4"),
+        ("--model tiny-vti", "tiny-rn tiny-vit"),
+        ("--stages 4", "0 to 3"),
+        ("--stages 3-1", "0 to 3"),
+        ("--stages one", "0 to 3"),
+        ("--stages ,", "0 to 3"),
+        ("--stages 0-2 --model RN50", "--stages 1-3"),
+        ("--epochs 0", "whole number, 1 or more"),
+        ("--epochs=ten", "whole number, 1 or more"),
+        ("--seed -1", "whole number, 0 or more"),
+        ("--seed 1.5", "whole number, 0 or more"),
+        ("--device gpu", "auto cpu cuda"),
+        ("--smoke=yes", "takes no value"),
+    ],
+)
+def test_wrong_option_ends_with_2_and_the_valid_values_before_set_up(
+    checkout: Path, arguments: str, expected: str
+) -> None:
+    result = run_all(checkout, *arguments.split())
+    assert result.returncode == 2
+    assert expected in result.stderr
+    assert result.stdout == ""
+    assert not (checkout / "set_up_was_called").exists()
+
+
+def test_setup_only_runs_no_step(checkout: Path) -> None:
+    assert steps_of(run_all(checkout, "--setup-only")) == {}
+    assert (checkout / "set_up_was_called").exists()
+
+
+def test_failing_set_up_ends_the_run(checkout: Path) -> None:
+    (checkout / "set_up.sh").write_text("echo no Python >&2; exit 2\n")
+    result = run_all(checkout)
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_default_run_takes_every_step_in_order(checkout: Path) -> None:
+    steps = steps_of(run_all(checkout))
+    assert list(steps) == sorted(steps)
+    assert [name[3:] for name in steps] == [
+        *("prepare", "prompts", "analysis", "filter", "structured_prompts", "splits", "stage0_pretrain"),
+        *("stage1_zeroshot", "stage2_train", "stage2_evaluate", "stage3_v4_train", "stage3_v4_evaluate", "report"),
+    ]
+    assert "--pretrained made/by_10_stage0_pretrain.log_BEST.pth" in steps["20_stage1_zeroshot"]
+    assert "--ckpt made/by_30_stage2_train.log_BEST.pth" in steps["31_stage2_evaluate"]
+    assert "--init_ckpt made/by_30_stage2_train.log_BEST.pth" in steps["40_stage3_v4_train"]
+    assert "--ckpt made/by_40_stage3_v4_train.log_BEST.pth" in steps["41_stage3_v4_evaluate"]
+
+
+@pytest.mark.parametrize("stages", ["1,3", "3,1", "1,3-3"])
+def test_chosen_stages(checkout: Path, stages: str) -> None:
+    numbers = [name[:2] for name in steps_of(run_all(checkout, "--stages", stages))]
+    assert numbers == ["00", "01", "02", "03", "04", "05", "10", "20", "40", "41", "90"]
+
+
+def test_stage_0_alone_needs_no_dataset(checkout: Path) -> None:
+    assert list(steps_of(run_all(checkout, "--stages", "0", "--model", "tiny-vit"))) == ["10_stage0_pretrain"]
+
+
+def test_options_reach_the_scripts(checkout: Path) -> None:
+    options = "--dataset grocery --model ViT-B/16 --pretrained openai --epochs 3 --seed=7 --device cpu --variant v1"
+    steps = steps_of(run_all(checkout, *options.split(), "--data_root", "my raw data"))
+    assert "10_stage0_pretrain" not in steps
+    assert str(checkout / "my raw data") in steps["00_prepare"]
+    for name in ("30_stage2_train", "40_stage3_v1_train"):
+        assert "--dataset grocery --device cpu --model ViT-B/16 --pretrained openai --seed 7 --epochs 3" in steps[name]
+    assert "--variant v1" in steps["41_stage3_v1_evaluate"]
+
+
+def test_relative_data_root_is_taken_from_where_the_user_is(checkout: Path) -> None:
+    inside = checkout / "my raw data"
+    steps = steps_of(run_all(checkout, "--dataset", "folder", "--data_root", ".", cwd=inside))
+    assert f"--data_root {inside}" in steps["00_prepare"]
+
+
+def test_v3_trains_v2_first_and_goes_on_from_it(checkout: Path) -> None:
+    steps = steps_of(run_all(checkout, "--variant", "v3"))
+    assert "--init_ckpt made/by_30_stage2_train.log_BEST.pth" in steps["40_stage3_v2_train"]
+    assert "--init_ckpt made/by_40_stage3_v2_train.log_BEST.pth" in steps["40_stage3_v3_train"]
+    assert list(steps)[-2] == "41_stage3_v3_evaluate"
+
+
+def test_smoke_run_keeps_to_folders_of_its_own(checkout: Path) -> None:
+    for name, command in steps_of(run_all(checkout, "--smoke")).items():
+        if "pretrain" not in name:
+            assert "synthetic_smoke" in command, name
+        if "train" in name:
+            assert "--smoke" in command and "/checkpoints/smoke" in command and "/logs/smoke" in command, name
+
+
+def test_force_reaches_every_step(checkout: Path) -> None:
+    names = list(steps_of(run_all(checkout, "--force")))
+    assert all("(forced)" in name for name in names if name != "90_report")
+
+
+def test_failing_step_ends_the_run_with_its_code(checkout: Path) -> None:
+    result = run_all(checkout, FAIL_AT="03_filter")
+    assert result.returncode == 3
+    assert "03_filter" in result.stdout
+    assert "04_structured_prompts" not in result.stdout
