@@ -207,11 +207,10 @@ stage0() { # weights of a tiny model
 }
 
 stage1() { # zero-shot
-    local folder=model/stage1_zeroshot options=("${on_data[@]}" "${start[@]}")
-    if [ $smoke = yes ]; then options+=(--smoke); fi
+    local folder=model/stage1_zeroshot
     step 20_stage1_zeroshot --after 04_structured_prompts 05_splits 10_stage0_pretrain --inputs "$folder/*.py" \
         --outputs "results/${name}_stage1_*/metrics.json" --appends results/summary.csv \
-        -- python $folder/evaluate_clip_zeroshot.py "${options[@]}"
+        -- python $folder/evaluate_clip_zeroshot.py "${on_data[@]}" "${start[@]}"
 }
 
 stage2() { # image encoder
