@@ -27,9 +27,7 @@ from clipfh.errors import InputError
 C = TypeVar("C")
 
 
-def option(
-    default: Any, help: str, *, choices: Sequence[Any] | None = None, aliases: Sequence[str] = ()
-) -> Any:
+def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, aliases: Sequence[str] = ()) -> Any:
     """Declare a dataclass field that is also a flag; `aliases` are other spellings, such as `--metadata`."""
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases)}
     if isinstance(default, (list, dict, set)):
@@ -51,7 +49,11 @@ def parse_config(config_class: type[C], description: str | None, arguments: Sequ
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
     names = [f"--{field.name}", *field.metadata.get("aliases", ())]
     required = field.default is dataclasses.MISSING
-    keywords: dict[str, Any] = {"dest": field.name, "required": required, "default": None if required else field.default}
+    keywords: dict[str, Any] = {
+        "dest": field.name,
+        "required": required,
+        "default": None if required else field.default,
+    }
     text = field.metadata.get("help", "")
     if not required and field.default not in (None, ""):
         text += f" (default: {field.default})"
@@ -59,8 +61,10 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: A
     value_type = _value_type(hint)
     if value_type is bool:
         keywords["action"] = argparse.BooleanOptionalAction
-        keywords["help"] = keywords["help"].replace(" (default: True)", " (default: on)").replace(
-            " (default: False)", " (default: off)"
+        keywords["help"] = (
+            keywords["help"]
+            .replace(" (default: True)", " (default: on)")
+            .replace(" (default: False)", " (default: off)")
         )
     else:
         keywords["type"] = value_type

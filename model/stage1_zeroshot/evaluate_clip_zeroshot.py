@@ -1,0 +1,50 @@
+"""Stage 1: what a pretrained CLIP gives without any training: image-to-image and text-to-image retrieval.
+
+    python model/stage1_zeroshot/evaluate_clip_zeroshot.py
+    python model/stage1_zeroshot/evaluate_clip_zeroshot.py --dataset inshop --model ViT-B/16 --pretrained openai
+
+`--model` takes OpenAI's spelling and open_clip's (ViT-B/16, ViT-B-16), any architecture of open_clip; `--pretrained` any of its tags
+(OpenAI's weights get QuickGELU) or a local weights file.
+
+Reads:   metadata/<dataset>/ (scripts 00 to 05)
+Writes:  results/<run>/ (metrics, the first 50 images of every query, figures) and rows in results/summary.csv
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+from clipfh.cli import option, run_script  # noqa: E402
+from clipfh.clip_model import load_clip  # noqa: E402
+from clipfh.evaluation import EvaluationConfig, EvaluationLabels, evaluate_clip, load_dataset  # noqa: E402
+from clipfh.run import pick_device, seed_everything  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config(EvaluationConfig):
+    """The command line: what every evaluation takes, and the model."""
+
+    model: str = option("tiny-rn", "CLIP architecture, such as ViT-B/16, ViT-L/14, RN50", aliases=("--model_arch",))
+    pretrained: str | None = option(
+        None,
+        "open_clip tag, weights file or `random` (default: openai; for the tiny models stage 0's newest checkpoint)",
+    )
+    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)")
+    seed: int = option(0, "of `--pretrained random`")
+
+
+def main(config: Config) -> None:
+    """Load the model, measure it."""
+    seed_everything(config.seed)
+    device = pick_device(config.device)
+    data = load_dataset(config)
+    clip = load_clip(config.model, config.pretrained, image_size=config.image_size, device=str(device))
+    print(f"{clip.name} ({clip.pretrained}), {clip.image_size} px, on {data.name}")
+    evaluate_clip(clip, data, EvaluationLabels(1, "", clip.pretrained), device, config)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

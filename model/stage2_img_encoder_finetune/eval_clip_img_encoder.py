@@ -1,0 +1,41 @@
+"""Evaluate a checkpoint of stage 2 on the test identities: image-to-image and text-to-image.
+
+    python model/stage2_img_encoder_finetune/eval_clip_img_encoder.py
+    python model/stage2_img_encoder_finetune/eval_clip_img_encoder.py --dataset inshop --ckpt PATH
+
+Without --ckpt it takes the newest BEST of this stage that was trained on the dataset, and says which.
+
+Reads:   metadata/<dataset>/ (scripts 00 to 05), a checkpoint
+Writes:  results/<run>/ (metrics, rankings, figures) and rows in results/summary.csv
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+from clipfh.cli import option, run_script  # noqa: E402
+from clipfh.evaluation import CheckpointConfig, evaluate_checkpoint  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Config(CheckpointConfig):
+    """The command line: what every evaluation of a checkpoint takes."""
+
+    loss: str | None = option(None, "without --ckpt: only runs that were trained with this loss")
+
+
+def main(config: Config) -> None:
+    """Find the checkpoint, measure it."""
+    evaluate_checkpoint(
+        config,
+        stage=2,
+        variant=config.loss,
+        made_by=f"python model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py --dataset {config.dataset}",
+    )
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

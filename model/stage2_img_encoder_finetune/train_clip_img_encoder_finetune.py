@@ -1,0 +1,239 @@
+"""Stage 2: fine-tune CLIP's image encoder for identity retrieval; the text encoder is frozen, and used.
+
+    python model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py
+    python model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py --dataset inshop --model ViT-B/16 \\
+        --loss triplet+center+id+i2t --p 16 --k 4 --epochs 20
+
+Each batch holds P identities with K photos each. The prompts of the train identities go through the frozen text
+encoder once; their features are the classes of the image-to-text term. BEST is chosen by mAP on the val identities.
+
+Reads:   metadata/<dataset>/ (scripts 00 to 04)
+Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ beside this script,
+         with <run> = clip_img_encoder_YYYYMMDD_HHMMSS
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import torch  # noqa: E402
+from dataset import TrainImages  # noqa: E402
+from loss import WEIGHTS, ImageEncoderLoss, parse_terms  # noqa: E402
+from torch.optim import SGD, AdamW  # noqa: E402
+from torch.optim.lr_scheduler import LambdaLR  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+from clipfh.augment import Augmentation  # noqa: E402
+from clipfh.checkpoint import read_checkpoint, require_training_state, write_checkpoint  # noqa: E402
+from clipfh.cli import option, run_script  # noqa: E402
+from clipfh.clip_model import TINY_MODELS, clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip  # noqa: E402
+from clipfh.errors import InputError  # noqa: E402
+from clipfh.figures import training_curves_figure  # noqa: E402
+from clipfh.images import drop_unreadable, load_pixels  # noqa: E402
+from clipfh.paths import RESULTS_DIR, display, processed_dir, stage_dir  # noqa: E402
+from clipfh.prepared import TOKEN_SAFE_PROMPTS, load_prepared, load_prompts  # noqa: E402
+from clipfh.retrieval import extract_features, leave_one_out  # noqa: E402
+from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything  # noqa: E402
+from clipfh.sampler import PKSampler  # noqa: E402
+from clipfh.schedule import cosine_with_warmup  # noqa: E402
+from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state  # noqa: E402
+
+STAGE = 2
+
+
+@dataclass(frozen=True)
+class Config:
+    """The command line."""
+
+    dataset: str = option("synthetic", "name of the prepared dataset: its folder under metadata/")
+    metadata_dir: Path | None = option(
+        None, "metadata folder (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
+    )
+    image_dir: Path | None = option(None, "image root (default: the one that dataset.json records)")
+    image_meta: Path | None = option(None, "table of images (default: image_paths_clean.json of the metadata folder)")
+    prompt_json: Path | None = option(None, f"prompts (default: {TOKEN_SAFE_PROMPTS} of the metadata folder)")
+    model: str = option("tiny-rn", "CLIP architecture, such as ViT-B/16", aliases=("--model_arch",))
+    pretrained: str | None = option(
+        None, "open_clip tag or weights file (default: openai; for the tiny models stage 0's newest checkpoint)"
+    )
+    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)")
+    loss: str = option("triplet+center+id+i2t", f"sum of {', '.join(WEIGHTS)}")
+    p: int = option(16, "identities a batch")
+    k: int = option(4, "photos of each identity")
+    epochs: int = option(20, "passes over the train photos")
+    lr: float | None = option(None, "peak learning rate (default: 1e-3 for the tiny models, else 1e-5)")
+    center_lr: float = option(0.5, "learning rate of the centers, by plain SGD")
+    weight_decay: float = option(0.05, "AdamW's, on matrices only")
+    warmup_fraction: float = option(0.1, "share of the steps in which the learning rate rises")
+    clip_grad: float = option(1.0, "largest gradient norm")
+    accumulate: int = option(1, "batches whose gradients are added up before a step")
+    patience: int = option(0, "stop after so many epochs without a better val mAP; 0: never")
+    min_crop: float = option(0.4, "smallest share of a photo's area that a random crop keeps; 1: no crops")
+    color_jitter: float = option(0.2, "largest relative change of brightness, contrast and saturation")
+    flip: float = option(0.5, "probability of a mirror image; 0 where left and right tell identities apart")
+    erase: float = option(0.0, "probability of a blanked rectangle")
+    precision: str = option("auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = option(0, "of everything that is drawn at random")
+    save_path: Path | None = option(None, "folder of the checkpoints (default: checkpoints/ beside this script)")
+    log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
+    resume_ckpt: Path | None = option(None, "a _LAST checkpoint: continue that run")
+    skip_unreadable: bool = option(False, "go on without images that cannot be read")
+    smoke: bool = option(False, "one epoch with small batches: does every step work?")
+
+
+def train_one_epoch(clip, images, sampler, objective, optimizers, scheduler, config, device, log, epoch, step):
+    """One pass; returns the mean of each loss term and the number of steps taken so far."""
+    clip.model.train()
+    sums, batches = {}, len(sampler)
+    bar = tqdm(sampler, f"epoch {epoch}", batches, unit="batch", disable=None, leave=False)
+    for number, indices in enumerate(bar, start=1):
+        pixels, labels = images.batch(indices, clip, device)
+        with autocast(device, config.precision):
+            features = clip.model.encode_image(pixels)  # (P*K, D)
+        terms = objective(features, labels, clip.model.logit_scale.exp())
+        loss = sum(terms.values())
+        require_finite(terms, epoch=epoch, batch=number, images=[images.images[i] for i in indices])
+        (loss / config.accumulate).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        if number % config.accumulate and number < batches:
+            continue
+        trained = [parameter for group in optimizers["model"].param_groups for parameter in group["params"]]
+        grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_grad)
+        objective.scale_center_gradients()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        clamp_logit_scale(clip.model)
+        log.step(step, {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": scheduler.get_last_lr()[0]})
+        scheduler.step()
+        step += 1
+    return {name: total / batches for name, total in sums.items()}, step
+
+
+def main(config: Config) -> None:
+    """Load, train, keep the best."""
+    rank, world_size = rank_and_world_size()
+    seed_everything(config.seed, rank)
+    device = pick_device(config.device)
+    terms = parse_terms(config.loss)
+    p, k, epochs = (4, 2, 1) if config.smoke else (config.p, config.k, config.epochs)
+
+    # ---- data: train photos, val photos, prompts
+    data = load_prepared(
+        config.dataset,
+        folder=config.metadata_dir,
+        image_dir=config.image_dir,
+        image_meta=config.image_meta,
+        default_meta="image_paths_clean.json",
+    )
+    clip = load_clip(config.model, config.pretrained, image_size=config.image_size, device=device)
+    table = data.rows("train", "val")
+    listing = RESULTS_DIR / f"{data.name}_stage2_train" / "unreadable_images.csv"
+    pixels = load_pixels(
+        data.image_dir,
+        table["image"].tolist(),
+        clip.image_size,
+        processed_dir(data.name) / "train",
+        resize_mode=clip.resize_mode,
+    )
+    table = drop_unreadable(table, pixels, listing, skip_unreadable=config.skip_unreadable)
+    is_val = (table["split"] == "val").to_numpy()
+    if is_val.all() or not is_val.any():
+        raise InputError(
+            f"{data.name} needs train and val identities; it has {is_val.sum()} val images of {len(table)}"
+        )
+    augmentation = Augmentation(
+        min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
+    )
+    images = TrainImages(table[~is_val], pixels, augmentation)
+    sampler = PKSampler(images.labels, p, k, config.seed, rank, world_size)
+    prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "train")
+
+    # ---- model: image encoder trained, text encoder frozen and its prompt features computed once
+    freeze_text_encoder(clip.model)
+    texts = [prompts[item_id][0] for item_id in images.item_ids]
+    same_text = torch.tensor([texts.index(text) for text in texts])
+    objective = ImageEncoderLoss(terms, encode_texts(clip, texts, device), same_text).to(device)
+
+    # ---- optimisation: AdamW for the network, plain SGD for the centers, cosine with warm-up by step
+    lr = config.lr or (1e-3 if clip.name in TINY_MODELS else 1e-5)
+    groups = decay_groups(clip.model, lr, config.weight_decay)
+    if objective.classifier is not None:
+        groups += decay_groups(objective.classifier, lr, config.weight_decay)
+    optimizers = {"model": AdamW(groups, betas=(0.9, 0.98), eps=1e-6)}
+    if objective.center is not None:
+        optimizers["centers"] = SGD(objective.center.parameters(), lr=config.center_lr)
+    total_steps = epochs * -(-len(sampler) // config.accumulate)
+    factor = partial(
+        cosine_with_warmup, total_steps=total_steps, warmup_steps=int(config.warmup_fraction * total_steps)
+    )
+    scheduler = LambdaLR(optimizers["model"], factor)
+    best = BestSoFar(config.patience)
+
+    # ---- run: folders, log, and the run to resume
+    run = config.resume_ckpt.stem.removesuffix("_LAST") if config.resume_ckpt else new_run_name("clip_img_encoder")
+    checkpoints = config.save_path or stage_dir(STAGE) / "checkpoints"
+    log = RunLog((config.log_dir or stage_dir(STAGE) / "logs") / run, config, rank=rank)
+    parts = {"modules": {"clip": clip.model, "objective": objective}, "optimizers": optimizers}
+    parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
+    recorded = {**clip.architecture(), "stage": STAGE, "dataset": data.name, "variant": config.loss}
+    first_epoch, step = 1, 0
+    if config.resume_ckpt:
+        state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
+        last_epoch, step = restore_training_state(state, **parts)
+        first_epoch = last_epoch + 1
+    log.say(
+        f"{run}: {clip.name} ({clip.pretrained}) on {data.name}, {len(images.labels):,} photos of "
+        f"{len(images.item_ids):,} identities, {len(sampler)} batches of {p} x {k}, loss {config.loss}, lr {lr:g}, {device}"
+    )
+    if sampler.num_resampled_identities:
+        log.say(f"{sampler.num_resampled_identities} identities have fewer than {k} photos: these are drawn repeatedly")
+
+    # ---- training
+    val_table, val_pixels = table[is_val], pixels.array[is_val]
+    history = []
+    for epoch in range(first_epoch, epochs + 1):
+        started = time.perf_counter()
+        sampler.set_epoch(epoch)
+        lr_now = scheduler.get_last_lr()[0]
+        losses, step = train_one_epoch(
+            clip, images, sampler, objective, optimizers, scheduler, config, device, log, epoch, step
+        )
+        val_features = extract_features(clip, val_pixels, device, quiet=True)
+        val = leave_one_out(val_features, val_table, exclude_same_camera=data.exclude_same_camera)
+        is_best = best.update(val.mAP, epoch)
+        row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
+        row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "seconds": round(time.perf_counter() - started, 2)}
+        log.epoch(row)
+        history.append(row)
+        loss_text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        log.say(
+            f"epoch {epoch}/{epochs}  {loss_text}  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}  "
+            f"{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
+        )
+        if rank == 0:
+            content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": clip.model.state_dict()}
+            if is_best:
+                write_checkpoint(checkpoints / f"{run}_BEST.pth", content)
+            write_checkpoint(
+                checkpoints / f"{run}_LAST.pth",
+                {**content, "training": training_state(**parts, epoch=epoch, step=step)},
+            )
+        if best.should_stop(epoch):
+            log.say(f"no better val mAP for {config.patience} epochs: stopped early")
+            break
+    if rank == 0 and history:
+        training_curves_figure(log.folder / "training_curves.png", history, title=run)
+    log.say(f"BEST: epoch {best.epoch}, val mAP {100 * best.value:.1f}: {display(checkpoints / f'{run}_BEST.pth')}")
+    log.close()
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

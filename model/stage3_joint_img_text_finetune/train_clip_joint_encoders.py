@@ -1,0 +1,284 @@
+"""Stage 3: fine-tune both encoders of CLIP together, images and prompts of one identity drawn to each other.
+
+    python model/stage3_joint_img_text_finetune/train_clip_joint_encoders.py
+    python model/stage3_joint_img_text_finetune/train_clip_joint_encoders.py --dataset inshop --model ViT-B/16 \\
+        --init_ckpt stage2 --p 16 --k 4 --epochs 20
+
+Four variants, from the naive one to the one to use (presets.py says what each changes):
+    v1  InfoNCE on random batches with raw prompts
+    v2  SupCon on P x K batches with filtered prompts
+    v3  v2 continued from its BEST with a higher learning rate
+    v4  SupCon on P x K batches, token-safe prompts, warm-up then cosine, early stopping (default)
+
+BEST is chosen by mAP on the val identities.
+
+Reads:   metadata/<dataset>/ (scripts 00 to 04)
+Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ beside this script,
+         with <run> = clip_joint_YYYYMMDD_HHMMSS
+"""
+
+import sys
+import time
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+
+import torch  # noqa: E402
+from dataset import TrainPairs  # noqa: E402
+from loss import TERMS, JointLoss, parse_terms  # noqa: E402
+from presets import PRESETS, preset  # noqa: E402
+from torch.optim import AdamW  # noqa: E402
+from torch.optim.lr_scheduler import LambdaLR  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from clipfh.augment import Augmentation  # noqa: E402
+from clipfh.checkpoint import newest_checkpoint, read_checkpoint, require_training_state, write_checkpoint  # noqa: E402
+from clipfh.cli import option, run_script  # noqa: E402
+from clipfh.clip_model import TINY_MODELS, clamp_logit_scale, load_clip  # noqa: E402
+from clipfh.errors import InputError  # noqa: E402
+from clipfh.figures import training_curves_figure  # noqa: E402
+from clipfh.images import drop_unreadable, load_pixels  # noqa: E402
+from clipfh.paths import RESULTS_DIR, display, processed_dir, stage_dir  # noqa: E402
+from clipfh.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts  # noqa: E402
+from clipfh.prompts import CONTEXT_LENGTH, count_tokens  # noqa: E402
+from clipfh.retrieval import extract_features, leave_one_out  # noqa: E402
+from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything  # noqa: E402
+from clipfh.sampler import PKSampler, RandomBatchSampler  # noqa: E402
+from clipfh.schedule import cosine_with_warmup  # noqa: E402
+from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state  # noqa: E402
+
+STAGE = 3
+PROMPT_FILES = {"raw": RAW_PROMPTS, "filtered": CLEAN_PROMPTS, "token_safe": TOKEN_SAFE_PROMPTS}
+SOURCES = ("stage2", "v1", "v2", "v3", "v4")  # words that --init_ckpt takes for "the newest BEST of"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The command line. A flag without a default has the variant's value."""
+
+    variant: str = option("v4", "preset, see above", choices=tuple(PRESETS))
+    dataset: str = option("synthetic", "name of the prepared dataset: its folder under metadata/")
+    metadata_dir: Path | None = option(
+        None, "metadata folder (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
+    )
+    image_dir: Path | None = option(None, "image root (default: the one that dataset.json records)")
+    image_meta: Path | None = option(None, "table of images (default: image_paths_clean.json of the metadata folder)")
+    prompt_json: Path | None = option(None, "prompts (default: the file that --prompts stands for)")
+    prompts: str | None = option(None, "which prompts of the metadata folder", choices=tuple(PROMPT_FILES))
+    model: str = option("tiny-rn", "CLIP architecture, such as ViT-B/16", aliases=("--model_arch",))
+    pretrained: str | None = option(
+        None, "open_clip tag or weights file (default: openai; for the tiny models stage 0's newest checkpoint)"
+    )
+    init_ckpt: str | None = option(
+        None, f"start from this checkpoint, or from the newest BEST of {', '.join(SOURCES)} on the dataset"
+    )
+    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)")
+    loss: str | None = option(None, f"sum of {', '.join(TERMS)}")
+    batches: str | None = option(None, "pk: P identities x K photos; random: P*K photos", choices=("pk", "random"))
+    temperature: float | None = option(None, "first value of the learned temperature")
+    p: int = option(16, "identities a batch")
+    k: int = option(2, "photos of each identity")
+    epochs: int = option(50, "passes over the train photos")
+    lr: float | None = option(None, "peak learning rate (default: 5e-4 for the tiny models, else 5e-6; v3: 3 times that)")
+    weight_decay: float = option(0.05, "AdamW's, on matrices only")
+    schedule: str | None = option(None, "of the learning rate, by step", choices=("constant", "cosine"))
+    warmup_fraction: float = option(0.1, "cosine: share of the steps in which the learning rate rises")
+    clip_grad: float = option(1.0, "largest gradient norm")
+    accumulate: int = option(1, "batches whose gradients are added up before a step")
+    patience: int | None = option(None, "stop after so many epochs without a better val mAP; 0: never")
+    min_crop: float = option(0.4, "smallest share of a photo's area that a random crop keeps; 1: no crops")
+    color_jitter: float = option(0.2, "largest relative change of brightness, contrast and saturation")
+    flip: float = option(0.5, "probability of a mirror image; 0 where left and right tell identities apart")
+    erase: float = option(0.0, "probability of a blanked rectangle")
+    precision: str = option("auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = option(0, "of everything that is drawn at random")
+    save_path: Path | None = option(None, "folder of the checkpoints (default: checkpoints/ beside this script)")
+    log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
+    resume_ckpt: Path | None = option(None, "a _LAST checkpoint: continue that run")
+    skip_unreadable: bool = option(False, "go on without images that cannot be read")
+    smoke: bool = option(False, "one epoch with small batches: does every step work?")
+
+
+def complete(config: Config) -> Config:
+    """Fill the flags that were not given with the variant's values."""
+    values = preset(config.variant)
+    base_lr = 5e-4 if config.model in TINY_MODELS else 5e-6
+    values["lr"] = base_lr * values.pop("lr_factor")
+    names = {field.name for field in fields(config)}
+    config = replace(config, **{n: v for n, v in values.items() if n in names and getattr(config, n) is None})
+    return replace(config, p=4, k=2, epochs=1) if config.smoke else config
+
+
+def initial_weights(config: Config) -> str | None:
+    """The weights to start from: `--init_ckpt` where it is given, else `--pretrained`."""
+    if not config.init_ckpt or config.resume_ckpt:
+        return config.pretrained
+    if config.init_ckpt not in SOURCES:
+        if not Path(config.init_ckpt).is_file():
+            raise InputError(f"--init_ckpt {config.init_ckpt} is neither a file nor one of {', '.join(SOURCES)}")
+        return config.init_ckpt
+    folder = "python model/stage"
+    if config.init_ckpt == "stage2":
+        command = f"{folder}2_img_encoder_finetune/train_clip_img_encoder_finetune.py --dataset {config.dataset}"
+        wanted = {"stage": 2}
+    else:
+        command = f"{folder}3_joint_img_text_finetune/train_clip_joint_encoders_{config.init_ckpt}.py --dataset {config.dataset}"
+        wanted = {"stage": 3, "variant": config.init_ckpt}
+    return str(newest_checkpoint(wanted["stage"], "*_BEST.pth", made_by=command, dataset=config.dataset, **wanted))
+
+
+def train_one_epoch(clip, pairs, sampler, objective, optimizer, scheduler, config, device, log, epoch, step):
+    """One pass; returns the mean of each loss term and the number of steps taken so far."""
+    clip.model.train()
+    sums, batches = {}, len(sampler)
+    bar = tqdm(sampler, f"epoch {epoch}", batches, unit="batch", disable=None, leave=False)
+    for number, indices in enumerate(bar, start=1):
+        batch = pairs.batch(indices, clip, device)
+        with autocast(device, config.precision):
+            image_features = clip.model.encode_image(batch.images)  # (B, D)
+            text_features = clip.model.encode_text(batch.tokens)  # (T, D)
+        scale = clip.model.logit_scale.exp()
+        terms = objective(
+            image_features, text_features, batch.image_labels, batch.text_labels, batch.prompt_of_image, scale
+        )
+        loss = sum(terms.values())
+        require_finite(terms, epoch=epoch, batch=number, images=[pairs.images[i] for i in indices])
+        (loss / config.accumulate).backward()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        if number % config.accumulate and number < batches:
+            continue
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_grad)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        clamp_logit_scale(clip.model)
+        values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": scheduler.get_last_lr()[0]}
+        log.step(step, {**values, "logit_scale": scale.item()})
+        scheduler.step()
+        step += 1
+    return {name: total / batches for name, total in sums.items()}, step
+
+
+def main(config: Config) -> None:
+    """Load, train, keep the best."""
+    config = complete(config)
+    rank, world_size = rank_and_world_size()
+    seed_everything(config.seed, rank)
+    device = pick_device(config.device)
+    terms = parse_terms(config.loss)
+
+    # ---- data: train photos with prompts, val photos
+    data = load_prepared(
+        config.dataset,
+        folder=config.metadata_dir,
+        image_dir=config.image_dir,
+        image_meta=config.image_meta,
+        default_meta="image_paths_clean.json",
+    )
+    clip = load_clip(config.model, initial_weights(config), image_size=config.image_size, device=device)
+    table = data.rows("train", "val")
+    listing = RESULTS_DIR / f"{data.name}_stage3_train" / "unreadable_images.csv"
+    pixels = load_pixels(
+        data.image_dir,
+        table["image"].tolist(),
+        clip.image_size,
+        processed_dir(data.name) / "train",
+        resize_mode=clip.resize_mode,
+    )
+    table = drop_unreadable(table, pixels, listing, skip_unreadable=config.skip_unreadable)
+    is_val = (table["split"] == "val").to_numpy()
+    if is_val.all() or not is_val.any():
+        raise InputError(f"{data.name} needs train and val identities; it has {is_val.sum()} val images of {len(table)}")
+    prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], "train")
+    augmentation = Augmentation(
+        min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
+    )
+    pairs = TrainPairs(table[~is_val], pixels, prompts, clip, augmentation)
+    if config.batches == "pk":
+        sampler = PKSampler(pairs.labels, config.p, config.k, config.seed, rank, world_size)
+    else:
+        sampler = RandomBatchSampler(len(pairs.labels), config.p * config.k, config.seed, rank, world_size)
+
+    # ---- optimisation: AdamW for both encoders, by step
+    if config.temperature:
+        clip.model.logit_scale.data.fill_(torch.tensor(1 / config.temperature).log())
+    embed_dim = clip.model.encode_text(pairs._tokens[0][:1].to(device)).shape[1]
+    objective = JointLoss(terms, embed_dim, len(pairs.item_ids)).to(device)
+    groups = decay_groups(clip.model, config.lr, config.weight_decay)
+    groups += decay_groups(objective, config.lr, config.weight_decay)
+    optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+    total_steps = config.epochs * -(-len(sampler) // config.accumulate)
+    warmup_steps = int(config.warmup_fraction * total_steps)
+    factor = partial(cosine_with_warmup, total_steps=total_steps, warmup_steps=warmup_steps)
+    scheduler = LambdaLR(optimizer, factor if config.schedule == "cosine" else lambda step: 1.0)
+    best = BestSoFar(config.patience)
+
+    # ---- run: folders, log, and the run to resume
+    run = config.resume_ckpt.stem.removesuffix("_LAST") if config.resume_ckpt else new_run_name("clip_joint")
+    checkpoints = config.save_path or stage_dir(STAGE) / "checkpoints"
+    log = RunLog((config.log_dir or stage_dir(STAGE) / "logs") / run, config, rank=rank)
+    parts = {"modules": {"clip": clip.model, "objective": objective}, "optimizers": {"model": optimizer}}
+    parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
+    recorded = {**clip.architecture(), "stage": STAGE, "dataset": data.name, "variant": config.variant}
+    first_epoch, step = 1, 0
+    if config.resume_ckpt:
+        state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
+        last_epoch, step = restore_training_state(state, **parts)
+        first_epoch = last_epoch + 1
+    log.say(
+        f"{run}: {config.variant}, {clip.name} ({clip.pretrained}) on {data.name}, {len(pairs.labels):,} photos of "
+        f"{len(pairs.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k} ({config.batches}), "
+        f"loss {config.loss}, {config.prompts} prompts, lr {config.lr:g} {config.schedule}, {device}"
+    )
+    cut = sum(count_tokens(text) > CONTEXT_LENGTH for item_id in pairs.item_ids for text in prompts[item_id])
+    if cut:
+        log.say(f"{cut:,} prompts are longer than {CONTEXT_LENGTH} tokens: the tokenizer cuts them")
+
+    # ---- training
+    val_table, val_pixels = table[is_val], pixels.array[is_val]
+    history = []
+    for epoch in range(first_epoch, config.epochs + 1):
+        started = time.perf_counter()
+        sampler.set_epoch(epoch)
+        lr_now = scheduler.get_last_lr()[0]
+        losses, step = train_one_epoch(
+            clip, pairs, sampler, objective, optimizer, scheduler, config, device, log, epoch, step
+        )
+        val_features = extract_features(clip, val_pixels, device, quiet=True)
+        val = leave_one_out(val_features, val_table, exclude_same_camera=data.exclude_same_camera)
+        is_best = best.update(val.mAP, epoch)
+        row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
+        row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "logit_scale": clip.model.logit_scale.exp().item()}
+        row["seconds"] = round(time.perf_counter() - started, 2)
+        log.epoch(row)
+        history.append(row)
+        loss_text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        log.say(
+            f"epoch {epoch}/{config.epochs}  {loss_text}  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}  "
+            f"{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
+        )
+        if rank == 0:
+            content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": clip.model.state_dict()}
+            if is_best:
+                write_checkpoint(checkpoints / f"{run}_BEST.pth", content)
+            write_checkpoint(
+                checkpoints / f"{run}_LAST.pth",
+                {**content, "training": training_state(**parts, epoch=epoch, step=step)},
+            )
+        if best.should_stop(epoch):
+            log.say(f"no better val mAP for {config.patience} epochs: stopped early")
+            break
+    if rank == 0 and history:
+        training_curves_figure(log.folder / "training_curves.png", history, title=run)
+    log.say(f"BEST: epoch {best.epoch}, val mAP {100 * best.value:.1f}: {display(checkpoints / f'{run}_BEST.pth')}")
+    log.close()
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

@@ -1,0 +1,18 @@
+"""Stage 3, variant v1: `train_clip_joint_encoders.py --variant v1`. presets.py says what it changes."""
+
+from dataclasses import dataclass
+
+import train_clip_joint_encoders as joint  # first: it finds the project's environment
+
+from clipfh.cli import option, run_script
+
+
+@dataclass(frozen=True)
+class Config(joint.Config):
+    """The command line of stage 3 with another default."""
+
+    variant: str = option("v1", "this script's preset", choices=("v1",))
+
+
+if __name__ == "__main__":
+    run_script(joint.main, Config, joint.__doc__)

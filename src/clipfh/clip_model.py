@@ -1,0 +1,258 @@
+"""Build, load and freeze CLIP models; everything that is particular to open_clip's interface is here.
+
+Shapes: B batch, D embedding, L context length.
+"""
+
+import contextlib
+import difflib
+import logging
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import clipfh.torchvision_guard  # noqa: F401  (before open_clip)
+from clipfh.checkpoint import newest_checkpoint, read_checkpoint
+from clipfh.errors import InputError
+from clipfh.paths import display
+
+import open_clip  # isort: skip
+
+TINY_MODELS = ("tiny-rn", "tiny-vit")
+# CLIP trains with a clamp on its temperature: above 100 the softmax saturates (Radford et al. 2021, section 2.5).
+MAX_LOGIT_SCALE = 100.0
+
+open_clip.add_model_config(Path(__file__).parent / "model_configs")
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A CLIP with what is needed to feed it.
+
+    Attributes:
+        name: open_clip's name of the architecture, such as `ViT-B-16`.
+        pretrained: where the weights came from, for the reader of a table.
+        model: `encode_image((B, 3, S, S)) -> (B, D)`, `encode_text((B, L)) -> (B, D)`, `logit_scale`.
+        tokenizer: `tokenizer(list of texts) -> (B, L)` token ids.
+        image_size: S, pixels.
+        resize_mode: `shortest` (then centre crop) or `squash`.
+        mean, std: of the normalisation, on 0..1 RGB.
+        quick_gelu: whether the towers use QuickGELU, as OpenAI's weights do.
+    """
+
+    name: str
+    pretrained: str
+    model: nn.Module
+    tokenizer: object
+    image_size: int
+    resize_mode: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    quick_gelu: bool
+
+    def architecture(self) -> dict[str, Any]:
+        """What a checkpoint records beside the weights, so that they are never loaded into anything else."""
+        names = ("image_size", "resize_mode", "mean", "std", "quick_gelu")
+        return {"model": self.name, **{name: getattr(self, name) for name in names}}
+
+
+def canonical_model_name(name: str) -> str:
+    """open_clip's spelling of a model name: `ViT-B/16` and `ViT-B-16` are both `ViT-B-16`.
+
+    Raises:
+        InputError: open_clip knows no such architecture; the message lists the common and the closest ones.
+    """
+    spelled = name.replace("/", "-")
+    by_lower = {known.lower(): known for known in open_clip.list_models()}
+    if spelled.lower() in by_lower:
+        return by_lower[spelled.lower()]
+    close = [by_lower[match] for match in difflib.get_close_matches(spelled.lower(), by_lower, n=3, cutoff=0.5)]
+    common = [*TINY_MODELS, "ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"]
+    hint = f" Closest: {', '.join(close)}." if close else ""
+    raise InputError(f"unknown model {name!r}. Valid: {', '.join(common)}, or any of open_clip.list_models().{hint}")
+
+
+def load_clip(
+    model_name: str, pretrained: str | None = None, *, image_size: int | None = None, device: str = "cpu"
+) -> LoadedClip:
+    """Build `model_name` and load its weights.
+
+    Args:
+        model_name: any spelling that `canonical_model_name` takes.
+        pretrained: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a weights file (ours, open_clip's `.pt` or
+            `.safetensors`, OpenAI's TorchScript archive), `random`, or None: `openai`, and for the tiny models the
+            newest checkpoint of stage 0.
+        image_size: input size in pixels if not the architecture's own; position embeddings are interpolated.
+        device: where the model is put.
+
+    Raises:
+        InputError: unknown model or tag, weights that cannot be had, a file of another architecture.
+    """
+    name = canonical_model_name(model_name)
+    source = _resolve_pretrained(name, pretrained)
+    file = Path(source) if Path(source).is_file() else None
+    recorded = recorded_architecture(file) if file else {}
+    if recorded.get("model", name) != name:
+        raise InputError(f"{display(file)} holds a {recorded['model']}, not a {name}. Pass --model {recorded['model']}")
+    quick_gelu = recorded.get("quick_gelu", _is_openai(source))
+    model = _build(name, image_size=image_size or recorded.get("image_size"), quick_gelu=quick_gelu)
+    if source != "random":
+        load_weights_file(model, file or _download(name, source), name)
+    preprocess = dict(open_clip.get_model_preprocess_cfg(model))
+    if not file and source != "random":
+        preprocess.update({key: value for key, value in open_clip.get_pretrained_cfg(name, source).items() if value})
+    size = model.visual.image_size
+    model.visual.to(memory_format=torch.channels_last)  # convolutions run up to 1.5 times faster; others don't mind
+    return LoadedClip(
+        name=name,
+        pretrained=display(file) if file else source,
+        model=model.to(device),
+        tokenizer=open_clip.get_tokenizer(name),
+        image_size=size if isinstance(size, int) else size[0],
+        resize_mode=recorded.get("resize_mode") or ("squash" if preprocess["resize_mode"] == "squash" else "shortest"),
+        mean=tuple(recorded.get("mean") or preprocess["mean"]),
+        std=tuple(recorded.get("std") or preprocess["std"]),
+        quick_gelu=quick_gelu,
+    )
+
+
+def _resolve_pretrained(name: str, pretrained: str | None) -> str:
+    if pretrained:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained == "random" or Path(pretrained).is_file() or pretrained.lower() in map(str.lower, tags):
+            return pretrained
+        valid = ", ".join(tags) or "none"
+        raise InputError(
+            f"--pretrained {pretrained!r} is neither a file nor a tag of {name}. Tags: {valid}. "
+            "A local weights file is given by its path; `random` starts from random weights."
+        )
+    if name in TINY_MODELS:
+        command = f"python model/stage0_pretrain/pretrain_small_clip.py --model {name}"
+        return str(newest_checkpoint(0, "*.pth", made_by=command, model=name, smoke=False))
+    return "openai"
+
+
+def _is_openai(source: str) -> bool:
+    """OpenAI's weights were trained with QuickGELU, which no weights file records: its name has to tell."""
+    path = Path(source)
+    if not path.is_file():
+        return source == "openai"
+    # a file name, or the folder of a hub's cache, such as models--timm--vit_base_patch16_clip_224.openai
+    named = (
+        any("openai" in part for part in path.resolve().parts if part.startswith("models--")) or "openai" in path.name
+    )
+    return named or _is_torchscript(path)
+
+
+def _is_torchscript(path: Path) -> bool:
+    # torch.save writes a zip as well; only a TorchScript archive carries constants.pkl
+    return zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist())
+
+
+def _build(name: str, *, image_size: int | None, quick_gelu: bool) -> nn.Module:
+    is_timm = "timm_model_name" in open_clip.get_model_config(name)["vision_cfg"]
+    with _silenced():  # open_clip warns that no weights were loaded; they are, later
+        return open_clip.create_model(
+            name,
+            load_weights=False,
+            pretrained_text=False,
+            force_quick_gelu=quick_gelu and not is_timm,
+            force_image_size=image_size,
+        )
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+def _download(name: str, tag: str) -> Path:
+    """The weights file of an open_clip tag, from open_clip's cache or the network."""
+    config = open_clip.get_pretrained_cfg(name, tag)
+    try:
+        with _silenced():  # every retry of the download would be a line; the error below says what matters
+            return Path(open_clip.download_pretrained(config))
+    except Exception as error:  # urllib, huggingface_hub and httpx each raise their own kinds
+        hub = config.get("hf_hub", "").rstrip("/")
+        places = [f"open_clip_model.safetensors of https://huggingface.co/{hub}" if hub else "", config.get("url", "")]
+        raise InputError(
+            f"the weights {name},{tag} cannot be downloaded ({type(error).__name__}). On a machine with a network, "
+            f"fetch {' or '.join(filter(None, places))}; put the file anywhere here, keep the tag in its name, and give "
+            "its path: --pretrained PATH"
+        ) from error
+
+
+def recorded_architecture(path: Path) -> dict[str, Any]:
+    """What `LoadedClip.architecture` wrote into one of our own checkpoints; empty for other weights files."""
+    if path.suffix != ".pth" or _is_torchscript(path):
+        return {}
+    content = read_checkpoint(path)
+    return {key: value for key, value in content.items() if not isinstance(value, (dict, torch.Tensor))}
+
+
+def load_weights_file(model: nn.Module, path: Path, name: str) -> None:
+    """Load the weights of one file into `model`, in place, interpolating position embeddings where sizes differ.
+
+    Raises:
+        InputError: not a weights file, or the weights of another architecture.
+    """
+    try:
+        if _is_torchscript(path):  # OpenAI's own files; torch.load with weights_only refuses them
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+            for key in ("input_resolution", "context_length", "vocab_size"):
+                state.pop(key, None)
+            open_clip.factory.resize_pos_embed(state, model)
+            model.load_state_dict({key: value.float() for key, value in state.items()})
+        else:
+            open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+        first = str(error).strip().splitlines()[:2]
+        raise InputError(
+            f"{display(path)} does not hold the weights of a {name} ({' '.join(first)[:200]}). "
+            "Pass the --model that it was trained as."
+        ) from error
+
+
+def is_image_parameter(name: str) -> bool:
+    """Whether a parameter's name belongs to the image encoder."""
+    return name.startswith("visual.")
+
+
+def is_text_parameter(name: str) -> bool:
+    """Whether a parameter's name belongs to the text encoder: neither the image encoder nor the temperature."""
+    return not is_image_parameter(name) and name not in ("logit_scale", "logit_bias")
+
+
+def freeze_text_encoder(model: nn.Module) -> None:
+    """Stop gradients to the text encoder; the image encoder and the temperature stay as they are."""
+    for name, parameter in model.named_parameters():
+        if is_text_parameter(name):
+            parameter.requires_grad_(False)
+
+
+def clamp_logit_scale(model: nn.Module) -> None:
+    """Keep the temperature's inverse in 1..100, in place (`logit_scale` is stored as a logarithm)."""
+    with torch.no_grad():
+        model.logit_scale.clamp_(0.0, torch.tensor(MAX_LOGIT_SCALE).log().item())
+
+
+def encode_texts(clip: LoadedClip, texts: list[str], device: str | torch.device, batch_size: int = 256) -> torch.Tensor:
+    """Unit-length features of `texts`, without gradients, float32 on the CPU: (len(texts), D)."""
+    was_training = clip.model.training
+    clip.model.eval()
+    with torch.inference_mode():
+        parts = [
+            clip.model.encode_text(clip.tokenizer(texts[i : i + batch_size]).to(device), normalize=True)
+            for i in range(0, len(texts), batch_size)
+        ]
+    clip.model.train(was_training)
+    return torch.cat(parts).float().cpu().clone()

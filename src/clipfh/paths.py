@@ -1,0 +1,33 @@
+"""Where things live in a checkout. Every default path is anchored here, never at the current folder."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS_DIR = ROOT / "results"
+STAGES = {
+    0: "stage0_pretrain",
+    1: "stage1_zeroshot",
+    2: "stage2_img_encoder_finetune",
+    3: "stage3_joint_img_text_finetune",
+}
+
+
+def metadata_dir(dataset: str) -> Path:
+    """The folder of a dataset's table, prompts and splits."""
+    return ROOT / "metadata" / dataset
+
+
+def processed_dir(dataset: str) -> Path:
+    """The folder of what is computed from a dataset's images: decoded pixels."""
+    return ROOT / "data" / "processed" / dataset
+
+
+def stage_dir(stage: int) -> Path:
+    """The folder of a stage: scripts, `logs/`, `checkpoints/`."""
+    return ROOT / "model" / STAGES[stage]
+
+
+def display(path: Path) -> str:
+    """`path` as a reader knows it: below the checkout where it is, absolute elsewhere."""
+    path = Path(path).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

@@ -1,0 +1,88 @@
+"""What the numbered preprocessing scripts wrote for one dataset, read back and checked."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from clipfh.errors import InputError
+from clipfh.files import read_json
+from clipfh.paths import ROOT, metadata_dir
+from clipfh.prompts import prompts_for, read_prompts
+from clipfh.records import read_image_meta
+
+TOKEN_SAFE_PROMPTS = "image_prompts_cleaned_for_v4.json"
+RAW_PROMPTS = "image_prompts_per_identity.json"
+CLEAN_PROMPTS = "image_prompts_clean.json"
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A dataset as the stages see it.
+
+    Attributes:
+        name: as it appears in the summary.
+        folder: where its metadata lies.
+        image_dir: the image root.
+        table: the table of `clipfh.records`.
+        exclude_same_camera: the dataset's protocol, unless a flag said otherwise.
+    """
+
+    name: str
+    folder: Path
+    image_dir: Path
+    table: pd.DataFrame
+    exclude_same_camera: bool
+
+    def rows(self, *splits: str) -> pd.DataFrame:
+        """The rows of the given splits, in the table's order."""
+        return self.table[self.table["split"].isin(splits)].reset_index(drop=True)
+
+
+def load_prepared(
+    name: str,
+    *,
+    folder: Path | None = None,
+    image_dir: Path | None = None,
+    image_meta: Path | None = None,
+    exclude_same_camera: bool | None = None,
+    default_meta: str = "image_paths.json",
+) -> PreparedDataset:
+    """Read a prepared dataset.
+
+    Args:
+        name: of the dataset; its folder is `metadata/<name>` unless `folder` says otherwise.
+        folder: the metadata folder; the table's JSON file in it may be given instead.
+        image_dir: image root, where it is not the one that `dataset.json` records.
+        image_meta: the table's JSON file, in place of `default_meta` in the folder.
+        exclude_same_camera: overrides the dataset's protocol.
+        default_meta: the table's file name in the folder.
+
+    Raises:
+        InputError: files are missing or malformed, with the command that makes them.
+    """
+    folder = Path(folder) if folder else metadata_dir(name)
+    if folder.is_file():
+        folder, image_meta = folder.parent, image_meta or folder
+    description = {}
+    if (folder / "dataset.json").is_file() or image_dir is None:
+        made_by = f"bash run_all.sh --dataset {name}  (or python preprocessing/00_prepare_dataset.py --dataset {name})"
+        description = read_json(folder / "dataset.json", made_by=made_by)
+    if image_dir is None:
+        if not isinstance(description.get("image_dir"), str):
+            raise InputError(f"{folder / 'dataset.json'} names no image_dir; give --image_dir")
+        image_dir = ROOT / description["image_dir"]
+    table = read_image_meta(Path(image_meta) if image_meta else folder / default_meta)
+    if exclude_same_camera is None:
+        exclude_same_camera = bool(description.get("exclude_same_camera", False))
+    return PreparedDataset(str(description.get("name", name)), folder, Path(image_dir), table, exclude_same_camera)
+
+
+def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, *splits: str) -> dict[str, list[str]]:
+    """The prompts of the identities of the given splits, from `prompt_json` or the dataset's file `default`.
+
+    Raises:
+        InputError: the file is missing or malformed, or an identity has no prompt.
+    """
+    path = Path(prompt_json) if prompt_json else data.folder / default
+    return prompts_for(data.rows(*splits)["item_id"], read_prompts(path), path)

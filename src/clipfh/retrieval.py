@@ -1,0 +1,97 @@
+"""From a model and pixels to features, and from features to rankings.
+
+Shapes: N images, B batch, S image size, D embedding, Q queries, G gallery, K length of a ranking.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from clipfh.clip_model import LoadedClip
+from clipfh.images import normalise, to_float
+from clipfh.metrics import RetrievalFigures, evaluate_retrieval
+
+
+def extract_features(
+    clip: LoadedClip, pixels: np.ndarray, device: str | torch.device, *, batch_size: int = 128, quiet: bool = False
+) -> torch.Tensor:
+    """Unit-length image features in float32, without gradients: (N, S, S, 3) uint8 to (N, D) on `device`.
+
+    Always float32, whatever a run trains in: test figures do not depend on the precision of training. The model is
+    left in the mode it was in.
+    """
+    was_training = clip.model.training
+    clip.model.eval()
+    parts = []
+    starts = range(0, len(pixels), batch_size)
+    with torch.inference_mode():
+        for start in tqdm(starts, "extract features", unit="batch", disable=True if quiet else None, leave=False):
+            images = normalise(to_float(pixels[start : start + batch_size], device), clip.mean, clip.std)
+            parts.append(clip.model.encode_image(images, normalize=True).float())
+    clip.model.train(was_training)
+    return torch.cat(parts).clone()  # a clone made outside inference mode may be used in autograd
+
+
+def rank_gallery(
+    query_features: torch.Tensor, gallery_features: torch.Tensor, top_k: int, *, chunk_size: int = 1024
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `top_k` most similar gallery images of each query, best first: indices (Q, K) and similarities (Q, K)."""
+    top_k = min(top_k, len(gallery_features))
+    similarities, indices = [], []
+    for start in range(0, len(query_features), chunk_size):
+        best = (query_features[start : start + chunk_size] @ gallery_features.T).topk(top_k, dim=1)
+        similarities.append(best.values.cpu())
+        indices.append(best.indices.cpu())
+    return torch.cat(indices), torch.cat(similarities)
+
+
+def leave_one_out(features: torch.Tensor, table: pd.DataFrame, *, exclude_same_camera: bool) -> RetrievalFigures:
+    """Every image is a query against all the others: the figures of the val identities, by which BEST is chosen.
+
+    Args:
+        features: (N, D) unit rows, in the order of `table`.
+        table: N rows with `item_id` and `camera`.
+        exclude_same_camera: leave a query's own camera (occasion) out, as the dataset's protocol does.
+    """
+    ids, cameras = table["item_id"].tolist(), table["camera"].tolist() if exclude_same_camera else None
+    return evaluate_retrieval(
+        features,
+        features,
+        ids,
+        ids,
+        query_cameras=cameras,
+        gallery_cameras=cameras,
+        query_positions=range(len(features)),
+    )
+
+
+def image_to_image(
+    features: torch.Tensor,
+    table: pd.DataFrame,
+    query: Sequence[str],
+    gallery: Sequence[str],
+    *,
+    exclude_same_camera: bool,
+) -> RetrievalFigures:
+    """The figures of one query-gallery split.
+
+    Args:
+        features: (N, D) unit rows, in the order of `table`.
+        table: N rows with `image`, `item_id`, `camera`.
+        query, gallery: images of the table.
+        exclude_same_camera: leave gallery images of the query's identity and camera out.
+    """
+    place = pd.Series(np.arange(len(table)), index=table["image"])
+    q, g = place[list(query)].to_numpy(), place[list(gallery)].to_numpy()
+    ids, cameras = table["item_id"].to_numpy(), table["camera"].to_numpy()
+    return evaluate_retrieval(
+        features[q],
+        features[g],
+        ids[q],
+        ids[g],
+        query_cameras=cameras[q] if exclude_same_camera else None,
+        gallery_cameras=cameras[g] if exclude_same_camera else None,
+    )

@@ -1,0 +1,189 @@
+"""One run of a script: its seed, device and precision, and the files that it leaves behind."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clipfh.errors import InputError
+from clipfh.files import write_json
+from clipfh.paths import ROOT
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pandas", "Pillow")
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """This process's rank and the number of processes, as `torchrun` sets them; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seed Python, NumPy and torch; every rank draws differently."""
+    random.seed(seed + 1000 * rank)
+    np.random.seed((seed + 1000 * rank) % 2**32)
+    torch.manual_seed(seed + 1000 * rank)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` (CUDA, then Apple's MPS, then the CPU) or a device by its name.
+
+    Raises:
+        InputError: no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from error
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Mixed precision where the device has it: bfloat16 with `auto` on CUDA and on CPUs that compute in it.
+
+    Args:
+        device: of the computation.
+        precision: `auto`, `float32` or `bfloat16`.
+    """
+    if precision == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        # a CPU without these instructions emulates bfloat16, several times slower than float32
+        fast = fast or (device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bf16())
+        precision = "bfloat16" if fast else "float32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator, as plain values and tensors."""
+    numpy_state = np.random.get_state()
+    python_state = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [numpy_state[0], numpy_state[1].tolist(), *numpy_state[2:]],
+        "python": [python_state[0], list(python_state[1]), python_state[2]],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Undo `random_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    major, values, gauss = state["python"]
+    random.setstate((major, tuple(values), gauss))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git commit: what it takes to repeat a run."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git_commit": git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with `+changes` where files differ from it; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        return commit + ("+changes" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def jsonable(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON values; paths become strings."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def new_run_name(prefix: str) -> str:
+    """`<prefix>_YYYYMMDD_HHMMSS`, local time."""
+    return f"{prefix}_{datetime.now():%Y%m%d_%H%M%S}"
+
+
+class RunLog:
+    """The log folder of one training run: `train.log`, `metrics.jsonl`, TensorBoard events, `config.json`.
+
+    Only rank 0 writes; on other ranks every method does nothing.
+    """
+
+    def __init__(self, folder: Path, config: Any, *, extra: dict[str, Any] | None = None, rank: int = 0) -> None:
+        self.folder = folder
+        self.is_writer = rank == 0
+        if not self.is_writer:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"cannot write the log folder {folder}: {error.strerror}. Choose another --log_dir"
+            ) from error
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._logger = logging.Logger("run")  # its own, not a global: two runs in one process stay apart
+        self._logger.addHandler(handler)
+        self._tensorboard = SummaryWriter(str(folder))
+        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        write_json(folder / "config.json", {"config": jsonable(config), **(extra or {}), **environment()})
+
+    def say(self, message: str) -> None:
+        """Print a line, and keep it in `train.log`."""
+        if self.is_writer:
+            print(message, flush=True)
+            self._logger.info(message)
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """Add the values of one optimiser step to TensorBoard."""
+        if self.is_writer:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"step/{name}", value, step)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Append one epoch's line to `metrics.jsonl` and its numbers to TensorBoard; `row` has the key `epoch`."""
+        if self.is_writer:
+            self._metrics.write(json.dumps(row) + "\n")
+            self._metrics.flush()
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self.is_writer:
+            self._metrics.close()
+            self._tensorboard.close()
+            for handler in self._logger.handlers:
+                handler.close()

@@ -1,0 +1,118 @@
+"""What the training loops of the stages share: parameter groups, the state that resumes a run, when to stop."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from clipfh.errors import InputError
+from clipfh.run import random_state, restore_random_state
+
+
+def decay_groups(module: nn.Module, lr: float, weight_decay: float, **other: Any) -> list[dict[str, Any]]:
+    """AdamW parameter groups of the trainable parameters; biases, norms and scalars are not decayed, as in CLIP."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "lr": lr, "weight_decay": weight_decay, **other},
+        {"params": [p for p in trainable if p.ndim < 2], "lr": lr, "weight_decay": 0.0, **other},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def require_finite(terms: dict[str, torch.Tensor], *, epoch: int, batch: int, images: list[str]) -> None:
+    """Stop a run whose loss is no longer a number, naming the batch.
+
+    Raises:
+        InputError: a term is NaN or infinite; the message names the term, the epoch, the batch and its images.
+    """
+    broken = [name for name, value in terms.items() if not math.isfinite(value.item())]
+    if broken:
+        raise InputError(
+            f"the loss is not finite ({', '.join(broken)}) in epoch {epoch}, batch {batch}; its images: "
+            f"{', '.join(images[:8])}{' ...' if len(images) > 8 else ''}. Lower --lr, or look at these images."
+        )
+
+
+@dataclass
+class BestSoFar:
+    """Follows a val figure: which epoch was best, and whether to go on.
+
+    Attributes:
+        patience: epochs without a new best after which training stops; 0 never stops.
+        value: the best so far, -1 before the first.
+        epoch: its epoch.
+    """
+
+    patience: int
+    value: float = -1.0
+    epoch: int = 0
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Take the figure of `epoch`; True where it is a new best."""
+        if value > self.value:
+            self.value, self.epoch = value, epoch
+            return True
+        return False
+
+    def should_stop(self, epoch: int) -> bool:
+        """Whether `patience` epochs have passed without a new best."""
+        return self.patience > 0 and epoch - self.epoch >= self.patience
+
+
+def training_state(
+    *,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    scheduler: LRScheduler,
+    sampler: Any,
+    best: BestSoFar,
+    epoch: int,
+    step: int,
+) -> dict[str, Any]:
+    """All that continues a run after `epoch` as if it had not stopped, as plain values and tensors."""
+    return {
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        # the factor's function is made again from the flags; the counter is all that it needs
+        "scheduler": {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"},
+        "sampler": sampler.state_dict(),
+        "random": random_state(),
+        "best": {"value": best.value, "epoch": best.epoch},
+        "epoch": epoch,
+        "step": step,
+    }
+
+
+def restore_training_state(
+    state: dict[str, Any],
+    *,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    scheduler: LRScheduler,
+    sampler: Any,
+    best: BestSoFar,
+) -> tuple[int, int]:
+    """Put everything that `training_state` saved back in place; returns the last finished epoch and step.
+
+    Raises:
+        InputError: the run that is resumed had other losses, parameters or sampler settings.
+    """
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the run to resume was started with other flags ({str(error).splitlines()[0][:160]}); "
+            "its config.json has the ones to repeat"
+        ) from error
+    scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
+    sampler.load_state_dict(state["sampler"])
+    best.value, best.epoch = state["best"]["value"], state["best"]["epoch"]
+    restore_random_state(state["random"])
+    return state["epoch"], state["step"]
