@@ -185,7 +185,7 @@ prepare_data() {
 
     step 00_prepare \
         --outputs "$metadata/dataset.json" "$metadata/image_paths.json" "$metadata/descriptions.json" ${raw_outputs[@]+"${raw_outputs[@]}"} \
-        -- python preprocessing/00_prepare_dataset.py "${source[@]}" "${raw[@]}"
+        -- python preprocessing/00_prepare_dataset.py "${source[@]}" --name "$name" "${raw[@]}"
     step 01_prompts --after 00_prepare --outputs "$metadata/image_prompts_per_identity.json" \
         -- python preprocessing/01_generate_prompts_from_descriptions.py "${source[@]}"
     step 02_analysis --after 01_prompts --outputs "$metadata/prompt_consistency.csv" "$metadata/prompt_token_lengths.png" \

@@ -14,6 +14,7 @@ Writes to metadata/<dataset>/:
 """
 
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,8 +37,9 @@ class Config:
 
     dataset: str = option("synthetic", "which dataset to read", choices=DATASET_NAMES)
     data_root: Path | None = option(None, "folder of the raw dataset (default: data/raw/<dataset>)")
+    name: str | None = option(None, "what the dataset is called in metadata/ and in the results (default: <dataset>)")
     metadata_dir: Path | None = option(
-        None, "where to write (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
+        None, "where to write (default: metadata/<name>)", aliases=("--metadata", "--meta_dir")
     )
     seed: int = option(0, "chooses the identities of val, and of train and test where the dataset has no such split")
     aspect: str | None = option(
@@ -57,8 +59,11 @@ def main(config: Config) -> None:
     """Read, then write; nothing is written before all of it was read."""
     if config.seed < 0:
         raise InputError(f"--seed must be 0 or more, not {config.seed}")
+    name = config.name or config.dataset
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise InputError(f"--name {name!r} cannot name a folder; use letters, digits and _ . + - only")
     data_root = config.data_root or ROOT / "data" / "raw" / config.dataset
-    metadata_dir = config.metadata_dir or ROOT / "metadata" / config.dataset
+    metadata_dir = config.metadata_dir or ROOT / "metadata" / name
     if config.data_root is None and config.dataset != "synthetic" and not data_root.is_dir():
         raise InputError(
             f"--data_root is missing, and {data_root} does not exist. Say where the raw dataset is:\n"
@@ -70,7 +75,7 @@ def main(config: Config) -> None:
     write_json(
         metadata_dir / "dataset.json",
         {
-            "name": dataset.name,
+            "name": name,
             "image_dir": portable_path(dataset.image_dir),
             "exclude_same_camera": dataset.exclude_same_camera,
             "random_protocol": dataset.random_protocol,
