@@ -22,13 +22,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.datasets import DATASET_NAMES, Dataset, expected_layout, read_dataset, reader_options  # noqa: E402
-from clipfh.datasets.hands11k import LAST_TRAIN_ID  # noqa: E402
-from clipfh.errors import InputError  # noqa: E402
-from clipfh.files import write_json  # noqa: E402
-from clipfh.records import SPLITS, write_image_meta  # noqa: E402
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+from clipfh.cli import option, run_script
+from clipfh.datasets import DATASET_NAMES, Dataset, expected_layout, read_dataset, reader_options
+from clipfh.datasets.hands11k import LAST_TRAIN_ID
+from clipfh.errors import InputError
+from clipfh.files import write_json
+from clipfh.records import SPLITS, write_image_meta
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-import pandas as pd  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402  (not pyplot: a figure of its own needs no display)
-from tqdm import tqdm  # noqa: E402
+import pandas as pd
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.datasets import DATASET_NAMES  # noqa: E402
-from clipfh.files import replace_atomically  # noqa: E402
-from clipfh.prompts import CONTEXT_LENGTH, START_AND_END, read_prompts, token_ids  # noqa: E402
-from clipfh.records import read_image_meta  # noqa: E402
+from clipfh.cli import option, run_script
+from clipfh.datasets import DATASET_NAMES
+from clipfh.files import replace_atomically
+from clipfh.prompts import CONTEXT_LENGTH, START_AND_END, read_prompts, token_ids
+from clipfh.records import read_image_meta
 
 MAX_NAMED = 5
 

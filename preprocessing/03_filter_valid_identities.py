@@ -17,14 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.datasets import DATASET_NAMES  # noqa: E402
-from clipfh.errors import InputError  # noqa: E402
-from clipfh.prompts import prompts_for, read_prompts, write_prompts  # noqa: E402
-from clipfh.records import read_image_meta, write_image_meta  # noqa: E402
+from clipfh.cli import option, run_script
+from clipfh.datasets import DATASET_NAMES
+from clipfh.errors import InputError
+from clipfh.prompts import prompts_for, read_prompts, write_prompts
+from clipfh.records import read_image_meta, write_image_meta
 
 MAX_NAMED = 20
 

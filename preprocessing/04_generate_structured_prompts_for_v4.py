@@ -17,22 +17,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-from tqdm import tqdm  # noqa: E402
+from tqdm import tqdm
 
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.datasets import DATASET_NAMES, Description  # noqa: E402
-from clipfh.prompts import (  # noqa: E402
+from clipfh.cli import option, run_script
+from clipfh.datasets import DATASET_NAMES, Description
+from clipfh.prompts import (
     CONTEXT_LENGTH,
     count_tokens,
     prompt_from_description,
     read_descriptions,
     write_prompts,
 )
-from clipfh.records import read_image_meta  # noqa: E402
-from clipfh.structured_prompts import structure_prompt  # noqa: E402
+from clipfh.records import read_image_meta
+from clipfh.structured_prompts import structure_prompt
 
 MAX_NAMED = 20
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.datasets import DATASET_NAMES  # noqa: E402
-from clipfh.errors import InputError  # noqa: E402
-from clipfh.files import read_json, write_json  # noqa: E402
-from clipfh.records import read_image_meta  # noqa: E402
-from clipfh.splits import PROTOCOLS, count_possible_splits, official_split, random_query_gallery_splits  # noqa: E402
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+from clipfh.cli import option, run_script
+from clipfh.datasets import DATASET_NAMES
+from clipfh.errors import InputError
+from clipfh.files import read_json, write_json
+from clipfh.records import read_image_meta
+from clipfh.splits import PROTOCOLS, count_possible_splits, official_split, random_query_gallery_splits
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
     python model/stage1_zeroshot/evaluate_clip_zeroshot.py
     python model/stage1_zeroshot/evaluate_clip_zeroshot.py --dataset inshop --model ViT-B/16 --pretrained openai
 
-`--model` takes OpenAI's spelling and open_clip's (ViT-B/16, ViT-B-16), any architecture of open_clip; `--pretrained` any of its tags
-(OpenAI's weights get QuickGELU) or a local weights file.
+`--model` takes any architecture of open_clip, in OpenAI's spelling (ViT-B/16) or open_clip's (ViT-B-16); `--pretrained`
+any of its tags (OpenAI's weights get QuickGELU) or a local weights file.
 
 Reads:   metadata/<dataset>/ (scripts 00 to 05)
 Writes:  results/<run>/ (metrics, the first 50 images of every query, figures) and rows in results/summary.csv
@@ -16,11 +16,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.clip_model import load_clip  # noqa: E402
-from clipfh.evaluation import EvaluationConfig, EvaluationLabels, evaluate_clip, load_dataset  # noqa: E402
-from clipfh.run import pick_device, seed_everything  # noqa: E402
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+
+# isort: split
+from clipfh.cli import option, run_script
+from clipfh.clip_model import load_clip
+from clipfh.evaluation import EvaluationConfig, EvaluationLabels, evaluate_clip, load_dataset
+from clipfh.run import pick_device, seed_everything
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.evaluation import CheckpointConfig, evaluate_checkpoint  # noqa: E402
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+
+# isort: split
+from clipfh.cli import option, run_script
+from clipfh.evaluation import CheckpointConfig, evaluate_checkpoint
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,8 @@ class Config(CheckpointConfig):
 
 def main(config: Config) -> None:
     """Find the checkpoint, measure it."""
-    evaluate_checkpoint(
-        config,
-        stage=2,
-        variant=config.loss,
-        made_by=f"python model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py --dataset {config.dataset}",
-    )
+    script = "python model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py"
+    evaluate_checkpoint(config, stage=2, variant=config.loss, made_by=f"{script} --dataset {config.dataset}")
 
 
 if __name__ == "__main__":

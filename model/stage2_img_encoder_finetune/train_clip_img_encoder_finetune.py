@@ -20,28 +20,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-import torch  # noqa: E402
-from dataset import TrainImages  # noqa: E402
-from loss import WEIGHTS, ImageEncoderLoss, parse_terms  # noqa: E402
-from torch.optim import SGD, AdamW  # noqa: E402
-from torch.optim.lr_scheduler import LambdaLR  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from dataset import TrainImages
+from loss import WEIGHTS, ImageEncoderLoss, parse_terms
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
 
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
-from clipfh.augment import Augmentation  # noqa: E402
-from clipfh.checkpoint import read_checkpoint, require_training_state, write_checkpoint  # noqa: E402
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.clip_model import TINY_MODELS, clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip  # noqa: E402
-from clipfh.errors import InputError  # noqa: E402
-from clipfh.figures import training_curves_figure  # noqa: E402
-from clipfh.images import drop_unreadable, load_pixels  # noqa: E402
-from clipfh.paths import RESULTS_DIR, display, processed_dir, stage_dir  # noqa: E402
-from clipfh.prepared import TOKEN_SAFE_PROMPTS, load_prepared, load_prompts  # noqa: E402
-from clipfh.retrieval import extract_features, leave_one_out  # noqa: E402
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything  # noqa: E402
-from clipfh.sampler import PKSampler  # noqa: E402
-from clipfh.schedule import cosine_with_warmup  # noqa: E402
-from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state  # noqa: E402
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+
+# isort: split
+from clipfh.augment import Augmentation
+from clipfh.checkpoint import read_checkpoint, require_training_state, write_checkpoint
+from clipfh.cli import option, run_script
+from clipfh.clip_model import TINY_MODELS, clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip
+from clipfh.errors import InputError
+from clipfh.figures import training_curves_figure
+from clipfh.images import drop_unreadable, load_pixels
+from clipfh.paths import RESULTS_DIR, display, processed_dir, stage_dir
+from clipfh.prepared import TOKEN_SAFE_PROMPTS, load_prepared, load_prompts
+from clipfh.retrieval import extract_features, leave_one_out
+from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.sampler import PKSampler
+from clipfh.schedule import cosine_with_warmup
+from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state
 
 STAGE = 2
 
@@ -191,7 +193,8 @@ def main(config: Config) -> None:
         first_epoch = last_epoch + 1
     log.say(
         f"{run}: {clip.name} ({clip.pretrained}) on {data.name}, {len(images.labels):,} photos of "
-        f"{len(images.item_ids):,} identities, {len(sampler)} batches of {p} x {k}, loss {config.loss}, lr {lr:g}, {device}"
+        f"{len(images.item_ids):,} identities, {len(sampler)} batches of {p} x {k}, loss {config.loss}, "
+        f"lr {lr:g}, {device}"
     )
     if sampler.num_resampled_identities:
         log.say(f"{sampler.num_resampled_identities} identities have fewer than {k} photos: these are drawn repeatedly")

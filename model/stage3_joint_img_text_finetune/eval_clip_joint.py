@@ -16,19 +16,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.evaluation import CheckpointConfig, evaluate_checkpoint  # noqa: E402
+# isort: split
+from clipfh.cli import option, run_script
+from clipfh.evaluation import CheckpointConfig, evaluate_checkpoint
 
 
 @dataclass(frozen=True)
 class Config(CheckpointConfig):
     """The command line: what every evaluation of a checkpoint takes."""
 
-    variant: str | None = option(
-        None, "without --ckpt: only runs of this variant", choices=("v1", "v2", "v3", "v4")
-    )
+    variant: str | None = option(None, "without --ckpt: only runs of this variant", choices=("v1", "v2", "v3", "v4"))
 
 
 def main(config: Config) -> None:

@@ -4,7 +4,7 @@ Shapes: B photos, T prompts, D embedding, C train identities.
 
 | term | on | from |
 |---|---|---|
-| supcon | images and texts as one set: every pair of one identity, across and within modalities, is a positive | Khosla et al. 2020 |
+| supcon | images and texts as one set: all pairs of one identity are positives | Khosla et al. 2020 |
 | infonce | each photo with its own prompt, the other identities' as negatives | Radford et al. 2021 |
 | id | images: BNNeck, then label-smoothed cross entropy over the identities | Luo et al. 2019 |
 """

@@ -25,31 +25,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-import project_environment  # noqa: E402, F401  (finds the project's .venv when started with another Python)
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
-import torch  # noqa: E402
-from dataset import TrainPairs  # noqa: E402
-from loss import TERMS, JointLoss, parse_terms  # noqa: E402
-from presets import PRESETS, preset  # noqa: E402
-from torch.optim import AdamW  # noqa: E402
-from torch.optim.lr_scheduler import LambdaLR  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+# isort: split
+import torch
+from dataset import TrainPairs
+from loss import TERMS, JointLoss, parse_terms
+from presets import PRESETS, preset
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
 
-from clipfh.augment import Augmentation  # noqa: E402
-from clipfh.checkpoint import newest_checkpoint, read_checkpoint, require_training_state, write_checkpoint  # noqa: E402
-from clipfh.cli import option, run_script  # noqa: E402
-from clipfh.clip_model import TINY_MODELS, clamp_logit_scale, load_clip  # noqa: E402
-from clipfh.errors import InputError  # noqa: E402
-from clipfh.figures import training_curves_figure  # noqa: E402
-from clipfh.images import drop_unreadable, load_pixels  # noqa: E402
-from clipfh.paths import RESULTS_DIR, display, processed_dir, stage_dir  # noqa: E402
-from clipfh.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts  # noqa: E402
-from clipfh.prompts import CONTEXT_LENGTH, count_tokens  # noqa: E402
-from clipfh.retrieval import extract_features, leave_one_out  # noqa: E402
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything  # noqa: E402
-from clipfh.sampler import PKSampler, RandomBatchSampler  # noqa: E402
-from clipfh.schedule import cosine_with_warmup  # noqa: E402
-from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state  # noqa: E402
+from clipfh.augment import Augmentation
+from clipfh.checkpoint import newest_checkpoint, read_checkpoint, require_training_state, write_checkpoint
+from clipfh.cli import option, run_script
+from clipfh.clip_model import TINY_MODELS, clamp_logit_scale, load_clip
+from clipfh.errors import InputError
+from clipfh.figures import training_curves_figure
+from clipfh.images import drop_unreadable, load_pixels
+from clipfh.paths import RESULTS_DIR, display, processed_dir, stage_dir
+from clipfh.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts
+from clipfh.prompts import CONTEXT_LENGTH, count_tokens
+from clipfh.retrieval import extract_features, leave_one_out
+from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.sampler import PKSampler, RandomBatchSampler
+from clipfh.schedule import cosine_with_warmup
+from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state
 
 STAGE = 3
 PROMPT_FILES = {"raw": RAW_PROMPTS, "filtered": CLEAN_PROMPTS, "token_safe": TOKEN_SAFE_PROMPTS}
@@ -83,7 +84,9 @@ class Config:
     p: int = option(16, "identities a batch")
     k: int = option(2, "photos of each identity")
     epochs: int = option(50, "passes over the train photos")
-    lr: float | None = option(None, "peak learning rate (default: 5e-4 for the tiny models, else 5e-6; v3: 3 times that)")
+    lr: float | None = option(
+        None, "peak learning rate (default: 5e-4 for the tiny models, else 5e-6; v3: 3 times that)"
+    )
     weight_decay: float = option(0.05, "AdamW's, on matrices only")
     schedule: str | None = option(None, "of the learning rate, by step", choices=("constant", "cosine"))
     warmup_fraction: float = option(0.1, "cosine: share of the steps in which the learning rate rises")
@@ -122,14 +125,12 @@ def initial_weights(config: Config) -> str | None:
         if not Path(config.init_ckpt).is_file():
             raise InputError(f"--init_ckpt {config.init_ckpt} is neither a file nor one of {', '.join(SOURCES)}")
         return config.init_ckpt
-    folder = "python model/stage"
     if config.init_ckpt == "stage2":
-        command = f"{folder}2_img_encoder_finetune/train_clip_img_encoder_finetune.py --dataset {config.dataset}"
-        wanted = {"stage": 2}
+        stage, script, wanted = 2, "train_clip_img_encoder_finetune.py", {}
     else:
-        command = f"{folder}3_joint_img_text_finetune/train_clip_joint_encoders_{config.init_ckpt}.py --dataset {config.dataset}"
-        wanted = {"stage": 3, "variant": config.init_ckpt}
-    return str(newest_checkpoint(wanted["stage"], "*_BEST.pth", made_by=command, dataset=config.dataset, **wanted))
+        stage, script, wanted = 3, f"train_clip_joint_encoders_{config.init_ckpt}.py", {"variant": config.init_ckpt}
+    command = f"python {display(stage_dir(stage) / script)} --dataset {config.dataset}"
+    return str(newest_checkpoint(stage, "*_BEST.pth", made_by=command, dataset=config.dataset, **wanted))
 
 
 def train_one_epoch(clip, pairs, sampler, objective, optimizer, scheduler, config, device, log, epoch, step):
@@ -194,7 +195,9 @@ def main(config: Config) -> None:
     table = drop_unreadable(table, pixels, listing, skip_unreadable=config.skip_unreadable)
     is_val = (table["split"] == "val").to_numpy()
     if is_val.all() or not is_val.any():
-        raise InputError(f"{data.name} needs train and val identities; it has {is_val.sum()} val images of {len(table)}")
+        raise InputError(
+            f"{data.name} needs train and val identities; it has {is_val.sum()} val images of {len(table)}"
+        )
     prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], "train")
     augmentation = Augmentation(
         min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase

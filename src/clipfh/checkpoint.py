@@ -37,7 +37,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder_stage: int, pattern: str, *, made_by: str, **recorded: Any) -> Path:
-    """The newest checkpoint of stage `folder_stage` that matches `pattern` and records the given values, such as `dataset="inshop"`.
+    """The newest checkpoint of stage `folder_stage` that matches `pattern` and records the given values.
 
     Raises:
         InputError: there is none; the message names the command `made_by`.

@@ -132,7 +132,7 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
         )
     if name in TINY_MODELS:
         command = f"python model/stage0_pretrain/pretrain_small_clip.py --model {name}"
-        return str(newest_checkpoint(0, "*.pth", made_by=command, model=name, smoke=False))
+        return str(newest_checkpoint(0, "*.pth", made_by=command, model=name))
     return "openai"
 
 
@@ -186,8 +186,8 @@ def _download(name: str, tag: str) -> Path:
         places = [f"open_clip_model.safetensors of https://huggingface.co/{hub}" if hub else "", config.get("url", "")]
         raise InputError(
             f"the weights {name},{tag} cannot be downloaded ({type(error).__name__}). On a machine with a network, "
-            f"fetch {' or '.join(filter(None, places))}; put the file anywhere here, keep the tag in its name, and give "
-            "its path: --pretrained PATH"
+            f"fetch {' or '.join(filter(None, places))}; put the file anywhere here, keep the tag in its name, and "
+            "give its path: --pretrained PATH"
         ) from error
 
 

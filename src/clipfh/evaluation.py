@@ -120,7 +120,8 @@ def evaluate_clip(
     figures of the best and worst queries and of text queries; appends rows to `results/summary.csv`.
 
     Raises:
-        InputError: unreadable images (unless skipped), missing splits or prompts, an output folder that can't be written.
+        InputError: unreadable images (unless skipped), missing splits or prompts, an output folder that cannot be
+            written.
     """
     started = time.perf_counter()
     stage_name = f"stage{labels.stage}" + (f"_{labels.variant}" if labels.variant else "")

@@ -71,7 +71,8 @@ def read_json(path: Path, *, made_by: str, check: Callable[[Any], bool] = lambda
         raise InputError(f"cannot read {path}: {error}") from error
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Make it again with: {made_by}"
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). "
+            f"Make it again with: {made_by}"
         ) from None
     if not check(value):
         raise InputError(f"{path} holds JSON of an unexpected shape. Make it again with: {made_by}")

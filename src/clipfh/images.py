@@ -52,7 +52,7 @@ def decode(path: Path, image_size: int, resize_mode: str = "shortest") -> np.nda
     width, height = photo.size
     if resize_mode == "squash":
         return np.asarray(photo.resize((image_size, image_size), Image.Resampling.BICUBIC))
-    # the longer side is cut down to an integer and the crop's corner rounded as torchvision does, to hit its very pixels
+    # the longer side is cut down to an integer and the crop's corner rounded as torchvision does: the very same pixels
     if width <= height:
         new_width, new_height = image_size, int(image_size * height / width)
     else:

@@ -1,4 +1,4 @@
-"""Query-gallery retrieval figures, exact, from features or from a matrix of similarities. Pure: tensors in, figures out.
+"""Query-gallery retrieval figures, exact, from features. Pure: tensors in, figures out.
 
 One idea serves all of them: the figures depend only on the *ranks of the matches*, and a match's rank is one more than
 the number of gallery images above it. So nothing is sorted; per chunk of queries, similarities are computed once and

@@ -75,7 +75,7 @@ def load_prepared(
     table = read_image_meta(Path(image_meta) if image_meta else folder / default_meta)
     if exclude_same_camera is None:
         exclude_same_camera = bool(description.get("exclude_same_camera", False))
-    return PreparedDataset(str(description.get("name", name)), folder, Path(image_dir), table, exclude_same_camera)
+    return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera)
 
 
 def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, *splits: str) -> dict[str, list[str]]:
