@@ -161,8 +161,12 @@ on_data=(--dataset "$name" --device "$device")
 training=(--seed "$seed")
 if [ -n "$epochs" ]; then training+=(--epochs "$epochs"); fi
 if [ $smoke = yes ]; then training+=(--smoke); fi
-apart='' # where below checkpoints/ and logs/ a smoke run writes: the newest BEST of a stage is never one of these
-if [ $smoke = yes ]; then apart=/smoke; fi
+evaluating=("${on_data[@]}")
+apart='' # where below checkpoints/, logs/ and results/ a smoke run writes: nothing of a real run is touched
+if [ $smoke = yes ]; then
+    apart=/smoke
+    evaluating+=(--results_dir "results$apart")
+fi
 
 step() { # NAME [--after NAME...] [--outputs PATTERN...] [--appends FILE] -- COMMAND...
     local step_name=$1 again=()
@@ -209,8 +213,8 @@ stage0() { # weights of a tiny model
 stage1() { # zero-shot
     local folder=model/stage1_zeroshot
     step 20_stage1_zeroshot --after 04_structured_prompts 05_splits 10_stage0_pretrain --inputs "$folder/*.py" \
-        --outputs "results/${name}_stage1_*/metrics.json" --appends results/summary.csv \
-        -- python $folder/evaluate_clip_zeroshot.py "${on_data[@]}" "${start[@]}"
+        --outputs "results$apart/${name}_stage1_*/metrics.json" --appends "results$apart/summary.csv" \
+        -- python $folder/evaluate_clip_zeroshot.py "${evaluating[@]}" "${start[@]}"
 }
 
 stage2() { # image encoder
@@ -221,8 +225,8 @@ stage2() { # image encoder
         --outputs "$folder/checkpoints$apart/*_BEST.pth" \
         -- python $folder/train_clip_img_encoder_finetune.py "${options[@]}"
     step 31_stage2_evaluate --after 30_stage2_train 05_splits --inputs "$folder/*.py" \
-        --outputs "results/${name}_stage2_*/metrics.json" --appends results/summary.csv \
-        -- python $folder/eval_clip_img_encoder.py "${on_data[@]}" --ckpt "$(made_by 30_stage2_train '*_BEST.pth')"
+        --outputs "results$apart/${name}_stage2_*/metrics.json" --appends "results$apart/summary.csv" \
+        -- python $folder/eval_clip_img_encoder.py "${evaluating[@]}" --ckpt "$(made_by 30_stage2_train '*_BEST.pth')"
 }
 
 stage3() { # both encoders, from the checkpoint of stage 2
@@ -238,8 +242,8 @@ stage3() { # both encoders, from the checkpoint of stage 2
     fi
     step "41_stage3_${variant}_evaluate" --after "40_stage3_${variant}_train" 05_splits \
         --inputs "model/stage3_joint_img_text_finetune/*.py" \
-        --outputs "results/${name}_stage3_*/metrics.json" --appends results/summary.csv \
-        -- python model/stage3_joint_img_text_finetune/eval_clip_joint.py "${on_data[@]}" --variant "$variant" \
+        --outputs "results$apart/${name}_stage3_*/metrics.json" --appends "results$apart/summary.csv" \
+        -- python model/stage3_joint_img_text_finetune/eval_clip_joint.py "${evaluating[@]}" --variant "$variant" \
         --ckpt "$(made_by "40_stage3_${variant}_train" '*_BEST.pth')"
 }
 
@@ -260,6 +264,6 @@ for ((stage = 1; stage <= last_stage; stage++)); do
     if wanted $stage; then "stage$stage"; fi
 done
 if [ "$stages" != ' 0 ' ]; then
-    force=yes step 90_report -- python -m clipfh.report --dataset "$name" # always: the table ends the run
+    force=yes step 90_report -- python -m clipfh.report --results_dir "results$apart" # always: the table ends the run
 fi
 echo "finished in $((SECONDS / 60)) min $((SECONDS % 60)) s; logs: $logs"

@@ -167,10 +167,12 @@ def test_v3_trains_v2_first_and_goes_on_from_it(checkout: Path) -> None:
 
 def test_smoke_run_keeps_to_folders_of_its_own(checkout: Path) -> None:
     for name, command in steps_of(run_all(checkout, "--smoke")).items():
-        if "pretrain" not in name:
+        if "pretrain" not in name and "report" not in name:
             assert "synthetic_smoke" in command, name
         if "train" in name:
             assert "--smoke" in command and "/checkpoints/smoke" in command and "/logs/smoke" in command, name
+        if "evaluate" in name or "zeroshot" in name or "report" in name:
+            assert "--results_dir results/smoke" in command, name
 
 
 def test_force_reaches_every_step(checkout: Path) -> None:
