@@ -203,7 +203,8 @@ prepare_data() {
 }
 
 stage0() { # weights of a tiny model
-    local folder=model/stage0_pretrain options=(--model "$model" --seed "$seed")
+    local folder=model/stage0_pretrain options=(--model "$model" --seed "$seed" --device "$device")
+    if [ $force = yes ]; then options+=(--force); fi
     if [ $smoke = yes ]; then options+=(--smoke --save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step 10_stage0_pretrain --inputs "$folder/*.py" --outputs "$folder/checkpoints$apart/${model}_*.pth" \
         -- python $folder/pretrain_small_clip.py "${options[@]}"

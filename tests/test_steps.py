@@ -159,10 +159,21 @@ def test_recorded_of_a_step_never_run_is_empty(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().out == ""
 
 
-def test_pattern_of_which_nothing_was_rewritten_records_all(tmp_path: Path) -> None:
-    Path("x1.pth").write_text("1")
-    before = {"x1.pth": state_of("x1.pth")}
-    assert made_or_changed("x*.pth", before) == ["x1.pth"]
+def test_step_that_reuses_a_file_records_the_one_that_it_names() -> None:
+    for name in ("x1.pth", "x2.pth"):
+        Path(name).write_text(name)
+    before = {name: state_of(name) for name in ("x1.pth", "x2.pth")}
+    assert made_or_changed("x*.pth", before, "x1.pth is there already") == ["x1.pth"]
+    assert made_or_changed("x*.pth", before, "nothing to do") == ["x1.pth", "x2.pth"]
+    Path("x2.pth").write_text("changed")
+    assert made_or_changed("x*.pth", before, "x1.pth") == ["x2.pth"]
+
+
+def test_force_of_the_command_is_no_other_command() -> None:
+    Path("script.py").write_text("open('runs.txt', 'a').write('run\\n')")
+    for options in (["--", "python", "script.py", "--force"], ["--", "python", "script.py"]):
+        assert steps.main(["--log", "logs/a.log", *options]) == 0
+    assert num_runs() == 1
 
 
 def test_folder_stands_for_the_files_below_it() -> None:

@@ -67,13 +67,13 @@ def result_digest(log: Path) -> str:
 def plan(command: list[str], inputs: list[str], after: list[str], log: Path) -> dict[str, Any]:
     """The part of the stamp that is known before the step runs.
 
-    Python files named in the command count as inputs: a changed script runs again. `after` names steps whose logs lie
-    beside `log`.
+    Python files named in the command count as inputs: a changed script runs again. `--force` is left out of the command:
+    it changes when the step runs, not what it makes. `after` names steps whose logs lie beside `log`.
     """
     scripts = [argument for argument in command if argument.endswith(".py") and os.path.isfile(argument)]
     input_files = {path for pattern in (*scripts, *inputs) for path in expand(pattern)}
     return {
-        "command": command,
+        "command": [argument for argument in command if argument != "--force"],
         "inputs": fingerprints(sorted(input_files)),
         "after": {name: result_digest(log.with_name(f"{name}.log")) for name in after},
     }
@@ -118,8 +118,14 @@ def state_of(path: str) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def made_or_changed(pattern: str, before: dict[str, tuple[int, int, int]]) -> list[str]:
-    """The files of a pattern that differ from `before`; all of them if none does, or if it is no pattern."""
+def made_or_changed(pattern: str, before: dict[str, tuple[int, int, int]], said: str) -> list[str]:
+    """The files of a pattern that differ from `before`.
+
+    If none does, the step found its work done: then those that its output `said` names, or else all of them. What is
+    no pattern stands for all its files.
+    """
     paths = expand(pattern)
+    if not glob.has_magic(pattern):
+        return paths
     changed = [path for path in paths if before.get(path) != state_of(path)]
-    return changed if changed and glob.has_magic(pattern) else paths
+    return changed or [path for path in paths if path in said] or paths

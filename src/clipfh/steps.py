@@ -118,7 +118,8 @@ def run_step(options: argparse.Namespace, command: list[str]) -> int:
         killed = " (killed, perhaps for want of memory)" if code == 128 + signal.SIGKILL else ""
         return _failed(options, f"failed with exit code {code}{killed}", code)
 
-    outputs = {pattern: made_or_changed(pattern, before) for pattern in options.outputs}
+    said = log.read_text(encoding="utf-8", errors="replace")
+    outputs = {pattern: made_or_changed(pattern, before, said) for pattern in options.outputs}
     for pattern, paths in outputs.items():
         if not paths:
             return _failed(options, f"ended well but left no {pattern}", 1)
