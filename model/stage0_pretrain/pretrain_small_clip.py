@@ -32,11 +32,11 @@ from tqdm import tqdm
 from clipfh.augment import Augmentation, augment
 from clipfh.checkpoint import write_checkpoint
 from clipfh.cli import option, run_script
-from clipfh.clip_model import TINY_MODELS, clamp_logit_scale, load_clip
+from clipfh.clip_model import clamp_logit_scale, load_clip
 from clipfh.datasets import Description, inshop, synthetic
 from clipfh.images import load_pixels, normalise, to_float
 from clipfh.losses import info_nce_loss
-from clipfh.paths import display, processed_dir, stage_dir
+from clipfh.paths import TINY_MODELS, display, processed_dir, stage_dir
 from clipfh.run import RunLog, autocast, jsonable, pick_device, seed_everything
 from clipfh.sampler import RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup

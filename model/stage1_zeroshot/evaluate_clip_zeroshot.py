@@ -42,7 +42,7 @@ def main(config: Config) -> None:
     """Load the model, measure it."""
     seed_everything(config.seed)
     device = pick_device(config.device)
-    data = load_dataset(config)
+    data = load_dataset(config, model=config.model, pretrained=config.pretrained)
     clip = load_clip(config.model, config.pretrained, image_size=config.image_size, device=str(device))
     print(f"{clip.name} ({clip.pretrained}), {clip.image_size} px, on {data.name}")
     evaluate_clip(clip, data, EvaluationLabels(1, "", clip.pretrained), device, config)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+import numpy as np
 import torch
 from dataset import TrainImages
 from loss import WEIGHTS, ImageEncoderLoss, parse_terms
@@ -33,13 +34,13 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 from clipfh.augment import Augmentation
 from clipfh.checkpoint import read_checkpoint, require_training_state, write_checkpoint
 from clipfh.cli import option, run_script
-from clipfh.clip_model import TINY_MODELS, clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip
+from clipfh.clip_model import clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.images import drop_unreadable, load_pixels
-from clipfh.paths import RESULTS_DIR, display, processed_dir, stage_dir
-from clipfh.prepared import TOKEN_SAFE_PROMPTS, load_prepared, load_prompts
-from clipfh.retrieval import extract_features, leave_one_out
+from clipfh.paths import RESULTS_DIR, TINY_MODELS, display, processed_dir, stage_dir
+from clipfh.prepared import TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
+from clipfh.retrieval import draw_distractors, extract_features, val_figures
 from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
@@ -128,6 +129,8 @@ def main(config: Config) -> None:
     p, k, epochs = (4, 2, 1) if config.smoke else (config.p, config.k, config.epochs)
 
     # ---- data: train photos, val photos, prompts
+    if config.dataset == "synthetic" and config.metadata_dir is None:
+        prepare_default(config.model, config.pretrained)
     data = load_prepared(
         config.dataset,
         folder=config.metadata_dir,
@@ -201,6 +204,7 @@ def main(config: Config) -> None:
 
     # ---- training
     val_table, val_pixels = table[is_val], pixels.array[is_val]
+    distractors = pixels.array[np.flatnonzero(~is_val)[draw_distractors((~is_val).sum(), config.seed)]]
     history = []
     for epoch in range(first_epoch, epochs + 1):
         started = time.perf_counter()
@@ -209,8 +213,12 @@ def main(config: Config) -> None:
         losses, step = train_one_epoch(
             clip, images, sampler, objective, optimizers, scheduler, config, device, log, epoch, step
         )
-        val_features = extract_features(clip, val_pixels, device, quiet=True)
-        val = leave_one_out(val_features, val_table, exclude_same_camera=data.exclude_same_camera)
+        val = val_figures(
+            extract_features(clip, val_pixels, device, quiet=True),
+            val_table,
+            extract_features(clip, distractors, device, quiet=True),
+            exclude_same_camera=data.exclude_same_camera,
+        )
         is_best = best.update(val.mAP, epoch)
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
         row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "seconds": round(time.perf_counter() - started, 2)}

@@ -18,11 +18,10 @@ from torch import nn
 import clipfh.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.errors import InputError
-from clipfh.paths import display
+from clipfh.paths import TINY_MODELS, display
 
 import open_clip  # isort: skip
 
-TINY_MODELS = ("tiny-rn", "tiny-vit")
 # CLIP trains with a clamp on its temperature: above 100 the softmax saturates (Radford et al. 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0
 

@@ -20,7 +20,7 @@ from clipfh.files import replace_atomically, write_json
 from clipfh.images import drop_unreadable, load_pixels
 from clipfh.metrics import RetrievalFigures
 from clipfh.paths import RESULTS_DIR, display, processed_dir
-from clipfh.prepared import TOKEN_SAFE_PROMPTS, PreparedDataset, load_prepared, load_prompts
+from clipfh.prepared import TOKEN_SAFE_PROMPTS, PreparedDataset, load_prepared, load_prompts, prepare_default
 from clipfh.rankings import draw_rankings, ranking_table, text_to_image
 from clipfh.retrieval import extract_features, image_to_image
 from clipfh.run import environment, jsonable, new_run_name, pick_device
@@ -87,8 +87,10 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     return evaluate_clip(clip, data, EvaluationLabels(stage, content["variant"], clip.pretrained), device, config)
 
 
-def load_dataset(config: EvaluationConfig) -> PreparedDataset:
-    """The prepared dataset that the flags describe."""
+def load_dataset(config: EvaluationConfig, *, model: str = "", pretrained: str | None = None) -> PreparedDataset:
+    """The prepared dataset that the flags describe; the embedded default (and its `model`) is made if it is missing."""
+    if config.dataset == "synthetic" and config.metadata_dir is None:
+        prepare_default(model, pretrained)
     return load_prepared(
         config.dataset,
         folder=config.metadata_dir,

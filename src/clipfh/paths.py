@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_DIR = ROOT / "results"
+TINY_MODELS = ("tiny-rn", "tiny-vit")  # the small CLIPs that stage 0 makes the weights of
 STAGES = {
     0: "stage0_pretrain",
     1: "stage1_zeroshot",

@@ -1,5 +1,7 @@
 """What the numbered preprocessing scripts wrote for one dataset, read back and checked."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,13 +9,22 @@ import pandas as pd
 
 from clipfh.errors import InputError
 from clipfh.files import read_json
-from clipfh.paths import ROOT, metadata_dir
+from clipfh.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
 from clipfh.prompts import prompts_for, read_prompts
 from clipfh.records import read_image_meta
 
 TOKEN_SAFE_PROMPTS = "image_prompts_cleaned_for_v4.json"
 RAW_PROMPTS = "image_prompts_per_identity.json"
 CLEAN_PROMPTS = "image_prompts_clean.json"
+SPLITS = "image_splits.json"
+PREPROCESSING = (
+    "00_prepare_dataset.py",
+    "01_generate_prompts_from_descriptions.py",
+    "02_analyze_prompt_consistency.py",
+    "03_filter_valid_identities.py",
+    "04_generate_structured_prompts_for_v4.py",
+    "05_make_retrieval_splits.py",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,30 @@ class PreparedDataset:
     def rows(self, *splits: str) -> pd.DataFrame:
         """The rows of the given splits, in the table's order."""
         return self.table[self.table["split"].isin(splits)].reset_index(drop=True)
+
+
+def prepare_default(model: str, pretrained: str | None = None) -> None:
+    """Make what the embedded default lacks: the generated garments' metadata and the weights of a small model.
+
+    So that a script without arguments works in a fresh checkout. What is there is left alone.
+
+    Raises:
+        InputError: a script that makes something failed; its own message is above.
+    """
+    folder = metadata_dir("synthetic")
+    scripts = [ROOT / "preprocessing" / name for name in PREPROCESSING] if not _is_prepared(folder) else []
+    commands = [[str(script)] for script in scripts]
+    if model in TINY_MODELS and pretrained is None and not any((stage_dir(0) / "checkpoints").glob(f"{model}_*.pth")):
+        commands.append([str(stage_dir(0) / "pretrain_small_clip.py"), "--model", model])
+    for command in commands:
+        print(f"preparing the embedded default: python {display(Path(command[0]))} {' '.join(command[1:])}".rstrip())
+        if subprocess.run([sys.executable, *command]).returncode:
+            raise InputError(f"{display(Path(command[0]))} failed; its message is above")
+
+
+def _is_prepared(folder: Path) -> bool:
+    """Whether every script has run; the last one writes the splits."""
+    return all((folder / name).is_file() for name in ("dataset.json", CLEAN_PROMPTS, TOKEN_SAFE_PROMPTS, SPLITS))
 
 
 def load_prepared(

@@ -14,6 +14,8 @@ from clipfh.clip_model import LoadedClip
 from clipfh.images import normalise, to_float
 from clipfh.metrics import RetrievalFigures, evaluate_retrieval
 
+MAX_DISTRACTORS = 1000  # train images in the gallery of the val queries
+
 
 def extract_features(
     clip: LoadedClip, pixels: np.ndarray, device: str | torch.device, *, batch_size: int = 128, quiet: bool = False
@@ -48,24 +50,41 @@ def rank_gallery(
     return torch.cat(indices), torch.cat(similarities)
 
 
-def leave_one_out(features: torch.Tensor, table: pd.DataFrame, *, exclude_same_camera: bool) -> RetrievalFigures:
-    """Every image is a query against all the others: the figures of the val identities, by which BEST is chosen.
+def val_figures(
+    val_features: torch.Tensor,
+    val_table: pd.DataFrame,
+    distractor_features: torch.Tensor,
+    *,
+    exclude_same_camera: bool,
+) -> RetrievalFigures:
+    """The figures by which BEST is chosen: every val image is a query against all the others and the distractors.
+
+    There are few val identities, so a gallery of their images alone is too easy to tell checkpoints apart. Train images
+    fill it up: they match nobody, but they are in the way, as the images of other test identities will be.
 
     Args:
-        features: (N, D) unit rows, in the order of `table`.
-        table: N rows with `item_id` and `camera`.
+        val_features: (N, D) unit rows, in the order of `val_table`.
+        val_table: N rows with `item_id` and `camera`.
+        distractor_features: (M, D) unit rows of images of other identities; M may be 0.
         exclude_same_camera: leave a query's own camera (occasion) out, as the dataset's protocol does.
     """
-    ids, cameras = table["item_id"].tolist(), table["camera"].tolist() if exclude_same_camera else None
+    ids, cameras = val_table["item_id"].tolist(), val_table["camera"].tolist()
+    nobody = [""] * len(distractor_features)
     return evaluate_retrieval(
-        features,
-        features,
+        val_features,
+        torch.cat([val_features, distractor_features]),
         ids,
-        ids,
-        query_cameras=cameras,
-        gallery_cameras=cameras,
-        query_positions=range(len(features)),
+        ids + nobody,
+        query_cameras=cameras if exclude_same_camera else None,
+        gallery_cameras=cameras + nobody if exclude_same_camera else None,
+        query_positions=range(len(val_features)),
     )
+
+
+def draw_distractors(num_images: int, seed: int) -> np.ndarray:
+    """Which of the train images stand in the way of val queries: at most `MAX_DISTRACTORS` places, sorted."""
+    generator = np.random.default_rng(seed)
+    return np.sort(generator.permutation(num_images)[:MAX_DISTRACTORS])
 
 
 def image_to_image(
