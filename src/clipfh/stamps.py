@@ -67,8 +67,8 @@ def result_digest(log: Path) -> str:
 def plan(command: list[str], inputs: list[str], after: list[str], log: Path) -> dict[str, Any]:
     """The part of the stamp that is known before the step runs.
 
-    Python files named in the command count as inputs: a changed script runs again. `--force` is left out of the command:
-    it changes when the step runs, not what it makes. `after` names steps whose logs lie beside `log`.
+    Python files named in the command count as inputs: a changed script runs again. `--force` is left out of the
+    command: it changes when the step runs, not what it makes. `after` names steps whose logs lie beside `log`.
     """
     scripts = [argument for argument in command if argument.endswith(".py") and os.path.isfile(argument)]
     input_files = {path for pattern in (*scripts, *inputs) for path in expand(pattern)}
