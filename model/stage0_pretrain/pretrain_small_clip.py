@@ -34,6 +34,7 @@ from clipfh.checkpoint import write_checkpoint
 from clipfh.cli import option, run_script
 from clipfh.clip_model import clamp_logit_scale, load_clip
 from clipfh.datasets import Description, inshop, synthetic
+from clipfh.files import writable_folder
 from clipfh.images import load_pixels, normalise, to_float
 from clipfh.losses import info_nce_loss
 from clipfh.paths import TINY_MODELS, display, processed_dir, stage_dir
@@ -51,15 +52,15 @@ class Config:
     """The command line."""
 
     model: str = option("tiny-rn", "which small CLIP", choices=TINY_MODELS)
-    num_identities: int = option(600, "generated garments to learn from")
-    batch_size: int = option(64, "photo-description pairs a batch")
-    epochs: int = option(12, "passes over the photos")
-    lr: float = option(1e-3, "peak learning rate")
-    weight_decay: float = option(0.05, "AdamW's, on matrices only")
-    temperature: float = option(0.1, "first value of the learned temperature")
+    num_identities: int = option(600, "generated garments to learn from", at_least=2)
+    batch_size: int = option(64, "photo-description pairs a batch", at_least=1)
+    epochs: int = option(12, "passes over the photos", at_least=1)
+    lr: float = option(1e-3, "peak learning rate", above=0)
+    weight_decay: float = option(0.05, "AdamW's, on matrices only", at_least=0)
+    temperature: float = option(0.1, "first value of the learned temperature", above=0)
     precision: str = option("auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = option(0, "of the garments, the weights and the batches")
+    seed: int = option(0, "of the garments, the weights and the batches", at_least=0)
     save_path: Path | None = option(None, "folder of the checkpoints (default: checkpoints/ beside this script)")
     log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
     force: bool = option(False, "pretrain again, although the configuration is the same")
@@ -109,6 +110,8 @@ def main(config: Config) -> None:
     if checkpoint.is_file() and not config.force:
         print(f"{display(checkpoint)} has this configuration already; --force makes it again")
         return
+    writable_folder(checkpoint.parent, "--save_path")
+    logs = writable_folder(config.log_dir or stage_dir(0) / "logs", "--log_dir")
     seed_everything(config.seed)
     device = pick_device(config.device)
 
@@ -138,7 +141,7 @@ def main(config: Config) -> None:
     scheduler = LambdaLR(optimizer, factor)
 
     # ---- training
-    log = RunLog((config.log_dir or stage_dir(0) / "logs") / name, config)
+    log = RunLog(logs / name, config)
     log.say(
         f"{name}: {len(images):,} photos of {len(item_ids):,} generated garments, "
         f"{len(sampler)} batches of {config.batch_size}, {device}"

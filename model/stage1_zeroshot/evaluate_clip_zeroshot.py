@@ -34,7 +34,7 @@ class Config(EvaluationConfig):
         None,
         "open_clip tag, weights file or `random` (default: openai; for the tiny models stage 0's newest checkpoint)",
     )
-    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)")
+    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)", at_least=32)
     seed: int = option(0, "of `--pretrained random`")
 
 

@@ -43,6 +43,7 @@ from clipfh.cli import option, run_script
 from clipfh.clip_model import clamp_logit_scale, load_clip
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
+from clipfh.files import writable_folder
 from clipfh.images import drop_unreadable, load_pixels
 from clipfh.paths import RESULTS_DIR, TINY_MODELS, display, processed_dir, stage_dir
 from clipfh.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
@@ -78,29 +79,37 @@ class Config:
     init_ckpt: str | None = option(
         None, f"start from this checkpoint, or from the newest BEST of {', '.join(SOURCES)} on the dataset"
     )
-    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)")
+    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)", at_least=32)
     loss: str | None = option(None, f"sum of {', '.join(TERMS)}")
     batches: str | None = option(None, "pk: P identities x K photos; random: P*K photos", choices=("pk", "random"))
-    temperature: float | None = option(None, "first value of the learned temperature")
-    p: int = option(16, "identities a batch")
-    k: int = option(2, "photos of each identity")
-    epochs: int = option(50, "passes over the train photos")
+    temperature: float | None = option(None, "first value of the learned temperature", above=0)
+    p: int = option(16, "identities a batch", at_least=1)
+    k: int = option(2, "photos of each identity", at_least=1)
+    epochs: int = option(50, "passes over the train photos", at_least=1)
     lr: float | None = option(
-        None, "peak learning rate (default: 5e-4 for the tiny models, else 5e-6; v3: 3 times that)"
+        None, "peak learning rate (default: 5e-4 for the tiny models, else 5e-6; v3: 3 times that)", above=0
     )
-    weight_decay: float = option(0.05, "AdamW's, on matrices only")
+    weight_decay: float = option(0.05, "AdamW's, on matrices only", at_least=0)
     schedule: str | None = option(None, "of the learning rate, by step", choices=("constant", "cosine"))
-    warmup_fraction: float = option(0.1, "cosine: share of the steps in which the learning rate rises")
-    clip_grad: float = option(1.0, "largest gradient norm")
-    accumulate: int = option(1, "batches whose gradients are added up before a step")
-    patience: int | None = option(None, "stop after so many epochs without a better val mAP; 0: never")
-    min_crop: float = option(0.4, "smallest share of a photo's area that a random crop keeps; 1: no crops")
-    color_jitter: float = option(0.2, "largest relative change of brightness, contrast and saturation")
-    flip: float = option(0.5, "probability of a mirror image; 0 where left and right tell identities apart")
-    erase: float = option(0.0, "probability of a blanked rectangle")
+    warmup_fraction: float = option(
+        0.1, "cosine: share of the steps in which the learning rate rises", at_least=0, at_most=1
+    )
+    clip_grad: float = option(1.0, "largest gradient norm", above=0)
+    accumulate: int = option(1, "batches whose gradients are added up before a step", at_least=1)
+    patience: int | None = option(None, "stop after so many epochs without a better val mAP; 0: never", at_least=0)
+    min_crop: float = option(
+        0.4, "smallest share of a photo's area that a random crop keeps; 1: no crops", above=0, at_most=1
+    )
+    color_jitter: float = option(
+        0.2, "largest relative change of brightness, contrast and saturation", at_least=0, at_most=1
+    )
+    flip: float = option(
+        0.5, "probability of a mirror image; 0 where left and right tell identities apart", at_least=0, at_most=1
+    )
+    erase: float = option(0.0, "probability of a blanked rectangle", at_least=0, at_most=1)
     precision: str = option("auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = option(0, "of everything that is drawn at random")
+    seed: int = option(0, "of everything that is drawn at random", at_least=0)
     save_path: Path | None = option(None, "folder of the checkpoints (default: checkpoints/ beside this script)")
     log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
     resume_ckpt: Path | None = option(None, "a _LAST checkpoint: continue that run")
@@ -174,6 +183,8 @@ def main(config: Config) -> None:
     seed_everything(config.seed, rank)
     device = pick_device(config.device)
     terms = parse_terms(config.loss)
+    checkpoints = writable_folder(config.save_path or stage_dir(STAGE) / "checkpoints", "--save_path")
+    logs = writable_folder(config.log_dir or stage_dir(STAGE) / "logs", "--log_dir")
 
     # ---- data: train photos with prompts, val photos
     if config.dataset == "synthetic" and config.metadata_dir is None:
@@ -225,10 +236,8 @@ def main(config: Config) -> None:
     scheduler = LambdaLR(optimizer, factor if config.schedule == "cosine" else lambda step: 1.0)
     best = BestSoFar(config.patience)
 
-    # ---- run: folders, log, and the run to resume
+    # ---- run: its name, the run to resume, the log
     run = config.resume_ckpt.stem.removesuffix("_LAST") if config.resume_ckpt else new_run_name("clip_joint")
-    checkpoints = config.save_path or stage_dir(STAGE) / "checkpoints"
-    log = RunLog((config.log_dir or stage_dir(STAGE) / "logs") / run, config, rank=rank)
     parts = {"modules": {"clip": clip.model, "objective": objective}, "optimizers": {"model": optimizer}}
     parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
     recorded = {**clip.architecture(), "stage": STAGE, "dataset": data.name, "variant": config.variant}
@@ -237,6 +246,7 @@ def main(config: Config) -> None:
         state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
         last_epoch, step = restore_training_state(state, **parts)
         first_epoch = last_epoch + 1
+    log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
     log.say(
         f"{run}: {config.variant}, {clip.name} ({clip.pretrained}) on {data.name}, {len(pairs.labels):,} photos of "
         f"{len(pairs.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k} ({config.batches}), "

@@ -9,11 +9,14 @@
     if __name__ == "__main__":
         run_script(main, Config, __doc__)
 
-Booleans become `--flag/--no-flag`, `X | None` takes X, a field without a default is required.
+Booleans become `--flag/--no-flag`, `X | None` takes X, a field without a default is required. Numbers are finite, and
+within the bounds that the option states.
 """
 
 import argparse
 import dataclasses
+import math
+import operator
 import os
 import sys
 import types
@@ -27,9 +30,27 @@ from clipfh.errors import InputError
 C = TypeVar("C")
 
 
-def option(default: Any, help: str, *, choices: Sequence[Any] | None = None, aliases: Sequence[str] = ()) -> Any:
-    """Declare a dataclass field that is also a flag; `aliases` are other spellings, such as `--metadata`."""
-    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases)}
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[Any] | None = None,
+    aliases: Sequence[str] = (),
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """Declare a dataclass field that is also a flag.
+
+    Args:
+        default: the field's and the flag's.
+        help: what the flag is, for `--help`.
+        choices: the only values that it takes.
+        aliases: other spellings, such as `--metadata`.
+        above, at_least, at_most: bounds of a number; a value beyond them ends the script with a message.
+    """
+    bounds = {"more than": above, "at least": at_least, "at most": at_most}
+    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "bounds": bounds}
     if isinstance(default, (list, dict, set)):
         raise TypeError("use a tuple: defaults of a frozen config are immutable")
     return dataclasses.field(default=default, metadata=metadata)
@@ -67,12 +88,30 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: A
             .replace(" (default: False)", " (default: off)")
         )
     else:
-        keywords["type"] = value_type
+        bounds = field.metadata.get("bounds", {})
+        keywords["type"] = _bounded(value_type, bounds) if value_type in (int, float) else value_type
         if field.metadata.get("choices"):
             keywords["choices"] = list(field.metadata["choices"])
         else:
             keywords["metavar"] = {Path: "PATH", int: "N", float: "X"}.get(value_type, "TEXT")
     parser.add_argument(*names, **keywords)
+
+
+def _bounded(value_type: type, bounds: dict[str, float | None]) -> Callable[[str], Any]:
+    """`value_type` as argparse wants it, refusing what is not finite or beyond the bounds."""
+    keeps = {"more than": operator.gt, "at least": operator.ge, "at most": operator.le}
+
+    def convert(text: str) -> Any:
+        value = value_type(text)
+        stated = [f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None]
+        if not math.isfinite(value):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        if not all(keeps[name](value, bound) for name, bound in bounds.items() if bound is not None):
+            raise argparse.ArgumentTypeError(f"it must be {' and '.join(stated)}, not {text}")
+        return value
+
+    convert.__name__ = value_type.__name__  # argparse: "invalid int value"
+    return convert
 
 
 def _value_type(hint: Any) -> type:

@@ -16,7 +16,7 @@ from clipfh.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.cli import option
 from clipfh.clip_model import LoadedClip, canonical_model_name, load_clip
 from clipfh.errors import InputError
-from clipfh.files import replace_atomically, write_json
+from clipfh.files import replace_atomically, writable_folder, write_json
 from clipfh.images import drop_unreadable, load_pixels
 from clipfh.metrics import RetrievalFigures
 from clipfh.paths import RESULTS_DIR, display, processed_dir
@@ -49,7 +49,7 @@ class EvaluationConfig:
         None, "leave the query's own camera out of its gallery (default: as the dataset's protocol says)"
     )
     results_dir: Path = option(RESULTS_DIR, "where metrics, rankings, figures and summary.csv go")
-    batch_size: int = option(128, "images at a time")
+    batch_size: int = option(128, "images at a time", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
 
@@ -127,7 +127,7 @@ def evaluate_clip(
     """
     started = time.perf_counter()
     stage_name = f"stage{labels.stage}" + (f"_{labels.variant}" if labels.variant else "")
-    run_dir = config.results_dir / new_run_name(f"{data.name}_{stage_name}")
+    run_dir = writable_folder(config.results_dir, "--results_dir") / new_run_name(f"{data.name}_{stage_name}")
     table = data.rows("query", "gallery")
     splits = read_splits(data.folder / "image_splits.json", table)
     prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "query", "gallery")

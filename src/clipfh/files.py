@@ -34,6 +34,22 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def writable_folder(folder: Path, flag: str) -> Path:
+    """Make `folder`, and be sure that files can be written in it: before a long run, not at its end.
+
+    Raises:
+        InputError: it cannot be made or written; the message names the `flag` that chooses another.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test."):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {folder}: {error.strerror}. Choose another {flag}") from error
+    return folder
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

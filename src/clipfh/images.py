@@ -183,19 +183,24 @@ def drop_unreadable(table: pd.DataFrame, pixels: Pixels, listing: Path, *, skip_
     """`table` without the rows of unreadable images, in the order of `pixels`.
 
     Raises:
-        InputError: there are unreadable images and `skip_unreadable` is off. They are listed in the CSV `listing`
-            either way.
+        InputError: there are unreadable images and `skip_unreadable` is off, or no image is readable. They are listed
+            in the CSV `listing` either way.
     """
     if not pixels.unreadable:
         return table
-    lines = [f'"{image}","{reason}"' for image, reason in pixels.unreadable]
-    write_text(listing, "\n".join(["image,reason", *lines]) + "\n")
+    rows = pd.DataFrame(list(pixels.unreadable), columns=["image", "reason"])
+    write_text(listing, rows.to_csv(index=False, lineterminator="\n"))
     first, reason = pixels.unreadable[0]
     count = len(pixels.unreadable)
     if not skip_unreadable:
         raise InputError(
             f"{count} of {len(table)} images cannot be read, the first: {first} ({reason}). All are listed in "
             f"{display(listing)}. Mend them, or go on without them with --skip_unreadable"
+        )
+    if count == len(table):
+        raise InputError(
+            f"none of the {count} images can be read, the first: {first} ({reason}). Is --image_dir right? "
+            f"All are listed in {display(listing)}"
         )
     print(f"left out {count} unreadable images of {len(table)}; listed in {display(listing)}")
     return table[table["image"].isin(pixels.images)].reset_index(drop=True)
