@@ -147,6 +147,7 @@ def main(config: Config) -> None:
         image_meta=config.image_meta,
         default_meta="image_paths_clean.json",
     )
+    prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "train")
     clip = load_clip(config.model, config.pretrained, image_size=config.image_size, device=device)
     table = data.rows("train", "val")
     listing = RESULTS_DIR / f"{data.name}_stage2_train" / "unreadable_images.csv"
@@ -168,7 +169,6 @@ def main(config: Config) -> None:
     )
     images = TrainImages(table[~is_val], pixels, augmentation)
     sampler = PKSampler(images.labels, p, k, config.seed, rank, world_size)
-    prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "train")
 
     # ---- model: image encoder trained, text encoder frozen and its prompt features computed once
     freeze_text_encoder(clip.model)

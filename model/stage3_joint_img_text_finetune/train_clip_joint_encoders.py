@@ -196,6 +196,7 @@ def main(config: Config) -> None:
         image_meta=config.image_meta,
         default_meta="image_paths_clean.json",
     )
+    prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], "train")
     clip = load_clip(config.model, initial_weights(config), image_size=config.image_size, device=device)
     table = data.rows("train", "val")
     listing = RESULTS_DIR / f"{data.name}_stage3_train" / "unreadable_images.csv"
@@ -212,7 +213,6 @@ def main(config: Config) -> None:
         raise InputError(
             f"{data.name} needs train and val identities; it has {is_val.sum()} val images of {len(table)}"
         )
-    prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], "train")
     augmentation = Augmentation(
         min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
     )

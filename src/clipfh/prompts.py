@@ -12,7 +12,10 @@ from clipfh.files import read_json, write_json
 
 CONTEXT_LENGTH = 77  # tokens that CLIP's text encoder takes, start and end token included
 START_AND_END = 2
-MADE_BY = "python preprocessing/01_generate_prompts_from_descriptions.py --dataset NAME"
+_MADE_BY = {  # file name to script; prompts of another name are a user's own, in the place of script 01's
+    "image_prompts_clean.json": "03_filter_valid_identities.py",
+    "image_prompts_cleaned_for_v4.json": "04_generate_structured_prompts_for_v4.py",
+}
 DESCRIPTIONS_MADE_BY = "python preprocessing/00_prepare_dataset.py --dataset NAME --data_root DIR"
 
 # In-Shop names its categories in the plural, two at a time ("Tees_Tanks"); a photo shows one of them.
@@ -155,7 +158,7 @@ def read_prompts(path: Path, *, allow_empty: bool = False) -> dict[str, list[str
         InputError: the file is missing or malformed; a value is no text; an identity has no or an empty prompt.
     """
     prompts: dict[str, list[str]] = {}
-    for item_id, value in read_json(path, made_by=MADE_BY).items():
+    for item_id, value in read_json(path, made_by=_made_by(path)).items():
         texts: list[Any] = value if isinstance(value, list) else [value]
         for text in texts:
             if not isinstance(text, str):
@@ -165,7 +168,7 @@ def read_prompts(path: Path, *, allow_empty: bool = False) -> dict[str, list[str
         filled = [_replace_lone_surrogates(text) for text in texts if text.strip()]
         if len(filled) < max(len(texts), 1) and not allow_empty:
             raise InputError(
-                f"{path}: the prompt of {item_id!r} is empty. Fill it in, or make the file with: {MADE_BY}"
+                f"{path}: the prompt of {item_id!r} is empty. Fill it in, or make the file with: {_made_by(path)}"
             )
         prompts[item_id] = filled
     return prompts
@@ -191,9 +194,16 @@ def prompts_for(item_ids: Iterable[str], prompts: Mapping[str, list[str]], path:
     if absent:
         named = ", ".join(absent[:20]) + (", ..." if len(absent) > 20 else "")
         raise InputError(
-            f"{path}: {len(absent)} of {len(item_ids)} identities without prompt: {named}. Make them with: {MADE_BY}"
+            f"{path}: {len(absent)} of {len(item_ids)} identities without prompt: {named}. Make them with: "
+            f"{_made_by(path)}"
         )
     return {item_id: prompts[item_id] for item_id in item_ids}
+
+
+def _made_by(path: Path) -> str:
+    """The command that makes a file of prompts."""
+    script = _MADE_BY.get(Path(path).name, "01_generate_prompts_from_descriptions.py")
+    return f"python preprocessing/{script} --dataset NAME"
 
 
 def says_something(text: str) -> bool:

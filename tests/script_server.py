@@ -1,0 +1,85 @@
+"""Scripts as processes of their own, without paying for the import of torch in each.
+
+The server is a process that has imported what the scripts stand on, and nothing else. It forks for every command line;
+the child runs the script as `__main__`, with its own arguments, environment, output and exit code.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SECONDS = 180  # after which a script that hangs is killed
+
+
+class ScriptServer:
+    """Runs scripts of the checkout `root`, whose `src` comes before an installed package."""
+
+    def __init__(self, root: Path, outputs: Path, **environment: str) -> None:
+        self.root, self._outputs = root, outputs
+        self.environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", **environment}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script: str, *arguments: object) -> subprocess.CompletedProcess:
+        """Run `script` (below the root) and return its exit code and output."""
+        outputs = [self._outputs / "stdout", self._outputs / "stderr"]
+        argv = [str(self.root / script), *map(str, arguments)]
+        self._process.stdin.write(json.dumps({"argv": argv, "outputs": list(map(str, outputs))}) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        return subprocess.CompletedProcess(argv, code, *(path.read_text(encoding="utf-8") for path in outputs))
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=30)
+
+
+def _serve() -> None:
+    import matplotlib.figure  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+    import clipfh.evaluation  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _run_and_exit(**request)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def _run_and_exit(argv: list[str], outputs: list[str]) -> None:
+    import atexit
+    import runpy
+    import signal
+    import traceback
+
+    signal.alarm(SECONDS)
+    for target, name in zip((1, 2), outputs, strict=True):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), target)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv, sys.path[0] = argv, str(Path(argv[0]).parent)
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

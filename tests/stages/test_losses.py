@@ -1,0 +1,208 @@
+"""The losses and batches of stages 2 and 3, loaded by path: both stages have a loss.py and a dataset.py."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipfh.augment import Augmentation
+from clipfh.errors import InputError
+from clipfh.images import Pixels
+from clipfh.losses import (
+    batch_hard_triplet_loss,
+    identity_loss,
+    image_to_text_loss,
+    info_nce_loss,
+    supcon_loss,
+)
+
+MODEL = Path(__file__).resolve().parents[2] / "model"
+B, D, C = 8, 6, 4
+LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+SCALE = torch.tensor(10.0)
+
+
+def load_module(stage: str, name: str):
+    spec = importlib.util.spec_from_file_location(f"{stage}_{name}", MODEL / stage / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+image_encoder = load_module("stage2_img_encoder_finetune", "loss")
+image_batches = load_module("stage2_img_encoder_finetune", "dataset")
+joint = load_module("stage3_joint_img_text_finetune", "loss")
+joint_batches = load_module("stage3_joint_img_text_finetune", "dataset")
+
+
+def random_features(rows: int, seed: int) -> torch.Tensor:
+    return torch.randn(rows, D, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- parse_terms
+
+
+def test_terms_keep_their_order():
+    assert image_encoder.parse_terms("triplet") == ("triplet",)
+    assert image_encoder.parse_terms("id+triplet+center") == ("id", "triplet", "center")
+    assert joint.parse_terms("supcon+id") == ("supcon", "id")
+
+
+@pytest.mark.parametrize("loss", ["", "triplet+", "magic", "Triplet", "triplet, center", "triplet+magic"])
+def test_an_unknown_term_is_refused_with_the_valid_ones(loss):
+    with pytest.raises(InputError, match="triplet, center, id, i2t, supcon"):
+        image_encoder.parse_terms(loss)
+    with pytest.raises(InputError, match="supcon, infonce, id"):
+        joint.parse_terms(loss)
+
+
+@pytest.mark.parametrize("parse_terms", [image_encoder.parse_terms, joint.parse_terms])
+def test_a_repeated_term_is_refused(parse_terms):
+    with pytest.raises(InputError, match="twice"):
+        parse_terms("supcon+id+supcon")
+
+
+def test_a_joint_loss_must_train_the_text_encoder():
+    with pytest.raises(InputError, match="add supcon or infonce"):
+        joint.parse_terms("id")
+
+
+# ---- stage 2
+
+
+@pytest.fixture
+def all_terms():
+    torch.manual_seed(0)
+    texts = F.normalize(random_features(C, 1), dim=1)
+    return image_encoder.ImageEncoderLoss(tuple(image_encoder.WEIGHTS), texts, torch.tensor([0, 1, 2, 2]))
+
+
+def test_stage2_terms_are_the_weighted_losses(all_terms):
+    features, weights = random_features(B, 0), image_encoder.WEIGHTS
+    unit = F.normalize(features, dim=1)
+    all_terms.eval()  # the neck's batch norm, called twice below, keeps its statistics
+    values = all_terms(features, LABELS, SCALE)
+    expected = {
+        "triplet": batch_hard_triplet_loss(unit, LABELS, image_encoder.TRIPLET_MARGIN),
+        "center": all_terms.center(unit, LABELS),
+        "id": identity_loss(all_terms.classifier(features)[1], LABELS),
+        "i2t": image_to_text_loss(
+            unit,
+            all_terms.class_text_features,
+            LABELS,
+            SCALE,
+            label_smoothing=0.1,
+            same_text=torch.tensor([0, 1, 2, 2]),
+        ),
+        "supcon": supcon_loss(unit, LABELS, image_encoder.SUPCON_LOGIT_SCALE),
+    }
+    assert list(values) == list(weights)
+    for name, value in expected.items():
+        torch.testing.assert_close(values[name], weights[name] * value)
+
+
+def test_stage2_holds_only_the_parameters_of_its_terms():
+    texts, same = F.normalize(random_features(C, 1), dim=1), torch.arange(C)
+    assert not list(image_encoder.ImageEncoderLoss(("triplet", "i2t"), texts, same).parameters())
+    assert image_encoder.ImageEncoderLoss(("center",), texts, same).classifier is None
+    assert image_encoder.ImageEncoderLoss(("id",), texts, same).center is None
+    state = image_encoder.ImageEncoderLoss(("i2t",), texts, same).state_dict()
+    assert not state  # the prompt features are made again from the prompts
+
+
+def test_centers_follow_at_their_own_rate(all_terms):
+    unit = F.normalize(random_features(B, 0), dim=1)
+    all_terms.center(unit, LABELS).backward()
+    expected = all_terms.center.centers.grad.clone()
+    all_terms.zero_grad()
+    all_terms(unit, LABELS, SCALE)["center"].backward()
+    all_terms.scale_center_gradients()
+    torch.testing.assert_close(all_terms.center.centers.grad, expected)
+
+
+def test_identities_with_one_prompt_are_one_class_of_i2t(all_terms):
+    def i2t(labels: torch.Tensor) -> torch.Tensor:
+        return all_terms(random_features(B, 0), labels, SCALE)["i2t"]
+
+    swapped = torch.where(LABELS == 2, 3, torch.where(LABELS == 3, 2, LABELS))  # 2 and 3 share their prompt
+    torch.testing.assert_close(i2t(LABELS), i2t(swapped))
+    assert not torch.isclose(i2t(LABELS), i2t(LABELS.roll(2)))
+
+
+# ---- stage 3
+
+
+def test_stage3_terms_are_the_losses_over_images_and_texts():
+    torch.manual_seed(0)
+    loss = joint.JointLoss(joint.TERMS, D, C).eval()
+    images, texts = random_features(B, 0), random_features(C, 1)
+    values = loss(images, texts, LABELS, torch.arange(C), LABELS, SCALE)
+    unit_images, unit_texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
+    both = torch.cat([unit_images, unit_texts])
+    torch.testing.assert_close(values["supcon"], supcon_loss(both, torch.cat([LABELS, torch.arange(C)]), SCALE))
+    torch.testing.assert_close(values["infonce"], info_nce_loss(unit_images, unit_texts[LABELS], SCALE, LABELS))
+    torch.testing.assert_close(values["id"], identity_loss(loss.classifier(images)[1], LABELS))
+
+
+def test_several_prompts_of_one_identity_are_positives():
+    # one photo, its prompt along it, and a second prompt elsewhere: as a positive, the second is drawn to the photo
+    images = torch.eye(D)[:2]
+    texts = torch.eye(D)[[0, 2, 1]].requires_grad_()
+    image_labels, text_labels = torch.tensor([0, 1]), torch.tensor([0, 0, 1])
+    loss = joint.JointLoss(("supcon",), D, 2)
+    loss(images, texts, image_labels, text_labels, torch.tensor([0, 2]), SCALE)["supcon"].backward()
+    step = -texts.grad[1]
+    assert step @ images[0] > 0 > step @ images[1]  # to its own photo, away from the other identity's
+
+
+# ---- batches
+
+
+def make_table(photos_of: dict[str, int]) -> tuple[pd.DataFrame, Pixels]:
+    rows = [(f"{item_id}/{n}.jpg", item_id, "train", "") for item_id, count in photos_of.items() for n in range(count)]
+    table = pd.DataFrame(rows, columns=["image", "item_id", "split", "camera"])
+    # the pixels also hold a val photo before them, and say by their value which photo they are
+    images = ("val.jpg", *table["image"])
+    array = np.stack([np.full((4, 4, 3), number, dtype=np.uint8) for number in range(len(images))])
+    return table, Pixels(array, images, ())
+
+
+CLIP = SimpleNamespace(
+    mean=(0.0, 0.0, 0.0),
+    std=(1 / 255, 1 / 255, 1 / 255),
+    tokenizer=lambda texts: torch.tensor([[int(text)] for text in texts]),  # a prompt is its number
+)
+NONE = Augmentation(min_area=1.0, aspect=0.0, rotation=0.0, flip=0.0, color=0.0)
+CPU = torch.device("cpu")
+
+
+def test_stage2_batches_hold_the_photos_asked_for():
+    table, pixels = make_table({"b": 2, "a": 3})
+    photos = image_batches.TrainImages(table, pixels, NONE)
+    assert photos.item_ids == ["a", "b"] and photos.labels.tolist() == [1, 1, 0, 0, 0]
+    images, labels = photos.batch([4, 0], CLIP, CPU)
+    torch.testing.assert_close(images.mean(dim=(1, 2, 3)), torch.tensor([5.0, 1.0]))
+    assert images.shape == (2, 3, 4, 4) and labels.tolist() == [0, 1]
+
+
+def test_stage3_batches_hold_each_prompt_once_and_point_at_it():
+    table, pixels = make_table({"a": 3, "b": 2, "c": 1})
+    pairs = joint_batches.TrainPairs(table, pixels, {"a": ["10", "11"], "b": ["20"], "c": ["30", "31"]}, CLIP, NONE)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(20):
+        batch = pairs.batch([0, 3, 1, 4, 5, 2], CLIP, CPU)
+        torch.testing.assert_close(batch.images.mean(dim=(1, 2, 3)), torch.tensor([1.0, 4, 2, 5, 6, 3]))
+        assert batch.image_labels.tolist() == [0, 1, 0, 1, 2, 0]
+        texts = batch.tokens.flatten()
+        assert len(set(texts.tolist())) == len(texts) == 4  # both of a, the one of b, one of c: it has one photo
+        assert batch.text_labels.tolist() == [int(text) // 10 - 1 for text in texts]
+        assert torch.equal(batch.text_labels[batch.prompt_of_image], batch.image_labels)
+        assert set(batch.prompt_of_image[[0, 2, 5]].tolist()) == {0, 1}  # the photos of a share out its prompts
+        seen.update(texts.tolist())
+    assert seen == {10, 11, 20, 30, 31}  # drawn anew in every batch
