@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from clipfh.errors import InputError
 from clipfh.files import replace_atomically, write_json, write_text
 from clipfh.paths import display
 
-TRANSFORM_VERSION = 1  # part of the cache's key: raise it whenever `decode` changes a pixel
+TRANSFORM_VERSION = 2  # part of the cache's key: raise it whenever `decode` changes a pixel
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ def decode(path: Path, image_size: int, resize_mode: str = "shortest") -> np.nda
     """Decode one photo: (S, S, 3) uint8 RGB.
 
     Raises:
-        OSError, UnidentifiedImageError: the file is missing, not an image, or cut off.
+        FileNotFoundError: the file is missing.
+        Exception: it is not an image or a damaged one; Pillow's decoders raise OSError, SyntaxError and more.
     """
     with Image.open(path) as photo:
-        photo = photo.convert("RGB")
+        photo.load()
+    photo.info.pop("transparency", None)  # is dropped by the conversion to RGB anyway, but not without a warning
     width, height = photo.size
     if resize_mode == "squash":
-        return np.asarray(photo.resize((image_size, image_size), Image.Resampling.BICUBIC))
+        return np.asarray(photo.resize((image_size, image_size), Image.Resampling.BICUBIC).convert("RGB"))
     # the longer side is cut down to an integer and the crop's corner rounded as torchvision does: the very same pixels
     if width <= height:
         new_width, new_height = image_size, int(image_size * height / width)
@@ -60,7 +62,8 @@ def decode(path: Path, image_size: int, resize_mode: str = "shortest") -> np.nda
     if (new_width, new_height) != (width, height):
         photo = photo.resize((new_width, new_height), Image.Resampling.BICUBIC)
     left, top = round((new_width - image_size) / 2), round((new_height - image_size) / 2)
-    return np.asarray(photo.crop((left, top, left + image_size, top + image_size)))
+    photo = photo.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(photo.convert("RGB"))  # last, as open_clip does: transparent and palette images differ otherwise
 
 
 def load_pixels(
@@ -116,7 +119,7 @@ def _read_cache(cache: Path, sidecar: Path, digest: str, images: Sequence[str]) 
         readable = tuple(image for image in images if image not in failed)
         if len(array) != len(readable) or _checksum(array) != recorded["crc32"]:
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
     return Pixels(array, readable, unreadable)
 
@@ -143,7 +146,7 @@ def _build_cache(
             return decode(image_dir / image, image_size, resize_mode)
         except FileNotFoundError:
             return "file not found"
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a damaged file makes a decoder raise anything: SyntaxError, struct.error, ...
             return f"{type(error).__name__}: {str(error).replace(str(image_dir), '')}"
 
     unreadable: list[tuple[str, str]] = []
@@ -166,10 +169,10 @@ def _build_cache(
             del array
             with temporary.open("wb") as file:
                 np.save(file, kept)
-        array = np.load(temporary, mmap_mode="r")
+        array = np.load(temporary, mmap_mode="r")  # stays this file, even if another process replaces it next
         record = {"digest": digest, "crc32": _checksum(array), "unreadable": unreadable}
     write_json(sidecar, record)
-    return Pixels(np.load(cache, mmap_mode="r"), tuple(readable), tuple(unreadable))
+    return Pixels(array, tuple(readable), tuple(unreadable))
 
 
 def _in_blocks(pool: ThreadPoolExecutor, function: Callable, items: Sequence[str], block: int = 512) -> Iterator[tuple]:

@@ -16,6 +16,7 @@ import torch
 from clipfh.errors import InputError
 
 RANKS = (1, 5, 10)
+BLAS_TILE = 16  # rows and columns that a matrix product takes at once, at most
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,12 @@ def evaluate_retrieval(
         query_camera_codes[torch.tensor([not c for c in query_cameras], device=device)] = -1
     positions = None if query_positions is None else torch.as_tensor(query_positions, device=device)
     average_precision, inp, first_rank = [], [], []
-    chunk = max(1, chunk_bytes // (4 * G))
+    # BLAS adds up the last few rows and columns in another order: equal features would not have equal similarities
+    padded_query, padded_gallery = (_pad_rows(features) for features in (query_features, gallery_features))
+    chunk = max(BLAS_TILE, chunk_bytes // (4 * G) // BLAS_TILE * BLAS_TILE)
     for start in range(0, Q, chunk):
-        rows = slice(start, start + chunk)
-        similarities = query_features[rows] @ gallery_features.T  # (q, G)
+        rows = slice(start, min(start + chunk, Q))
+        similarities = (padded_query[start : start + chunk] @ padded_gallery.T)[: rows.stop - start, :G]  # (q, G)
         is_match = query_codes[rows, None] == gallery_codes[None]
         if use_cameras:
             excluded = is_match & (query_camera_codes[rows, None] == gallery_camera_codes[None])
@@ -110,6 +113,10 @@ def evaluate_retrieval(
         for parts, part in zip((average_precision, inp, first_rank), figures, strict=True):
             parts.append(part)
     return _summarise(*(torch.cat(parts).cpu().numpy() for parts in (average_precision, inp, first_rank)), G)
+
+
+def _pad_rows(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(features, (0, 0, 0, -len(features) % BLAS_TILE))
 
 
 def _codes(query_values: Sequence[str], gallery_values: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
