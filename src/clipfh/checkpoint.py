@@ -29,8 +29,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} does not exist") from None
     except pickle.UnpicklingError as error:
         raise InputError(f"checkpoint {path} is not a file of plain tensors and values; it is not loaded") from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"checkpoint {path} is damaged ({str(error).splitlines()[0]}); make it again") from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise InputError(f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}); make it again") from error
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {path} is not a dictionary of tensors")
     return content

@@ -97,7 +97,7 @@ def load_clip(
     recorded = recorded_architecture(file) if file else {}
     if recorded.get("model", name) != name:
         raise InputError(f"{display(file)} holds a {recorded['model']}, not a {name}. Pass --model {recorded['model']}")
-    quick_gelu = recorded.get("quick_gelu", _is_openai(source))
+    quick_gelu = recorded.get("quick_gelu", _uses_quick_gelu(name, source))
     model = _build(name, image_size=image_size or recorded.get("image_size"), quick_gelu=quick_gelu)
     if source != "random":
         load_weights_file(model, file or _download(name, source), name)
@@ -122,8 +122,10 @@ def load_clip(
 def _resolve_pretrained(name: str, pretrained: str | None) -> str:
     if pretrained:
         tags = open_clip.list_pretrained_tags_by_model(name)
-        if pretrained == "random" or Path(pretrained).is_file() or pretrained.lower() in map(str.lower, tags):
+        if pretrained == "random" or Path(pretrained).is_file():
             return pretrained
+        if pretrained.lower() in tags:
+            return pretrained.lower()
         valid = ", ".join(tags) or "none"
         raise InputError(
             f"--pretrained {pretrained!r} is neither a file nor a tag of {name}. Tags: {valid}. "
@@ -135,11 +137,13 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
     return "openai"
 
 
-def _is_openai(source: str) -> bool:
-    """OpenAI's weights were trained with QuickGELU, which no weights file records: its name has to tell."""
+def _uses_quick_gelu(name: str, source: str) -> bool:
+    """Whether weights were trained with QuickGELU, which no weights file records: open_clip's list or a name tells."""
+    if open_clip.get_model_config(name).get("quick_gelu"):  # the architectures named ...-quickgelu
+        return True
     path = Path(source)
     if not path.is_file():
-        return source == "openai"
+        return open_clip.get_pretrained_cfg(name, source).get("quick_gelu", False)
     # a file name, or the folder of a hub's cache, such as models--timm--vit_base_patch16_clip_224.openai
     named = (
         any("openai" in part for part in path.resolve().parts if part.startswith("models--")) or "openai" in path.name
@@ -149,7 +153,11 @@ def _is_openai(source: str) -> bool:
 
 def _is_torchscript(path: Path) -> bool:
     # torch.save writes a zip as well; only a TorchScript archive carries constants.pkl
-    return zipfile.is_zipfile(path) and any(n.endswith("/constants.pkl") for n in zipfile.ZipFile(path).namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:  # safetensors, or damaged: whoever reads it says so
+        return False
 
 
 def _build(name: str, *, image_size: int | None, quick_gelu: bool) -> nn.Module:
@@ -213,7 +221,7 @@ def load_weights_file(model: nn.Module, path: Path, name: str) -> None:
             model.load_state_dict({key: value.float() for key, value in state.items()})
         else:
             open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+    except Exception as error:  # damaged files and foreign ones make torch, pickle and safetensors raise anything
         first = str(error).strip().splitlines()[:2]
         raise InputError(
             f"{display(path)} does not hold the weights of a {name} ({' '.join(first)[:200]}). "

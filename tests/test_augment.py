@@ -1,0 +1,86 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clipfh.augment import Augmentation, augment
+
+NOTHING = Augmentation(min_area=1.0, aspect=0.0, rotation=0.0, flip=0.0, color=0.0, erase=0.0)
+EVERYTHING = Augmentation(min_area=0.4, aspect=0.3, rotation=20.0, flip=0.5, color=0.2, erase=0.5)
+
+
+def images(batch=4, size=12):
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_identity_settings_give_the_images_back():
+    torch.testing.assert_close(augment(images(), NOTHING), images(), atol=1e-5, rtol=0)
+
+
+def test_a_certain_flip_mirrors():
+    mirrored = augment(images(), replace(NOTHING, flip=1.0))
+    torch.testing.assert_close(mirrored, images().flip(3), atol=1e-5, rtol=0)
+
+
+def test_flips_happen_as_often_as_asked():
+    torch.manual_seed(0)
+    batch = images(1).repeat(600, 1, 1, 1)
+    views = augment(batch, replace(NOTHING, flip=0.25))
+    mirrored = (views - batch.flip(3)).abs().amax(dim=(1, 2, 3)) < 1e-4
+    kept = (views - batch).abs().amax(dim=(1, 2, 3)) < 1e-4
+    assert (mirrored ^ kept).all() and 0.18 < mirrored.float().mean() < 0.32
+
+
+@pytest.mark.parametrize("settings", [EVERYTHING, Augmentation(), NOTHING, replace(EVERYTHING, min_area=0.01)])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_shape_type_and_repeatable_by_seed(settings, batch):
+    given = images(batch)
+    torch.manual_seed(3)
+    first = augment(given, settings)
+    torch.manual_seed(3)
+    again = augment(given, settings)
+    assert first.shape == given.shape and first.dtype == torch.float32 and torch.isfinite(first).all()
+    assert torch.equal(first, again)
+    assert torch.equal(given, images(batch))  # not in place
+    if settings is not NOTHING:
+        assert not torch.equal(first, augment(given, settings))
+
+
+def test_images_of_a_batch_get_different_views():
+    torch.manual_seed(0)
+    views = augment(images(1).repeat(2, 1, 1, 1), EVERYTHING)
+    assert not torch.allclose(views[0], views[1])
+
+
+def test_geometry_leaves_a_plain_image_plain():
+    torch.manual_seed(0)
+    plain = torch.tensor([0.2, 0.5, 0.7]).view(1, 3, 1, 1).repeat(8, 1, 12, 12)
+    torch.testing.assert_close(augment(plain, replace(EVERYTHING, color=0.0, erase=0.0)), plain)
+
+
+def test_color_stays_within_its_strength():
+    torch.manual_seed(0)
+    grey = torch.full((200, 3, 4, 4), 0.5)
+    factors = augment(grey, replace(NOTHING, color=0.2))[:, 0, 0, 0] / 0.5  # contrast and saturation leave grey alone
+    assert 0.8 <= factors.min() < 0.83 and 1.17 < factors.max() <= 1.2 + 1e-6
+    colored = augment(images(), replace(NOTHING, color=0.2))
+    assert not torch.allclose(colored, images(), atol=0.01)
+
+
+def test_crops_keep_their_share_of_the_area():
+    torch.manual_seed(0)
+    ramp = torch.linspace(0, 1, 64).view(1, 1, 1, 64).repeat(100, 3, 64, 1)
+    views = augment(ramp, replace(NOTHING, min_area=0.25))
+    width = views[:, 0, 0].amax(dim=1) - views[:, 0, 0].amin(dim=1)
+    assert 0.48 < width.min() < 0.6 and width.max() > 0.9 and views.min() >= 0 and views.max() <= 1
+
+
+def test_a_certain_erasure_blanks_a_rectangle_with_one_colour():
+    torch.manual_seed(0)
+    given = torch.zeros(64, 3, 32, 32)
+    views = augment(given, replace(NOTHING, erase=1.0))
+    share = (views[:, 0] != 0).float().mean(dim=(1, 2))
+    assert (share > 0).float().mean() > 0.9 and share.max() < 0.3
+    for view in views:
+        assert len(view.flatten(1).unique(dim=1).T) <= 2
+    assert torch.equal(augment(given, NOTHING), given)

@@ -1,0 +1,95 @@
+import json
+import os
+import stat
+
+import pytest
+
+from clipfh.errors import InputError
+from clipfh.files import read_json, replace_atomically, writable_folder, write_json, write_text
+
+
+def test_a_file_is_replaced_when_the_block_succeeds(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with replace_atomically(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == ".txt"
+        temporary.write_text("first")
+        assert not path.exists()
+    with replace_atomically(path) as temporary:
+        temporary.write_text("second")
+        assert path.read_text() == "first"
+    assert path.read_text() == "second"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failing_block_leaves_nothing_behind(tmp_path, error, existing):
+    path = tmp_path / "a.json"
+    if existing:
+        path.write_text("before")
+    with pytest.raises(error), replace_atomically(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert os.listdir(tmp_path) == (["a.json"] if existing else [])
+    assert not existing or path.read_text() == "before"
+
+
+def test_a_value_that_is_no_json_leaves_the_file_alone(tmp_path):
+    write_json(tmp_path / "a.json", [1])
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"key": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_result_is_as_readable_as_any_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write_text(tmp_path / "written", "")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "written")]
+    assert modes[0] == modes[1]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*a.txt.*Choose another"):
+        write_text(tmp_path / "file" / "a.txt", "")
+    with pytest.raises(InputError, match=r"cannot write to the folder .*Choose another --results_dir"):
+        writable_folder(tmp_path / "file", "--results_dir")
+    assert writable_folder(tmp_path / "new" / "folder", "--x") == tmp_path / "new" / "folder"
+    assert os.listdir(tmp_path / "new" / "folder") == []
+
+
+def test_json_survives_the_file(tmp_path):
+    value = {"b": [1, 2.5, None], "a": "Größe 衬衫"}
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "衬衫" in text and text.index('"b"') < text.index('"a"') and text.endswith("}\n")
+    assert read_json(tmp_path / "a.json", made_by="x") == value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1,\n "b": }', r"a.json, line 2, column 7: not valid JSON .*Make it again with: python make.py"),
+        (b"", r"a.json, line 1, column 1: not valid JSON"),
+        (b'{"a": 1', r"a.json, line 1, column 8: not valid JSON"),
+        (b"[1]", r"a.json holds JSON of an unexpected shape. Make it again with: python make.py"),
+        (b'{"a": "\xff"}', r"cannot read .*a.json.*utf-8"),
+    ],
+)
+def test_json_errors_name_the_file_and_the_place(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_json(tmp_path / "a.json", made_by="python make.py")
+
+
+def test_json_that_is_missing_or_a_folder(tmp_path):
+    with pytest.raises(InputError, match=r"a.json does not exist. Make it with: python make.py"):
+        read_json(tmp_path / "a.json", made_by="python make.py")
+    with pytest.raises(InputError, match=r"cannot read"):
+        read_json(tmp_path, made_by="x")
+
+
+def test_the_expected_shape_may_be_given(tmp_path):
+    (tmp_path / "a.json").write_text("[1]")
+    assert read_json(tmp_path / "a.json", made_by="x", check=lambda value: value == [1]) == [1]

@@ -1,0 +1,189 @@
+import json
+import random
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clipfh import run
+from clipfh.checkpoint import read_checkpoint, write_checkpoint
+from clipfh.errors import InputError
+from clipfh.run import (
+    RunLog,
+    autocast,
+    environment,
+    git_commit,
+    jsonable,
+    new_run_name,
+    pick_device,
+    random_state,
+    rank_and_world_size,
+    restore_random_state,
+    seed_everything,
+)
+
+
+def draw():
+    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(2).tolist()
+
+
+def test_a_seed_repeats_every_generator_and_ranks_differ():
+    seed_everything(3)
+    first = draw()
+    seed_everything(3)
+    assert draw() == first
+    for seed, rank in ((4, 0), (3, 1)):
+        seed_everything(seed, rank)
+        assert all(a != b for a, b in zip(draw(), first, strict=True))
+
+
+def test_random_state_continues_from_a_checkpoint(tmp_path):
+    seed_everything(0)
+    draw()  # leaves half a Gaussian pair behind in two of the generators
+    write_checkpoint(tmp_path / "a.pth", {"random": random_state()})
+    expected = [draw() for _ in range(3)]
+    seed_everything(99)
+    restore_random_state(read_checkpoint(tmp_path / "a.pth")["random"])
+    assert [draw() for _ in range(3)] == expected
+
+
+def test_rank_and_world_size(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert rank_and_world_size() == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert rank_and_world_size() == (2, 4)
+
+
+def test_pick_device(monkeypatch):
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(InputError, match=r"--device graphics cannot be used here .*try auto or cpu"):
+        pick_device("graphics")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("name", ["cuda", "cuda:9"])
+def test_a_device_that_is_not_there(name):
+    with pytest.raises(InputError, match=f"--device {name} cannot be used here"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "expected"),
+    [
+        ("float32", True, torch.float32),
+        ("bfloat16", False, torch.bfloat16),
+        ("auto", False, torch.float32),
+    ],
+)
+def test_autocast(monkeypatch, precision, fast, expected):
+    monkeypatch.setattr(run, "_cpu_has_bf16", lambda: fast)
+    with autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+
+
+@dataclass(frozen=True)
+class Config:
+    lr: float = 0.1
+    folder: Path | None = Path("a/b")
+    ckpt: Path | None = None
+
+
+def test_config_as_json():
+    assert json.loads(json.dumps(jsonable(Config()))) == {"lr": 0.1, "folder": "a/b", "ckpt": None}
+
+
+def test_run_name():
+    name = new_run_name("clip_joint")
+    assert len(name) == len("clip_joint_20260301_093000")
+    assert name.removeprefix("clip_joint_").replace("_", "").isdigit()
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_git_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() is None
+    git(tmp_path, "init", "-q")
+    assert git_commit() is None  # nothing committed yet
+    (tmp_path / "a").write_text("1")
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "-qm", "a")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert git_commit() == commit and len(commit) == 40
+    (tmp_path / "a").write_text("2")
+    assert git_commit() == f"{commit}+changes"
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None  # no git on this machine
+
+
+def test_environment_names_what_it_takes_to_repeat_a_run():
+    values = environment()
+    assert values.keys() == {"python", "packages", "platform", "threads", "cuda", "git_commit", "command"}
+    assert values["packages"]["torch"] and values["packages"]["open_clip_torch"]
+    assert not Path(values["command"][0]).is_absolute()
+    json.dumps(values)
+
+
+def test_run_log_leaves_its_files(tmp_path, capsys):
+    folder = tmp_path / "logs" / "run"
+    log = RunLog(folder, Config(), extra={"num_images": 7})
+    log.say("training starts")
+    log.step(1, {"loss": 2.0})
+    log.epoch({"epoch": 1, "loss": 2.0, "note": "text"})
+    assert (folder / "metrics.jsonl").read_text().count("\n") == 1  # at once: a run may be killed
+    log.epoch({"epoch": 2, "loss": 1.0, "note": "text"})
+    log.close()
+    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == [
+        {"epoch": 1, "loss": 2.0, "note": "text"},
+        {"epoch": 2, "loss": 1.0, "note": "text"},
+    ]
+    assert (folder / "train.log").read_text().endswith(" training starts\n")
+    assert capsys.readouterr().out == "training starts\n"
+    recorded = json.loads((folder / "config.json").read_text())
+    assert recorded.keys() == {"config", "num_images", *environment()}
+    assert recorded["config"] == jsonable(Config()) and recorded["num_images"] == 7
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_resumed_run_appends_and_two_logs_stay_apart(tmp_path):
+    logs = [RunLog(tmp_path / name, Config()) for name in ("a", "b")]
+    for number, log in enumerate(logs):
+        log.say(f"run {number}")
+        log.epoch({"epoch": 1})
+        log.close()
+    again = RunLog(tmp_path / "a", Config())
+    again.say("resumed")
+    again.epoch({"epoch": 2})
+    again.close()
+    lines = [line.split(" ", 2)[2] for line in (tmp_path / "a" / "train.log").read_text().splitlines()]
+    assert lines == ["run 0", "resumed"]
+    assert (tmp_path / "a" / "metrics.jsonl").read_text().count("epoch") == 2
+    assert "run 0" not in (tmp_path / "b" / "train.log").read_text()
+
+
+def test_other_ranks_write_nothing(tmp_path, capsys):
+    log = RunLog(tmp_path / "run", Config(), rank=1)
+    log.say("hello")
+    log.step(1, {"loss": 1.0})
+    log.epoch({"epoch": 1})
+    log.close()
+    assert not (tmp_path / "run").exists() and capsys.readouterr().out == ""
+
+
+def test_a_log_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write the log folder .*Choose another --log_dir"):
+        RunLog(tmp_path / "file" / "run", Config())
