@@ -196,16 +196,16 @@ def test_weights_of_another_architecture(clip, tmp_path):
 
 def damaged(content):
     half = len(content) // 2
-    directory = content.replace(b"PK\x01\x02", b"PX\x01\x02")  # that of the zip archive
+    directory = content.replace(b"PK\x01\x02", b"PX\x01\x02")  # that of the zip archive; safetensors is none
     return {"cut": content[:half], "text": b"not weights", "empty": b"", "directory": directory}
 
 
-@pytest.mark.parametrize("kind", ["cut", "text", "empty", "directory"])
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(n, kind) for n in range(4) for kind in ("cut", "text", "empty", "directory") if (n, kind) != (2, "directory")],
+)
 def test_damaged_files(clip, tmp_path, number, kind):
     path = weights_files(clip, tmp_path)[number]
-    if path.suffix == ".safetensors" and kind == "directory":
-        pytest.skip("safetensors is no zip archive, and has no checksum")
     content = path.read_bytes()
     path.unlink()  # the loaded weights may be mapped from this very file
     path.write_bytes(damaged(content)[kind])

@@ -102,6 +102,9 @@ def restore_training_state(
         InputError: the run that is resumed had other losses, parameters or sampler settings.
     """
     try:
+        for kind, parts in (("modules", modules), ("optimizers", optimizers)):
+            if parts.keys() != state[kind].keys():
+                raise ValueError(f"{kind} {', '.join(state[kind])}; this run has {', '.join(parts)}")
         for name, module in modules.items():
             module.load_state_dict(state["modules"][name])
         for name, optimizer in optimizers.items():

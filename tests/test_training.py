@@ -1,0 +1,143 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from clipfh.checkpoint import read_checkpoint, write_checkpoint
+from clipfh.errors import InputError
+from clipfh.run import seed_everything
+from clipfh.sampler import PKSampler
+from clipfh.schedule import cosine_with_warmup
+from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state
+
+LABELS = [number % 6 for number in range(30)]
+TOTAL_EPOCHS, STOP_AFTER = 5, 2
+
+
+def test_only_matrices_are_decayed():
+    module = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    module.register_parameter("scale", nn.Parameter(torch.tensor(1.0)))
+    module[2].bias.requires_grad_(False)
+    decayed, plain = decay_groups(module, 0.1, 0.5, name="image")
+    assert decayed["params"] == [module[0].weight, module[2].weight]
+    assert {id(p) for p in plain["params"]} == {
+        id(p) for p in (module.scale, module[0].bias, module[1].weight, module[1].bias)
+    }
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.5, 0.0)
+    assert decayed["lr"] == plain["lr"] == 0.1 and decayed["name"] == plain["name"] == "image"
+
+
+def test_groups_without_parameters_are_left_out():
+    assert len(decay_groups(nn.LayerNorm(3), 0.1, 0.5)) == 1
+    assert decay_groups(nn.Linear(2, 2).requires_grad_(False), 0.1, 0.5) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run(value):
+    images = [f"{number}.jpg" for number in range(9)]
+    terms = {"triplet": torch.tensor(1.0), "center": torch.tensor(value)}
+    with pytest.raises(InputError) as caught:
+        require_finite(terms, epoch=3, batch=7, images=images)
+    message = str(caught.value)
+    assert "not finite (center) in epoch 3, batch 7; its images: 0.jpg, 1.jpg" in message
+    assert "7.jpg ..." in message and "8.jpg" not in message
+    require_finite({"triplet": torch.tensor(1.0)}, epoch=1, batch=1, images=images)
+
+
+def test_best_so_far():
+    best = BestSoFar(patience=2)
+    assert [best.update(value, epoch) for epoch, value in enumerate([0.1, 0.3, 0.3, float("nan"), 0.2], start=1)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert (best.value, best.epoch) == (0.3, 2)
+    assert [best.should_stop(epoch) for epoch in (2, 3, 4)] == [False, False, True]
+    assert not BestSoFar(patience=0).should_stop(100)
+    assert BestSoFar(patience=1).update(0.0, 1)  # even nothing is better than not having measured
+
+
+def new_parts(seed, *, extra=()):
+    seed_everything(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 6))
+    modules = {"model": model, **{name: nn.Linear(2, 2) for name in extra}}
+    optimizer = torch.optim.AdamW(decay_groups(model, lr=0.05, weight_decay=0.1))
+    factor = partial(cosine_with_warmup, total_steps=TOTAL_EPOCHS * 5, warmup_steps=3)
+    return {
+        "modules": modules,
+        "optimizers": {"model": optimizer},
+        "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
+        "sampler": PKSampler(LABELS, 3, 2, seed=7),
+        "best": BestSoFar(patience=2),
+    }
+
+
+def train(parts, first_epoch, last_epoch, step=0):
+    images = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor(LABELS)
+    model, optimizer = parts["modules"]["model"], parts["optimizers"]["model"]
+    for epoch in range(first_epoch, last_epoch + 1):
+        parts["sampler"].set_epoch(epoch)
+        for batch in parts["sampler"]:
+            noisy = images[batch] + 0.1 * torch.randn(len(batch), 6)  # draws from the global generator
+            loss = nn.functional.cross_entropy(model(noisy), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            parts["scheduler"].step()
+            step += 1
+        parts["best"].update(-loss.item(), epoch)
+    return step
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
+    whole = new_parts(0)
+    step = train(whole, 1, TOTAL_EPOCHS)
+
+    part = new_parts(0)
+    stopped_at = train(part, 1, STOP_AFTER)
+    state = training_state(**part, epoch=STOP_AFTER, step=stopped_at)
+    write_checkpoint(tmp_path / "LAST.pth", {"training": state})
+
+    resumed = new_parts(99)  # other weights, other random numbers
+    torch.rand(5)
+    state = read_checkpoint(tmp_path / "LAST.pth")["training"]
+    assert restore_training_state(state, **resumed) == (STOP_AFTER, stopped_at)
+    assert train(resumed, STOP_AFTER + 1, TOTAL_EPOCHS, stopped_at) == step
+    for name, value in whole["modules"]["model"].state_dict().items():
+        assert torch.equal(resumed["modules"]["model"].state_dict()[name], value), name
+    assert not torch.equal(part["modules"]["model"][0].weight, whole["modules"]["model"][0].weight)
+    assert resumed["scheduler"].get_last_lr() == whole["scheduler"].get_last_lr()
+    assert resumed["best"] == whole["best"]
+    assert resumed["sampler"].state_dict() == whole["sampler"].state_dict()
+    for ours, theirs in zip(
+        resumed["optimizers"]["model"].state.values(), whole["optimizers"]["model"].state.values(), strict=True
+    ):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize(("saved", "here"), [((), ("center",)), (("center",), ())])
+def test_a_run_with_other_losses_is_not_resumed(saved, here):
+    state = training_state(**new_parts(0, extra=saved), epoch=1, step=5)
+    with pytest.raises(
+        InputError, match=r"started with other flags .*modules .*its config.json has the ones to repeat"
+    ):
+        restore_training_state(state, **new_parts(0, extra=here))
+
+
+def test_a_run_with_other_parameters_is_not_resumed():
+    state = training_state(**new_parts(0), epoch=1, step=5)
+    parts = new_parts(0)
+    parts["modules"]["model"][3] = nn.Linear(8, 7)
+    with pytest.raises(InputError, match="started with other flags"):
+        restore_training_state(state, **parts)
+    parts = new_parts(0)
+    parts["optimizers"]["model"] = torch.optim.AdamW(parts["modules"]["model"].parameters())
+    with pytest.raises(InputError, match="started with other flags"):
+        restore_training_state(state, **parts)
+    parts = new_parts(0) | {"sampler": PKSampler(LABELS, 3, 2, seed=8)}
+    with pytest.raises(InputError, match="seed"):
+        restore_training_state(state, **parts)
