@@ -151,19 +151,21 @@ def test_rank_10_ends_at_10():
         assert evaluate_retrieval(at_angles(0), at_angles(*range(5, 17)), ["a"], item_ids).rank10 == expected
 
 
-@pytest.mark.parametrize(("num_query", "num_gallery", "D"), [(1, 13, 3), (5, 33, 129), (33, 131, 256), (17, 29, 64)])
-def test_constant_features_score_worst(num_query, num_gallery, D):
+@pytest.mark.parametrize("num_query", [1, 5, 33])
+@pytest.mark.parametrize("D", [3, 64, 129, 256, 512])
+def test_constant_features_score_worst(num_query, D):
     # whatever the shapes: a matrix product adds up its last rows and columns in another order than the others
     row = F.normalize(torch.randn(1, D, generator=torch.Generator().manual_seed(D)), dim=1)
-    gallery_ids = ["a", "b"] + ["other"] * (num_gallery - 3) + ["a"]
-    for query_id, num_matches in (("a", 2), ("b", 1)):
-        figures = evaluate_retrieval(
-            row.repeat(num_query, 1), row.repeat(num_gallery, 1), [query_id] * num_query, gallery_ids
-        )
-        ranks = range(num_gallery - num_matches + 1, num_gallery + 1)
-        assert figures.rank1 == figures.rank10 == 0.0
-        assert set(figures.first_match_rank.tolist()) == {ranks[0]}
-        assert figures.mAP == pytest.approx(sum(n / rank for n, rank in enumerate(ranks, 1)) / num_matches)
+    for num_gallery in (13, 17, 31, 33, 129):
+        gallery_ids = ["a", "b"] + ["other"] * (num_gallery - 3) + ["a"]
+        for query_id, num_matches in (("a", 2), ("b", 1)):
+            figures = evaluate_retrieval(
+                row.repeat(num_query, 1), row.repeat(num_gallery, 1), [query_id] * num_query, gallery_ids
+            )
+            ranks = range(num_gallery - num_matches + 1, num_gallery + 1)
+            assert figures.rank1 == figures.rank10 == 0.0
+            assert set(figures.first_match_rank.tolist()) == {ranks[0]}
+            assert figures.mAP == pytest.approx(sum(n / rank for n, rank in enumerate(ranks, 1)) / num_matches)
 
 
 def test_a_query_whose_matches_are_all_of_its_camera_is_left_out_of_every_figure():
