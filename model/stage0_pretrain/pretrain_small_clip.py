@@ -52,9 +52,9 @@ class Config:
     """The command line."""
 
     model: str = option("tiny-rn", "which small CLIP", choices=TINY_MODELS)
-    num_identities: int = option(600, "generated garments to learn from", at_least=2)
+    num_identities: int = option(240, "generated garments to learn from", at_least=2)
     batch_size: int = option(64, "photo-description pairs a batch", at_least=1)
-    epochs: int = option(12, "passes over the photos", at_least=1)
+    epochs: int = option(10, "passes over the photos", at_least=1)
     lr: float = option(1e-3, "peak learning rate", above=0)
     weight_decay: float = option(0.05, "AdamW's, on matrices only", at_least=0)
     temperature: float = option(0.1, "first value of the learned temperature", above=0)
@@ -135,7 +135,7 @@ def main(config: Config) -> None:
     # ---- optimisation
     sampler = RandomBatchSampler(len(images), config.batch_size, config.seed)
     clip.model.logit_scale.data.fill_(torch.tensor(1 / config.temperature).log())
-    optimizer = AdamW(decay_groups(clip.model, config.lr, config.weight_decay), betas=(0.9, 0.98), eps=1e-6)
+    optimizer = AdamW(decay_groups(clip.model, config.lr, config.weight_decay), betas=(0.9, 0.98), eps=1e-6, fused=True)
     total_steps = config.epochs * len(sampler)
     factor = partial(cosine_with_warmup, total_steps=total_steps, warmup_steps=total_steps // 20)
     scheduler = LambdaLR(optimizer, factor)

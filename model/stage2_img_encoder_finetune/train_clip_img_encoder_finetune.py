@@ -181,7 +181,7 @@ def main(config: Config) -> None:
     groups = decay_groups(clip.model, lr, config.weight_decay)
     if objective.classifier is not None:
         groups += decay_groups(objective.classifier, lr, config.weight_decay)
-    optimizers = {"model": AdamW(groups, betas=(0.9, 0.98), eps=1e-6)}
+    optimizers = {"model": AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)}
     if objective.center is not None:
         optimizers["centers"] = SGD(objective.center.parameters(), lr=config.center_lr)
     total_steps = epochs * -(-len(sampler) // config.accumulate)

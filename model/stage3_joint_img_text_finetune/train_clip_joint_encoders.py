@@ -229,7 +229,7 @@ def main(config: Config) -> None:
     objective = JointLoss(terms, embed_dim, len(pairs.item_ids)).to(device)
     groups = decay_groups(clip.model, config.lr, config.weight_decay)
     groups += decay_groups(objective, config.lr, config.weight_decay)
-    optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
     total_steps = config.epochs * -(-len(sampler) // config.accumulate)
     warmup_steps = int(config.warmup_fraction * total_steps)
     factor = partial(cosine_with_warmup, total_steps=total_steps, warmup_steps=warmup_steps)
