@@ -157,6 +157,17 @@ logs=results/logs/$run
 
 start=(--model "$model")
 if [ -n "$pretrained" ]; then start+=(--pretrained "$pretrained"); fi
+# Where the scripts' defaults do not suit. What is given later on a command line wins: --epochs overrides these.
+recipe=() encoder_recipe=() joint_recipe=()
+case $model in
+    tiny-*) # a small network trained on few photos: fewer, fuller batches
+        encoder_recipe=(--epochs 12)
+        joint_recipe=(--epochs 15 --k 4)
+        # stage 0 and the generated garments are 64 px, for speed; photographs have more to see
+        if [ "$dataset" != synthetic ]; then start+=(--image_size 96); fi
+        ;;
+esac
+case $dataset in hands11k | hd) recipe=(--flip 0) ;; esac # a mirrored left hand is a right one
 on_data=(--dataset "$name" --device "$device")
 training=(--seed "$seed")
 if [ -n "$epochs" ]; then training+=(--epochs "$epochs"); fi
@@ -208,7 +219,7 @@ stage0() { # weights of a tiny model
     if [ $smoke = yes ]; then options+=(--smoke --save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step 10_stage0_pretrain --inputs "$folder/*.py" --outputs "$folder/checkpoints$apart/${model}_*.pth" \
         -- python $folder/pretrain_small_clip.py "${options[@]}"
-    start=(--model "$model" --pretrained "$(made_by 10_stage0_pretrain '*.pth')")
+    start+=(--pretrained "$(made_by 10_stage0_pretrain '*.pth')")
 }
 
 stage1() { # zero-shot
@@ -220,7 +231,7 @@ stage1() { # zero-shot
 
 stage2() { # image encoder
     local folder=model/stage2_img_encoder_finetune
-    local options=("${on_data[@]}" "${start[@]}" "${training[@]}")
+    local options=("${on_data[@]}" "${start[@]}" ${recipe[@]+"${recipe[@]}"} ${encoder_recipe[@]+"${encoder_recipe[@]}"} "${training[@]}")
     if [ $smoke = yes ]; then options+=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step 30_stage2_train --after 03_filter 04_structured_prompts 10_stage0_pretrain --inputs "$folder/*.py" \
         --outputs "$folder/checkpoints$apart/*_BEST.pth" \
@@ -250,7 +261,7 @@ stage3() { # both encoders, from the checkpoint of stage 2
 
 train_joint() { # VARIANT CHECKPOINT_TO_START_FROM STEP_THAT_MADE_IT
     local folder=model/stage3_joint_img_text_finetune
-    local options=("${on_data[@]}" "${start[@]}" "${training[@]}")
+    local options=("${on_data[@]}" "${start[@]}" ${recipe[@]+"${recipe[@]}"} ${joint_recipe[@]+"${joint_recipe[@]}"} "${training[@]}")
     if [ -n "$2" ]; then options+=(--init_ckpt "$2"); fi
     if [ $smoke = yes ]; then options+=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step "40_stage3_$1_train" --after 03_filter 04_structured_prompts 10_stage0_pretrain "$3" --inputs "$folder/*.py" \

@@ -49,7 +49,7 @@ class Config:
         None, "inshop: small or large images (default: those that are there)", choices=("img", "img_highres")
     )
     test_fraction: float | None = option(None, "folder: share of the identities to test on (default: 0.5)")
-    num_identities: int | None = option(None, "synthetic: how many garments to generate (default: 420)")
+    num_identities: int | None = option(None, "synthetic: how many garments to generate (default: 900)")
 
 
 READER_OPTIONS = ("aspect", "image_version", "test_fraction", "num_identities")

@@ -52,7 +52,14 @@ from clipfh.retrieval import draw_distractors, extract_features, val_figures
 from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler, RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
-from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state
+from clipfh.training import (
+    BestSoFar,
+    average_weights,
+    decay_groups,
+    require_finite,
+    restore_training_state,
+    training_state,
+)
 
 STAGE = 3
 PROMPT_FILES = {"raw": RAW_PROMPTS, "filtered": CLEAN_PROMPTS, "token_safe": TOKEN_SAFE_PROMPTS}
@@ -96,6 +103,9 @@ class Config:
     )
     clip_grad: float = option(1.0, "largest gradient norm", above=0)
     accumulate: int = option(1, "batches whose gradients are added up before a step", at_least=1)
+    ema_decay: float = option(
+        0.99, "of the moving average of the weights that is validated and saved; 0: none", at_least=0, at_most=0.9999
+    )
     patience: int | None = option(None, "stop after so many epochs without a better val mAP; 0: never", at_least=0)
     min_crop: float = option(
         0.4, "smallest share of a photo's area that a random crop keeps; 1: no crops", above=0, at_most=1
@@ -143,7 +153,7 @@ def initial_weights(config: Config) -> str | None:
     return str(newest_checkpoint(stage, "*_BEST.pth", made_by=command, dataset=config.dataset, **wanted))
 
 
-def train_one_epoch(clip, pairs, sampler, objective, optimizer, scheduler, config, device, log, epoch, step):
+def train_one_epoch(clip, pairs, sampler, objective, optimizer, scheduler, ema, config, device, log, epoch, step):
     """One pass; returns the mean of each loss term and the number of steps taken so far."""
     clip.model.train()
     sums, batches = {}, len(sampler)
@@ -171,6 +181,7 @@ def train_one_epoch(clip, pairs, sampler, objective, optimizer, scheduler, confi
         clamp_logit_scale(clip.model)
         values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": scheduler.get_last_lr()[0]}
         log.step(step, {**values, "logit_scale": scale.item()})
+        ema.update_parameters(clip.model)
         scheduler.step()
         step += 1
     return {name: total / batches for name, total in sums.items()}, step
@@ -234,11 +245,13 @@ def main(config: Config) -> None:
     warmup_steps = int(config.warmup_fraction * total_steps)
     factor = partial(cosine_with_warmup, total_steps=total_steps, warmup_steps=warmup_steps)
     scheduler = LambdaLR(optimizer, factor if config.schedule == "cosine" else lambda step: 1.0)
+    ema = average_weights(clip.model, config.ema_decay)
     best = BestSoFar(config.patience)
 
     # ---- run: its name, the run to resume, the log
     run = config.resume_ckpt.stem.removesuffix("_LAST") if config.resume_ckpt else new_run_name("clip_joint")
-    parts = {"modules": {"clip": clip.model, "objective": objective}, "optimizers": {"model": optimizer}}
+    parts = {"modules": {"clip": clip.model, "objective": objective, "ema": ema}, "optimizers": {"model": optimizer}}
+    averaged = replace(clip, model=ema.module)  # what is validated and saved
     parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
     recorded = {**clip.architecture(), "stage": STAGE, "dataset": data.name, "variant": config.variant}
     first_epoch, step = 1, 0
@@ -265,12 +278,12 @@ def main(config: Config) -> None:
         sampler.set_epoch(epoch)
         lr_now = scheduler.get_last_lr()[0]
         losses, step = train_one_epoch(
-            clip, pairs, sampler, objective, optimizer, scheduler, config, device, log, epoch, step
+            clip, pairs, sampler, objective, optimizer, scheduler, ema, config, device, log, epoch, step
         )
         val = val_figures(
-            extract_features(clip, val_pixels, device, quiet=True),
+            extract_features(averaged, val_pixels, device, quiet=True),
             val_table,
-            extract_features(clip, distractors, device, quiet=True),
+            extract_features(averaged, distractors, device, quiet=True),
             exclude_same_camera=data.exclude_same_camera,
         )
         is_best = best.update(val.mAP, epoch)
@@ -285,7 +298,7 @@ def main(config: Config) -> None:
             f"{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
         )
         if rank == 0:
-            content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": clip.model.state_dict()}
+            content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": averaged.model.state_dict()}
             if is_best:
                 write_checkpoint(checkpoints / f"{run}_BEST.pth", content)
             write_checkpoint(

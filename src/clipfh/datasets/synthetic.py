@@ -28,7 +28,7 @@ from clipfh.datasets.garment_rendering import VIEWS, render_photo
 from clipfh.errors import InputError
 
 LAYOUT = f"{inshop.LAYOUT}\n    DATA_ROOT/generated.json"
-NUM_IDENTITIES = 420
+NUM_IDENTITIES = 900
 PRETRAINING_FIRST_ITEM = 50_000_001
 MIN_IMAGE_PX = 96
 _RENDERING_VERSION = 1  # to be raised when the same parameters give other files, so that old folders are made anew
