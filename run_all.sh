@@ -162,7 +162,7 @@ recipe=() encoder_recipe=() joint_recipe=()
 case $model in
     tiny-*) # a small network trained on few photos: fewer, fuller batches
         encoder_recipe=(--epochs 12)
-        joint_recipe=(--epochs 15 --k 4)
+        joint_recipe=(--epochs 15 --k 4 --loss supcon+id)
         # stage 0 and the generated garments are 64 px, for speed; photographs have more to see
         if [ "$dataset" != synthetic ]; then start+=(--image_size 96); fi
         ;;
