@@ -23,7 +23,6 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-import numpy as np
 import torch
 from dataset import TrainImages
 from loss import WEIGHTS, ImageEncoderLoss, parse_terms
@@ -35,13 +34,10 @@ from clipfh.augment import Augmentation
 from clipfh.checkpoint import read_checkpoint, require_training_state, write_checkpoint
 from clipfh.cli import option, run_script
 from clipfh.clip_model import clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip
-from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
-from clipfh.images import drop_unreadable, load_pixels
-from clipfh.paths import RESULTS_DIR, TINY_MODELS, display, processed_dir, stage_dir
+from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
-from clipfh.retrieval import draw_distractors, extract_features, val_figures
 from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
@@ -49,10 +45,12 @@ from clipfh.training import (
     BestSoFar,
     average_weights,
     decay_groups,
+    epoch_line,
     require_finite,
     restore_training_state,
     training_state,
 )
+from clipfh.training_data import load_training_data, validate
 
 STAGE = 2
 
@@ -160,25 +158,11 @@ def main(config: Config) -> None:
     )
     prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "train")
     clip = load_clip(config.model, config.pretrained, image_size=config.image_size, device=device)
-    table = data.rows("train", "val")
-    listing = RESULTS_DIR / f"{data.name}_stage2_train" / "unreadable_images.csv"
-    pixels = load_pixels(
-        data.image_dir,
-        table["image"].tolist(),
-        clip.image_size,
-        processed_dir(data.name) / "train",
-        resize_mode=clip.resize_mode,
-    )
-    table = drop_unreadable(table, pixels, listing, skip_unreadable=config.skip_unreadable)
-    is_val = (table["split"] == "val").to_numpy()
-    if is_val.all() or not is_val.any():
-        raise InputError(
-            f"{data.name} needs train and val identities; it has {is_val.sum()} val images of {len(table)}"
-        )
+    photos = load_training_data(data, clip, stage=STAGE, seed=config.seed, skip_unreadable=config.skip_unreadable)
     augmentation = Augmentation(
         min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
     )
-    images = TrainImages(table[~is_val], pixels, augmentation)
+    images = TrainImages(photos.train_table, photos.pixels, augmentation)
     sampler = PKSampler(images.labels, p, k, config.seed, rank, world_size)
 
     # ---- model: image encoder trained, text encoder frozen and its prompt features computed once
@@ -224,9 +208,6 @@ def main(config: Config) -> None:
         log.say(f"{sampler.num_resampled_identities} identities have fewer than {k} photos: these are drawn repeatedly")
 
     # ---- training
-    val_table, val_pixels = table[is_val], pixels.array[is_val]
-    distractors = pixels.array[np.flatnonzero(~is_val)[draw_distractors((~is_val).sum(), config.seed)]]
-    history = []
     for epoch in range(first_epoch, epochs + 1):
         started = time.perf_counter()
         sampler.set_epoch(epoch)
@@ -234,22 +215,12 @@ def main(config: Config) -> None:
         losses, step = train_one_epoch(
             clip, images, sampler, objective, optimizers, scheduler, ema, config, device, log, epoch, step
         )
-        val = val_figures(
-            extract_features(averaged, val_pixels, device, quiet=True),
-            val_table,
-            extract_features(averaged, distractors, device, quiet=True),
-            exclude_same_camera=data.exclude_same_camera,
-        )
+        val = validate(averaged, photos, device)
         is_best = best.update(val.mAP, epoch)
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
         row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "seconds": round(time.perf_counter() - started, 2)}
         log.epoch(row)
-        history.append(row)
-        loss_text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        log.say(
-            f"epoch {epoch}/{epochs}  {loss_text}  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}  "
-            f"{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
-        )
+        log.say(epoch_line(row, epochs, is_best=is_best))
         if rank == 0:
             content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": averaged.model.state_dict()}
             if is_best:
@@ -261,8 +232,8 @@ def main(config: Config) -> None:
         if best.should_stop(epoch):
             log.say(f"no better val mAP for {config.patience} epochs: stopped early")
             break
-    if rank == 0 and history:
-        training_curves_figure(log.folder / "training_curves.png", history, title=run)
+    if rank == 0 and step:
+        training_curves_figure(log.folder / "training_curves.png", log.epochs(), title=run)
     log.say(f"BEST: epoch {best.epoch}, val mAP {100 * best.value:.1f}: {display(checkpoints / f'{run}_BEST.pth')}")
     log.close()
 

@@ -28,7 +28,6 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-import numpy as np
 import torch
 from dataset import TrainPairs
 from loss import TERMS, JointLoss, parse_terms
@@ -40,15 +39,13 @@ from tqdm import tqdm
 from clipfh.augment import Augmentation
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint, require_training_state, write_checkpoint
 from clipfh.cli import option, run_script
-from clipfh.clip_model import clamp_logit_scale, load_clip
+from clipfh.clip_model import clamp_logit_scale, encode_texts, load_clip
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
-from clipfh.images import drop_unreadable, load_pixels
-from clipfh.paths import RESULTS_DIR, TINY_MODELS, display, processed_dir, stage_dir
+from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens
-from clipfh.retrieval import draw_distractors, extract_features, val_figures
 from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler, RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
@@ -56,10 +53,12 @@ from clipfh.training import (
     BestSoFar,
     average_weights,
     decay_groups,
+    epoch_line,
     require_finite,
     restore_training_state,
     training_state,
 )
+from clipfh.training_data import load_training_data, validate
 
 STAGE = 3
 PROMPT_FILES = {"raw": RAW_PROMPTS, "filtered": CLEAN_PROMPTS, "token_safe": TOKEN_SAFE_PROMPTS}
@@ -209,25 +208,11 @@ def main(config: Config) -> None:
     )
     prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], "train")
     clip = load_clip(config.model, initial_weights(config), image_size=config.image_size, device=device)
-    table = data.rows("train", "val")
-    listing = RESULTS_DIR / f"{data.name}_stage3_train" / "unreadable_images.csv"
-    pixels = load_pixels(
-        data.image_dir,
-        table["image"].tolist(),
-        clip.image_size,
-        processed_dir(data.name) / "train",
-        resize_mode=clip.resize_mode,
-    )
-    table = drop_unreadable(table, pixels, listing, skip_unreadable=config.skip_unreadable)
-    is_val = (table["split"] == "val").to_numpy()
-    if is_val.all() or not is_val.any():
-        raise InputError(
-            f"{data.name} needs train and val identities; it has {is_val.sum()} val images of {len(table)}"
-        )
+    photos = load_training_data(data, clip, stage=STAGE, seed=config.seed, skip_unreadable=config.skip_unreadable)
     augmentation = Augmentation(
         min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
     )
-    pairs = TrainPairs(table[~is_val], pixels, prompts, clip, augmentation)
+    pairs = TrainPairs(photos.train_table, photos.pixels, prompts, clip, augmentation)
     if config.batches == "pk":
         sampler = PKSampler(pairs.labels, config.p, config.k, config.seed, rank, world_size)
     else:
@@ -236,7 +221,7 @@ def main(config: Config) -> None:
     # ---- optimisation: AdamW for both encoders, by step
     if config.temperature:
         clip.model.logit_scale.data.fill_(torch.tensor(1 / config.temperature).log())
-    embed_dim = clip.model.encode_text(pairs._tokens[0][:1].to(device)).shape[1]
+    embed_dim = encode_texts(clip, ["a photo"], device).shape[1]
     objective = JointLoss(terms, embed_dim, len(pairs.item_ids)).to(device)
     groups = decay_groups(clip.model, config.lr, config.weight_decay)
     groups += decay_groups(objective, config.lr, config.weight_decay)
@@ -270,9 +255,6 @@ def main(config: Config) -> None:
         log.say(f"{cut:,} prompts are longer than {CONTEXT_LENGTH} tokens: the tokenizer cuts them")
 
     # ---- training
-    val_table, val_pixels = table[is_val], pixels.array[is_val]
-    distractors = pixels.array[np.flatnonzero(~is_val)[draw_distractors((~is_val).sum(), config.seed)]]
-    history = []
     for epoch in range(first_epoch, config.epochs + 1):
         started = time.perf_counter()
         sampler.set_epoch(epoch)
@@ -280,23 +262,13 @@ def main(config: Config) -> None:
         losses, step = train_one_epoch(
             clip, pairs, sampler, objective, optimizer, scheduler, ema, config, device, log, epoch, step
         )
-        val = val_figures(
-            extract_features(averaged, val_pixels, device, quiet=True),
-            val_table,
-            extract_features(averaged, distractors, device, quiet=True),
-            exclude_same_camera=data.exclude_same_camera,
-        )
+        val = validate(averaged, photos, device)
         is_best = best.update(val.mAP, epoch)
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
         row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "logit_scale": clip.model.logit_scale.exp().item()}
         row["seconds"] = round(time.perf_counter() - started, 2)
         log.epoch(row)
-        history.append(row)
-        loss_text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        log.say(
-            f"epoch {epoch}/{config.epochs}  {loss_text}  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}  "
-            f"{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
-        )
+        log.say(epoch_line(row, config.epochs, is_best=is_best))
         if rank == 0:
             content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": averaged.model.state_dict()}
             if is_best:
@@ -308,8 +280,8 @@ def main(config: Config) -> None:
         if best.should_stop(epoch):
             log.say(f"no better val mAP for {config.patience} epochs: stopped early")
             break
-    if rank == 0 and history:
-        training_curves_figure(log.folder / "training_curves.png", history, title=run)
+    if rank == 0 and step:
+        training_curves_figure(log.folder / "training_curves.png", log.epochs(), title=run)
     log.say(f"BEST: epoch {best.epoch}, val mAP {100 * best.value:.1f}: {display(checkpoints / f'{run}_BEST.pth')}")
     log.close()
 

@@ -180,6 +180,11 @@ class RunLog:
                 if isinstance(value, (int, float)) and name != "epoch":
                     self._tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
 
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl` so far, those of a resumed run's earlier part included."""
+        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
     def close(self) -> None:
         """Flush and close the files."""
         if self.is_writer:

@@ -74,6 +74,15 @@ class BestSoFar:
         return self.patience > 0 and epoch - self.epoch >= self.patience
 
 
+def epoch_line(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
+    """What is printed of an epoch: its loss terms, val figures and duration, from its line of `metrics.jsonl`."""
+    losses = " ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in row.items() if k.startswith("loss_"))
+    return (
+        f"epoch {row['epoch']}/{epochs}  {losses}  val mAP {100 * row['val_mAP']:.1f} "
+        f"Rank-1 {100 * row['val_rank1']:.1f}  {row['seconds']:.1f} s{'  BEST' if is_best else ''}"
+    )
+
+
 def training_state(
     *,
     modules: dict[str, nn.Module],
