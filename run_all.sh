@@ -158,13 +158,15 @@ logs=results/logs/$run
 start=(--model "$model")
 if [ -n "$pretrained" ]; then start+=(--pretrained "$pretrained"); fi
 # Where the scripts' defaults do not suit. What is given later on a command line wins: --epochs overrides these.
-recipe=() encoder_recipe=() joint_recipe=()
+recipe=() encoder_recipe=() joint_recipe=() v4_recipe=()
 case $model in
     tiny-*) # a small network trained on few photos: fewer, fuller batches
         encoder_recipe=(--epochs 12)
-        joint_recipe=(--epochs 15 --k 4 --loss supcon+id)
+        joint_recipe=(--epochs 15 --k 4)
+        v4_recipe=(--loss supcon+id)
         # stage 0 and the generated garments are 64 px, for speed; photographs have more to see
-        if [ "$dataset" != synthetic ]; then start+=(--image_size 96); fi
+        # and the text encoder of stage 0 knows no words but a clothes shop's: no image-to-text term
+        if [ "$dataset" != synthetic ]; then start+=(--image_size 96) encoder_recipe+=(--loss supcon+id); fi
         ;;
 esac
 case $dataset in hands11k | hd) recipe=(--flip 0) ;; esac # a mirrored left hand is a right one
@@ -193,14 +195,17 @@ made_by() { # NAME PATTERN: the newest file that a finished step left, empty if 
 # --- the pipeline ----------------------------------------------------------------------------------------------------
 
 prepare_data() {
+    local asked_force=$force
     local source=(--dataset "$dataset" --metadata_dir "$metadata")
     local raw=(--data_root "${data_root:-data/raw/$name}") raw_outputs=()
     if [ "$dataset" = synthetic ]; then raw_outputs=("${data_root:-data/raw/$name}"); fi
     if [ "$name" = synthetic_smoke ]; then raw+=(--num_identities 60); fi
 
+    if [ "$dataset" != synthetic ]; then force=yes; fi # quick, and the only step that sees a change in the raw data
     step 00_prepare \
         --outputs "$metadata/dataset.json" "$metadata/image_paths.json" "$metadata/descriptions.json" ${raw_outputs[@]+"${raw_outputs[@]}"} \
         -- python preprocessing/00_prepare_dataset.py "${source[@]}" --name "$name" "${raw[@]}"
+    force=$asked_force
     step 01_prompts --after 00_prepare --outputs "$metadata/image_prompts_per_identity.json" \
         -- python preprocessing/01_generate_prompts_from_descriptions.py "${source[@]}"
     step 02_analysis --after 01_prompts --outputs "$metadata/prompt_consistency.csv" "$metadata/prompt_token_lengths.png" \
@@ -262,6 +267,7 @@ stage3() { # both encoders, from the checkpoint of stage 2
 train_joint() { # VARIANT CHECKPOINT_TO_START_FROM STEP_THAT_MADE_IT
     local folder=model/stage3_joint_img_text_finetune
     local options=("${on_data[@]}" "${start[@]}" ${recipe[@]+"${recipe[@]}"} ${joint_recipe[@]+"${joint_recipe[@]}"} "${training[@]}")
+    if [ "$1" = v4 ]; then options+=(${v4_recipe[@]+"${v4_recipe[@]}"}); fi
     if [ -n "$2" ]; then options+=(--init_ckpt "$2"); fi
     if [ $smoke = yes ]; then options+=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step "40_stage3_$1_train" --after 03_filter 04_structured_prompts 10_stage0_pretrain "$3" --inputs "$folder/*.py" \

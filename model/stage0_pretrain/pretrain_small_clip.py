@@ -106,7 +106,8 @@ def main(config: Config) -> None:
     if config.smoke:
         config = replace(config, num_identities=60, epochs=1)
     name = f"{config.model}_{digest(config)}"
-    checkpoint = (config.save_path or stage_dir(0) / "checkpoints") / f"{name}.pth"
+    apart = "smoke" if config.smoke else ""  # so that a smoke run's weights are never anybody's default
+    checkpoint = (config.save_path or stage_dir(0) / "checkpoints" / apart) / f"{name}.pth"
     if checkpoint.is_file() and not config.force:
         print(f"{display(checkpoint)} has this configuration already; --force makes it again")
         return

@@ -35,7 +35,7 @@ class Config(EvaluationConfig):
         "open_clip tag, weights file or `random` (default: openai; for the tiny models stage 0's newest checkpoint)",
     )
     image_size: int | None = option(None, "input size in pixels (default: the architecture's own)", at_least=32)
-    seed: int = option(0, "of `--pretrained random`")
+    seed: int = option(0, "of `--pretrained random` and of the bootstrap intervals", at_least=0)
 
 
 def main(config: Config) -> None:

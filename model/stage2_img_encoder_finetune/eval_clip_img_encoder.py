@@ -20,6 +20,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 from clipfh.cli import option, run_script
 from clipfh.evaluation import CheckpointConfig, evaluate_checkpoint
+from clipfh.prepared import DEFAULT_DATASET
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Config(CheckpointConfig):
 def main(config: Config) -> None:
     """Find the checkpoint, measure it."""
     script = "python model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py"
-    evaluate_checkpoint(config, stage=2, variant=config.loss, made_by=f"{script} --dataset {config.dataset}")
+    command = f"{script} --dataset {config.dataset or DEFAULT_DATASET}"
+    evaluate_checkpoint(config, stage=2, variant=config.loss, made_by=command)
 
 
 if __name__ == "__main__":

@@ -31,11 +31,12 @@ TRIPLET_MARGIN = 0.3
 SUPCON_LOGIT_SCALE = 10.0  # temperature 0.1
 
 
-def parse_terms(loss: str) -> tuple[str, ...]:
+def parse_terms(loss: str, p: int, k: int) -> tuple[str, ...]:
     """`"triplet+center"` to `("triplet", "center")`.
 
     Raises:
-        InputError: an unknown or repeated term; the valid ones are listed.
+        InputError: an unknown or repeated term (the valid ones are listed), or one that is always zero on
+            batches of P x K.
     """
     terms = tuple(loss.split("+"))
     for term in terms:
@@ -43,6 +44,10 @@ def parse_terms(loss: str) -> tuple[str, ...]:
             raise InputError(f"--loss {loss!r}: unknown term {term!r}; a loss is a sum of {', '.join(WEIGHTS)}")
     if len(set(terms)) < len(terms):
         raise InputError(f"--loss {loss!r} names a term twice")
+    if k < 2 and not {"triplet", "supcon"}.isdisjoint(terms):
+        raise InputError(f"--loss {loss}: triplet and supcon compare photos of one identity; they need --k 2 or more")
+    if p < 2 and not {"triplet", "id"}.isdisjoint(terms):
+        raise InputError(f"--loss {loss}: triplet and id compare identities; they need --p 2 or more")
     return terms
 
 

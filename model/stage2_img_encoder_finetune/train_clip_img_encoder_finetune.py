@@ -24,6 +24,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 
 # isort: split
 import torch
+import torch.nn.functional as F
 from dataset import TrainImages
 from loss import WEIGHTS, ImageEncoderLoss, parse_terms
 from torch.optim import SGD, AdamW
@@ -33,12 +34,12 @@ from tqdm import tqdm
 from clipfh.augment import Augmentation
 from clipfh.checkpoint import read_checkpoint, require_training_state, write_checkpoint
 from clipfh.cli import option, run_script
-from clipfh.clip_model import clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip
+from clipfh.clip_model import canonical_model_name, clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
 from clipfh.paths import TINY_MODELS, display, stage_dir
-from clipfh.prepared import TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
+from clipfh.run import RunLog, autocast, jsonable, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
@@ -47,6 +48,7 @@ from clipfh.training import (
     decay_groups,
     epoch_line,
     require_finite,
+    require_same_flags,
     restore_training_state,
     training_state,
 )
@@ -59,7 +61,9 @@ STAGE = 2
 class Config:
     """The command line."""
 
-    dataset: str = option("synthetic", "name of the prepared dataset: its folder under metadata/")
+    dataset: str | None = option(
+        None, "name of the prepared dataset, a folder under metadata/ (default: as --metadata_dir says, else synthetic)"
+    )
     metadata_dir: Path | None = option(
         None, "metadata folder (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
     )
@@ -105,6 +109,13 @@ class Config:
     smoke: bool = option(False, "one epoch with small batches: does every step work?")
 
 
+def complete(config: Config) -> Config:
+    """Fill the learning rate that suits the model, and shrink a smoke run."""
+    if config.lr is None:
+        config = replace(config, lr=1e-3 if canonical_model_name(config.model) in TINY_MODELS else 1e-5)
+    return replace(config, p=4, k=2, epochs=1) if config.smoke else config
+
+
 def train_one_epoch(clip, images, sampler, objective, optimizers, scheduler, ema, config, device, log, epoch, step):
     """One pass; returns the mean of each loss term and the number of steps taken so far."""
     clip.model.train()
@@ -138,16 +149,17 @@ def train_one_epoch(clip, images, sampler, objective, optimizers, scheduler, ema
 
 def main(config: Config) -> None:
     """Load, train, keep the best."""
+    config = complete(config)
     rank, world_size = rank_and_world_size()
     seed_everything(config.seed, rank)
     device = pick_device(config.device)
-    terms = parse_terms(config.loss)
-    checkpoints = writable_folder(config.save_path or stage_dir(STAGE) / "checkpoints", "--save_path")
-    logs = writable_folder(config.log_dir or stage_dir(STAGE) / "logs", "--log_dir")
-    p, k, epochs = (4, 2, 1) if config.smoke else (config.p, config.k, config.epochs)
+    terms = parse_terms(config.loss, config.p, config.k)
+    apart = "smoke" if config.smoke else ""  # so that a smoke run is never taken for the newest BEST
+    checkpoints = writable_folder(config.save_path or stage_dir(STAGE) / "checkpoints" / apart, "--save_path")
+    logs = writable_folder(config.log_dir or stage_dir(STAGE) / "logs" / apart, "--log_dir")
 
     # ---- data: train photos, val photos, prompts
-    if config.dataset == "synthetic" and config.metadata_dir is None:
+    if config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
         prepare_default(config.model, config.pretrained)
     data = load_prepared(
         config.dataset,
@@ -157,29 +169,30 @@ def main(config: Config) -> None:
         default_meta="image_paths_clean.json",
     )
     prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "train")
-    clip = load_clip(config.model, config.pretrained, image_size=config.image_size, device=device)
+    start = str(config.resume_ckpt) if config.resume_ckpt else config.pretrained  # a checkpoint knows its image size
+    clip = load_clip(config.model, start, image_size=config.image_size, device=device)
     photos = load_training_data(data, clip, stage=STAGE, seed=config.seed, skip_unreadable=config.skip_unreadable)
     augmentation = Augmentation(
         min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
     )
     images = TrainImages(photos.train_table, photos.pixels, augmentation)
-    sampler = PKSampler(images.labels, p, k, config.seed, rank, world_size)
+    sampler = PKSampler(images.labels, config.p, config.k, config.seed, rank, world_size)
 
     # ---- model: image encoder trained, text encoder frozen and its prompt features computed once
     freeze_text_encoder(clip.model)
-    texts = [prompts[item_id][0] for item_id in images.item_ids]
-    same_text = torch.tensor([texts.index(text) for text in texts])
-    objective = ImageEncoderLoss(terms, encode_texts(clip, texts, device), same_text).to(device)
+    texts = [prompts[item_id] for item_id in images.item_ids]  # one or more each: their mean direction is the class
+    class_features = torch.stack([encode_texts(clip, several, device).mean(dim=0) for several in texts])
+    same_text = torch.tensor([texts.index(several) for several in texts])
+    objective = ImageEncoderLoss(terms, F.normalize(class_features, dim=1), same_text).to(device)
 
     # ---- optimisation: AdamW for the network, plain SGD for the centers, cosine with warm-up by step
-    lr = config.lr or (1e-3 if clip.name in TINY_MODELS else 1e-5)
-    groups = decay_groups(clip.model, lr, config.weight_decay)
+    groups = decay_groups(clip.model, config.lr, config.weight_decay)
     if objective.classifier is not None:
-        groups += decay_groups(objective.classifier, lr, config.weight_decay)
+        groups += decay_groups(objective.classifier, config.lr, config.weight_decay)
     optimizers = {"model": AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)}
     if objective.center is not None:
         optimizers["centers"] = SGD(objective.center.parameters(), lr=config.center_lr)
-    total_steps = epochs * -(-len(sampler) // config.accumulate)
+    total_steps = config.epochs * -(-len(sampler) // config.accumulate)
     factor = partial(
         cosine_with_warmup, total_steps=total_steps, warmup_steps=int(config.warmup_fraction * total_steps)
     )
@@ -196,19 +209,25 @@ def main(config: Config) -> None:
     first_epoch, step = 1, 0
     if config.resume_ckpt:
         state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
+        require_same_flags(state["flags"], jsonable(config))
         last_epoch, step = restore_training_state(state, **parts)
         first_epoch = last_epoch + 1
     log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
     log.say(
         f"{run}: {clip.name} ({clip.pretrained}) on {data.name}, {len(images.labels):,} photos of "
-        f"{len(images.item_ids):,} identities, {len(sampler)} batches of {p} x {k}, loss {config.loss}, "
-        f"lr {lr:g}, {device}"
+        f"{len(images.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
+        f"lr {config.lr:g}, {device}"
     )
     if sampler.num_resampled_identities:
-        log.say(f"{sampler.num_resampled_identities} identities have fewer than {k} photos: these are drawn repeatedly")
+        log.say(f"{sampler.num_resampled_identities} identities have fewer than {config.k} photos: drawn repeatedly")
 
     # ---- training
-    for epoch in range(first_epoch, epochs + 1):
+    if (
+        first_epoch == 1
+    ):  # where it starts from; and a val set that cannot be measured is found before an epoch is spent
+        val = validate(averaged, photos, device)
+        log.say(f"before training  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}")
+    for epoch in range(first_epoch, config.epochs + 1):
         started = time.perf_counter()
         sampler.set_epoch(epoch)
         lr_now = scheduler.get_last_lr()[0]
@@ -220,14 +239,14 @@ def main(config: Config) -> None:
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
         row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "seconds": round(time.perf_counter() - started, 2)}
         log.epoch(row)
-        log.say(epoch_line(row, epochs, is_best=is_best))
+        log.say(epoch_line(row, config.epochs, is_best=is_best))
         if rank == 0:
             content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": averaged.model.state_dict()}
             if is_best:
                 write_checkpoint(checkpoints / f"{run}_BEST.pth", content)
             write_checkpoint(
                 checkpoints / f"{run}_LAST.pth",
-                {**content, "training": training_state(**parts, epoch=epoch, step=step)},
+                {**content, "training": {**training_state(**parts, epoch=epoch, step=step), "flags": jsonable(config)}},
             )
         if best.should_stop(epoch):
             log.say(f"no better val mAP for {config.patience} epochs: stopped early")

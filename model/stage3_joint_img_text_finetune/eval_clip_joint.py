@@ -21,6 +21,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 from clipfh.cli import option, run_script
 from clipfh.evaluation import CheckpointConfig, evaluate_checkpoint
+from clipfh.prepared import DEFAULT_DATASET
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Config(CheckpointConfig):
 
 def main(config: Config) -> None:
     """Find the checkpoint, measure it."""
-    command = f"bash run_all.sh --dataset {config.dataset}" + (f" --variant {config.variant}" if config.variant else "")
+    command = f"bash run_all.sh --dataset {config.dataset or DEFAULT_DATASET} --variant {config.variant or 'v4'}"
     evaluate_checkpoint(config, stage=3, variant=config.variant, made_by=command)
 
 

@@ -6,15 +6,14 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     # Random batches and raw prompts: two photos of one identity may meet, and long prompts are cut at 77 tokens.
     "v1": {"loss": "infonce", "batches": "random", "prompts": "raw", "schedule": "constant", "temperature": 0.07},
-    # P x K batches with all same-identity pairs as positives, on identities with enough photos.
+    # P x K batches with all same-identity pairs as positives.
     "v2": {"loss": "supcon", "batches": "pk", "prompts": "filtered", "schedule": "constant", "temperature": 0.1},
-    # v2 continued from its BEST with a three times higher learning rate.
+    # v2 continued from its BEST, its learned temperature too, with a three times higher learning rate.
     "v3": {
         "loss": "supcon",
         "batches": "pk",
         "prompts": "filtered",
         "schedule": "constant",
-        "temperature": 0.1,
         "lr_factor": 3.0,
         "init_ckpt": "v2",
     },

@@ -39,14 +39,22 @@ from tqdm import tqdm
 from clipfh.augment import Augmentation
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint, require_training_state, write_checkpoint
 from clipfh.cli import option, run_script
-from clipfh.clip_model import clamp_logit_scale, encode_texts, load_clip
+from clipfh.clip_model import canonical_model_name, clamp_logit_scale, encode_texts, load_clip
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
 from clipfh.paths import TINY_MODELS, display, stage_dir
-from clipfh.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
+from clipfh.prepared import (
+    CLEAN_PROMPTS,
+    DEFAULT_DATASET,
+    RAW_PROMPTS,
+    TOKEN_SAFE_PROMPTS,
+    load_prepared,
+    load_prompts,
+    prepare_default,
+)
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.run import RunLog, autocast, jsonable, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler, RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
@@ -55,6 +63,7 @@ from clipfh.training import (
     decay_groups,
     epoch_line,
     require_finite,
+    require_same_flags,
     restore_training_state,
     training_state,
 )
@@ -70,7 +79,9 @@ class Config:
     """The command line. A flag without a default has the variant's value."""
 
     variant: str = option("v4", "preset, see above", choices=tuple(PRESETS))
-    dataset: str = option("synthetic", "name of the prepared dataset: its folder under metadata/")
+    dataset: str | None = option(
+        None, "name of the prepared dataset, a folder under metadata/ (default: as --metadata_dir says, else synthetic)"
+    )
     metadata_dir: Path | None = option(
         None, "metadata folder (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
     )
@@ -129,7 +140,7 @@ class Config:
 def complete(config: Config) -> Config:
     """Fill the flags that were not given with the variant's values."""
     values = preset(config.variant)
-    base_lr = 5e-4 if config.model in TINY_MODELS else 5e-6
+    base_lr = 5e-4 if canonical_model_name(config.model) in TINY_MODELS else 5e-6
     values["lr"] = base_lr * values.pop("lr_factor")
     names = {field.name for field in fields(config)}
     config = replace(config, **{n: v for n, v in values.items() if n in names and getattr(config, n) is None})
@@ -137,8 +148,10 @@ def complete(config: Config) -> Config:
 
 
 def initial_weights(config: Config) -> str | None:
-    """The weights to start from: `--init_ckpt` where it is given, else `--pretrained`."""
-    if not config.init_ckpt or config.resume_ckpt:
+    """The weights to start from: the run to resume, `--init_ckpt`, else `--pretrained`."""
+    if config.resume_ckpt:
+        return str(config.resume_ckpt)  # it knows its image size
+    if not config.init_ckpt:
         return config.pretrained
     if config.init_ckpt not in SOURCES:
         if not Path(config.init_ckpt).is_file():
@@ -148,8 +161,9 @@ def initial_weights(config: Config) -> str | None:
         stage, script, wanted = 2, "train_clip_img_encoder_finetune.py", {}
     else:
         stage, script, wanted = 3, f"train_clip_joint_encoders_{config.init_ckpt}.py", {"variant": config.init_ckpt}
-    command = f"python {display(stage_dir(stage) / script)} --dataset {config.dataset}"
-    return str(newest_checkpoint(stage, "*_BEST.pth", made_by=command, dataset=config.dataset, **wanted))
+    command = f"python {display(stage_dir(stage) / script)} --dataset {config.dataset or DEFAULT_DATASET}"
+    wanted["dataset"] = config.dataset or DEFAULT_DATASET
+    return str(newest_checkpoint(stage, "*_BEST.pth", made_by=command, **wanted))
 
 
 def train_one_epoch(clip, pairs, sampler, objective, optimizer, scheduler, ema, config, device, log, epoch, step):
@@ -193,11 +207,14 @@ def main(config: Config) -> None:
     seed_everything(config.seed, rank)
     device = pick_device(config.device)
     terms = parse_terms(config.loss)
-    checkpoints = writable_folder(config.save_path or stage_dir(STAGE) / "checkpoints", "--save_path")
-    logs = writable_folder(config.log_dir or stage_dir(STAGE) / "logs", "--log_dir")
+    if config.p * config.k < 2:
+        raise InputError("a contrastive loss needs at least two photos a batch; raise --p or --k")
+    apart = "smoke" if config.smoke else ""  # so that a smoke run is never taken for the newest BEST
+    checkpoints = writable_folder(config.save_path or stage_dir(STAGE) / "checkpoints" / apart, "--save_path")
+    logs = writable_folder(config.log_dir or stage_dir(STAGE) / "logs" / apart, "--log_dir")
 
     # ---- data: train photos with prompts, val photos
-    if config.dataset == "synthetic" and config.metadata_dir is None:
+    if config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
         prepare_default(config.model, initial_weights(config))
     data = load_prepared(
         config.dataset,
@@ -242,6 +259,7 @@ def main(config: Config) -> None:
     first_epoch, step = 1, 0
     if config.resume_ckpt:
         state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
+        require_same_flags(state["flags"], jsonable(config))
         last_epoch, step = restore_training_state(state, **parts)
         first_epoch = last_epoch + 1
     log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
@@ -250,11 +268,20 @@ def main(config: Config) -> None:
         f"{len(pairs.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k} ({config.batches}), "
         f"loss {config.loss}, {config.prompts} prompts, lr {config.lr:g} {config.schedule}, {device}"
     )
+    if config.batches == "pk" and sampler.num_resampled_identities:
+        log.say(f"{sampler.num_resampled_identities} identities have fewer than {config.k} photos: drawn repeatedly")
+    if config.batches == "random" and sampler.num_left_out:
+        log.say(f"{sampler.num_left_out} photos do not fill a batch: other ones are left out of each epoch")
     cut = sum(count_tokens(text) > CONTEXT_LENGTH for item_id in pairs.item_ids for text in prompts[item_id])
     if cut:
         log.say(f"{cut:,} prompts are longer than {CONTEXT_LENGTH} tokens: the tokenizer cuts them")
 
     # ---- training
+    if (
+        first_epoch == 1
+    ):  # where it starts from; and a val set that cannot be measured is found before an epoch is spent
+        val = validate(averaged, photos, device)
+        log.say(f"before training  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}")
     for epoch in range(first_epoch, config.epochs + 1):
         started = time.perf_counter()
         sampler.set_epoch(epoch)
@@ -275,7 +302,7 @@ def main(config: Config) -> None:
                 write_checkpoint(checkpoints / f"{run}_BEST.pth", content)
             write_checkpoint(
                 checkpoints / f"{run}_LAST.pth",
-                {**content, "training": training_state(**parts, epoch=epoch, step=step)},
+                {**content, "training": {**training_state(**parts, epoch=epoch, step=step), "flags": jsonable(config)}},
             )
         if best.should_stop(epoch):
             log.say(f"no better val mAP for {config.patience} epochs: stopped early")

@@ -20,7 +20,14 @@ from clipfh.files import replace_atomically, writable_folder, write_json
 from clipfh.images import drop_unreadable, load_pixels
 from clipfh.metrics import RetrievalFigures
 from clipfh.paths import RESULTS_DIR, display, processed_dir
-from clipfh.prepared import TOKEN_SAFE_PROMPTS, PreparedDataset, load_prepared, load_prompts, prepare_default
+from clipfh.prepared import (
+    DEFAULT_DATASET,
+    TOKEN_SAFE_PROMPTS,
+    PreparedDataset,
+    load_prepared,
+    load_prompts,
+    prepare_default,
+)
 from clipfh.rankings import draw_rankings, ranking_table, text_to_image
 from clipfh.retrieval import extract_features, image_to_image
 from clipfh.run import environment, jsonable, new_run_name, pick_device
@@ -34,7 +41,9 @@ from clipfh.summary import append_rows, utc_now
 class EvaluationConfig:
     """The flags that every evaluation takes."""
 
-    dataset: str = option("synthetic", "name of the prepared dataset: its folder under metadata/")
+    dataset: str | None = option(
+        None, "name of the prepared dataset, a folder under metadata/ (default: as --metadata_dir says, else synthetic)"
+    )
     metadata_dir: Path | None = option(
         None,
         "metadata folder, or the table's JSON file in it (default: metadata/<dataset>)",
@@ -51,6 +60,7 @@ class EvaluationConfig:
     results_dir: Path = option(RESULTS_DIR, "where metrics, rankings, figures and summary.csv go")
     batch_size: int = option(128, "images at a time", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = option(0, "of the bootstrap intervals", at_least=0)
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
 
 
@@ -71,9 +81,13 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
         InputError: there is none (the command `made_by` makes one), it is of another stage or architecture, or what
             `evaluate_clip` raises.
     """
+    # the checkpoint first: without one, there is no reason to prepare the embedded default
+    path = config.ckpt
+    if path is None and config.metadata_dir is None:
+        path = _newest_best(stage, config.dataset or DEFAULT_DATASET, variant, made_by)
     data = load_dataset(config)
-    wanted = {"stage": stage, "dataset": data.name} | ({"variant": variant} if variant else {})
-    path = config.ckpt or newest_checkpoint(stage, "*_BEST.pth", made_by=made_by, **wanted)
+    if path is None:
+        path = _newest_best(stage, data.name, variant, made_by)
     content = read_checkpoint(path)
     if content.get("stage") != stage:
         raise InputError(f"{path} is of stage {content.get('stage')}, not of stage {stage}")
@@ -87,9 +101,14 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     return evaluate_clip(clip, data, EvaluationLabels(stage, content["variant"], clip.pretrained), device, config)
 
 
+def _newest_best(stage: int, dataset: str, variant: str | None, made_by: str) -> Path:
+    wanted = {"stage": stage, "dataset": dataset} | ({"variant": variant} if variant else {})
+    return newest_checkpoint(stage, "*_BEST.pth", made_by=made_by, **wanted)
+
+
 def load_dataset(config: EvaluationConfig, *, model: str = "", pretrained: str | None = None) -> PreparedDataset:
     """The prepared dataset that the flags describe; the embedded default (and its `model`) is made if it is missing."""
-    if config.dataset == "synthetic" and config.metadata_dir is None:
+    if config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
         prepare_default(model, pretrained)
     return load_prepared(
         config.dataset,
@@ -172,7 +191,7 @@ def evaluate_clip(
         "checkpoint": labels.checkpoint,
         "exclude_same_camera": data.exclude_same_camera,
         "images_left_out": len(pixels.unreadable),
-        "official": _with_interval(figures["official", ""]),
+        "official": _with_interval(figures["official", ""], config.seed),
         "random": [figures["random", number].as_dict() for protocol, number, _ in named_splits if protocol == "random"],
         "text_to_image": text.figures.as_dict(),
         "seconds": round(time.perf_counter() - started, 2),
@@ -204,11 +223,11 @@ def _summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds:
     return {"protocol": protocol, "split": number, **row, "seconds": round(seconds, 3)}
 
 
-def _with_interval(figures: RetrievalFigures) -> dict[str, Any]:
+def _with_interval(figures: RetrievalFigures, seed: int) -> dict[str, Any]:
     """The figures, with the 95% bootstrap interval over queries of mAP and Rank-1."""
     counted = figures.first_match_rank > 0
-    precision = bootstrap_interval(figures.average_precision[counted])
-    rank1 = bootstrap_interval((figures.first_match_rank[counted] == 1).astype(float))
+    precision = bootstrap_interval(figures.average_precision[counted], seed=seed)
+    rank1 = bootstrap_interval((figures.first_match_rank[counted] == 1).astype(float), seed=seed)
     return {
         **figures.as_dict(),
         "mAP_interval95": [precision.low, precision.high],

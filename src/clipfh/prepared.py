@@ -13,6 +13,7 @@ from clipfh.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
 from clipfh.prompts import prompts_for, read_prompts
 from clipfh.records import read_image_meta
 
+DEFAULT_DATASET = "synthetic"
 TOKEN_SAFE_PROMPTS = "image_prompts_cleaned_for_v4.json"
 RAW_PROMPTS = "image_prompts_per_identity.json"
 CLEAN_PROMPTS = "image_prompts_clean.json"
@@ -58,7 +59,7 @@ def prepare_default(model: str, pretrained: str | None = None) -> None:
     Raises:
         InputError: a script that makes something failed; its own message is above.
     """
-    folder = metadata_dir("synthetic")
+    folder = metadata_dir(DEFAULT_DATASET)
     scripts = [ROOT / "preprocessing" / name for name in PREPROCESSING] if not _is_prepared(folder) else []
     commands = [[str(script)] for script in scripts]
     if model in TINY_MODELS and pretrained is None and not any((stage_dir(0) / "checkpoints").glob(f"{model}_*.pth")):
@@ -75,7 +76,7 @@ def _is_prepared(folder: Path) -> bool:
 
 
 def load_prepared(
-    name: str,
+    name: str | None,
     *,
     folder: Path | None = None,
     image_dir: Path | None = None,
@@ -86,7 +87,8 @@ def load_prepared(
     """Read a prepared dataset.
 
     Args:
-        name: of the dataset; its folder is `metadata/<name>` unless `folder` says otherwise.
+        name: of the dataset; its folder is `metadata/<name>` unless `folder` says otherwise. None: the name that the
+            folder's `dataset.json` records, else the folder's own; without a folder `synthetic`.
         folder: the metadata folder; the table's JSON file in it may be given instead.
         image_dir: image root, where it is not the one that `dataset.json` records.
         image_meta: the table's JSON file, in place of `default_meta` in the folder.
@@ -96,12 +98,15 @@ def load_prepared(
     Raises:
         InputError: files are missing or malformed, with the command that makes them.
     """
-    folder = Path(folder) if folder else metadata_dir(name)
+    folder = Path(folder) if folder else metadata_dir(name or DEFAULT_DATASET)
     if folder.is_file():
         folder, image_meta = folder.parent, image_meta or folder
     description = {}
     if (folder / "dataset.json").is_file() or image_dir is None:
-        made_by = f"bash run_all.sh --dataset {name}  (or python preprocessing/00_prepare_dataset.py --dataset {name})"
+        wanted = name or "NAME"
+        made_by = (
+            f"bash run_all.sh --dataset {wanted}, or python preprocessing/00_prepare_dataset.py --dataset {wanted}"
+        )
         description = read_json(folder / "dataset.json", made_by=made_by)
     if image_dir is None:
         if not isinstance(description.get("image_dir"), str):
@@ -110,6 +115,7 @@ def load_prepared(
     table = read_image_meta(Path(image_meta) if image_meta else folder / default_meta)
     if exclude_same_camera is None:
         exclude_same_camera = bool(description.get("exclude_same_camera", False))
+    name = name or str(description.get("name") or folder.resolve().name)
     return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera)
 
 

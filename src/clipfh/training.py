@@ -83,6 +83,25 @@ def epoch_line(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
     )
 
 
+# What may differ between a run and its continuation: where things are, not what is computed.
+_MAY_DIFFER = {
+    *("device", "precision", "patience", "skip_unreadable", "resume_ckpt", "save_path", "log_dir"),
+    *("pretrained", "init_ckpt", "metadata_dir", "image_dir", "image_meta", "prompt_json"),
+}
+
+
+def require_same_flags(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to continue a run with flags that would bend it, such as another learning rate or number of epochs.
+
+    Raises:
+        InputError: flags that differ, with their first values.
+    """
+    changed = sorted(name for name in now if name not in _MAY_DIFFER and before.get(name) != now[name])
+    if changed:
+        was = ", ".join(f"--{name} {before.get(name)} (now {now[name]})" for name in changed)
+        raise InputError(f"the run to resume was started with other flags: {was}. Repeat the first ones")
+
+
 def training_state(
     *,
     modules: dict[str, nn.Module],
