@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipfh import metrics
 from clipfh.errors import InputError
 from clipfh.metrics import evaluate_retrieval
 
@@ -196,6 +197,18 @@ def test_inputs_are_not_changed():
     before = query.clone(), gallery.clone()
     evaluate_retrieval(query, gallery, ["a", "a"], ["a", "a"], query_positions=[0, 1])
     assert torch.equal(query, before[0]) and torch.equal(gallery, before[1])
+
+
+def test_figures_are_computed_on_the_cpu(monkeypatch):
+    class OnAnotherDevice:
+        """Ranks on a device without float64, such as MPS: all that works is to fetch them."""
+
+        def __init__(self, ranks):
+            self.cpu = lambda: ranks
+
+    match_ranks = metrics._match_ranks
+    monkeypatch.setattr(metrics, "_match_ranks", lambda *arguments: OnAnotherDevice(match_ranks(*arguments)))
+    assert evaluate_retrieval(at_angles(0), at_angles(1, 2), ["a"], ["b", "a"]).mAP == 0.5
 
 
 def test_nothing_to_measure():

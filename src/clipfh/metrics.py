@@ -109,10 +109,10 @@ def evaluate_retrieval(
             here = (own >= 0).nonzero()[:, 0]
             similarities[here, own[here]] = -torch.inf
             is_match[here, own[here]] = False
-        figures = _figures_of_matches(_match_ranks(similarities, is_match))
+        figures = _figures_of_matches(_match_ranks(similarities, is_match).cpu())  # MPS has no float64
         for parts, part in zip((average_precision, inp, first_rank), figures, strict=True):
             parts.append(part)
-    return _summarise(*(torch.cat(parts).cpu().numpy() for parts in (average_precision, inp, first_rank)), G)
+    return _summarise(*(torch.cat(parts).numpy() for parts in (average_precision, inp, first_rank)), G)
 
 
 def _pad_rows(features: torch.Tensor) -> torch.Tensor:
