@@ -2,6 +2,7 @@ import json
 import pickle
 import urllib.error
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -289,6 +290,29 @@ def test_recorded_architecture_is_plain_values(clip, tmp_path):
     paths = weights_files(clip, tmp_path)
     assert recorded_architecture(paths[0]) == {}
     assert recorded_architecture(paths[3]) == {**clip.architecture(), "stage": 2}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ""])
+def test_a_renamed_checkpoint_keeps_its_architecture(tmp_path, suffix):
+    torch.manual_seed(0)
+    clip = load_clip("tiny-vit", "random", image_size=32)
+    recorded = {**clip.architecture(), "mean": [0.5] * 3, "std": [0.25] * 3, "quick_gelu": True}
+    path = tmp_path / f"tuned{suffix}"
+    write_checkpoint(path, {**recorded, "state_dict": clip.model.state_dict()})
+    loaded = load_clip("tiny-vit", str(path))
+    assert loaded.architecture() == {**recorded, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+def test_files_of_others_record_nothing(clip, tmp_path):
+    state = clip.model.state_dict()
+    np.savez(tmp_path / "a.npz", a=np.zeros(1))
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save({"epoch": 3, "name": "a run", "state_dict": state}, tmp_path / "open_clip.pth")
+    torch.jit.save(torch.jit.trace(OpenAIArchive(clip.model), torch.zeros(1)), tmp_path / "archive.pth")
+    save_safetensors(state, tmp_path / "a.safetensors")
+    for path in tmp_path.iterdir():
+        assert recorded_architecture(path) == {}, path.name
+    assert_same_weights(load_clip(SMALL, str(tmp_path / "old.pth")).model, state)
 
 
 def test_every_parameter_belongs_to_one_part(clip):

@@ -153,11 +153,16 @@ def _uses_quick_gelu(name: str, source: str) -> bool:
 
 def _is_torchscript(path: Path) -> bool:
     # torch.save writes a zip as well; only a TorchScript archive carries constants.pkl
+    return "constants.pkl" in _members_of_zip(path)
+
+
+def _members_of_zip(path: Path) -> set[str]:
+    """The names of a zip's members, without their folders; empty for other files."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+            return {name.rpartition("/")[2] for name in archive.namelist()}
     except zipfile.BadZipFile:  # safetensors, or damaged: whoever reads it says so
-        return False
+        return set()
 
 
 def _build(name: str, *, image_size: int | None, quick_gelu: bool) -> nn.Module:
@@ -199,10 +204,17 @@ def _download(name: str, tag: str) -> Path:
 
 
 def recorded_architecture(path: Path) -> dict[str, Any]:
-    """What `LoadedClip.architecture` wrote into one of our own checkpoints; empty for other weights files."""
-    if path.suffix != ".pth" or _is_torchscript(path):
+    """The plain values of one of our own checkpoints, whatever its name; empty for other weights files.
+
+    Raises:
+        InputError: saved by torch, but not as tensors and plain values.
+    """
+    members = _members_of_zip(path)
+    if "data.pkl" not in members or "constants.pkl" in members:
         return {}
     content = read_checkpoint(path)
+    if not {"model", "image_size", "state_dict"} <= content.keys():  # see LoadedClip.architecture
+        return {}
     return {key: value for key, value in content.items() if not isinstance(value, (dict, torch.Tensor))}
 
 
