@@ -178,6 +178,17 @@ def test_queries_without_a_match_are_said(clip, dataset, capsys):
     assert "up to 7 queries without a match in the gallery (official split)" in capsys.readouterr().out
 
 
+def test_distractors_are_no_text_queries(clip, dataset, without_figures):
+    table = read_image_meta(dataset.metadata_dir / "image_paths.json")
+    split = official_split(table)
+    distractor = table.loc[table["split"] == "query", "item_id"].iloc[0]
+    others = set(table.loc[table["item_id"] != distractor, "image"])
+    split["query"] = [image for image in split["query"] if image in others]
+    write_json(dataset.metadata_dir / SPLITS, {"official": split, "random": []})
+    result, _ = evaluate(clip, dataset)
+    assert result["text_to_image"]["num_query"] == 3 and result["text_to_image"]["num_gallery"] == 32
+
+
 def test_missing_splits_and_prompts(clip, dataset):
     (dataset.metadata_dir / SPLITS).rename(dataset.metadata_dir / "away")
     with pytest.raises(InputError, match=r"image_splits.json does not exist. .*05_make_retrieval_splits.py"):

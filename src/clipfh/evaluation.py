@@ -174,7 +174,8 @@ def evaluate_clip(
         side: [image for image in splits["official"][side] if image in readable] for side in ("query", "gallery")
     }
     start = time.perf_counter()
-    text = text_to_image(clip, features, table, official["gallery"], prompts, device)
+    query_ids = set(table.loc[table["image"].isin(official["query"]), "item_id"])
+    text = text_to_image(clip, features, table, official["gallery"], query_ids, prompts, device)
     rows.append(_summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
 
     rankings = ranking_table(features, table, official, exclude_same_camera=data.exclude_same_camera)

@@ -36,13 +36,25 @@ def text_to_image(
     features: torch.Tensor,
     table: pd.DataFrame,
     gallery_images: list[str],
+    query_ids: set[str],
     prompts: dict[str, list[str]],
     device: torch.device,
 ) -> TextQueries:
-    """Every prompt of an identity with gallery images is a query; its matches are that identity's images."""
+    """Every prompt of a query identity with gallery images is a query; its matches are that identity's images.
+
+    Args:
+        clip, device: the model, and where it is.
+        features: (N, D) of the images of `table`, unit rows.
+        table: the test images.
+        gallery_images: G images of `table`.
+        query_ids: identities with query images; the gallery's others are distractors, for prompts as well.
+        prompts: of each identity.
+    """
     place = pd.Series(np.arange(len(table)), index=table["image"])[gallery_images].to_numpy()
     gallery = table.iloc[place].reset_index(drop=True)
-    pairs = [(item_id, prompt) for item_id in sorted(set(gallery["item_id"])) for prompt in prompts[item_id]]
+    pairs = [
+        (item_id, prompt) for item_id in sorted(query_ids & set(gallery["item_id"])) for prompt in prompts[item_id]
+    ]
     item_ids, texts = [item_id for item_id, _ in pairs], [prompt for _, prompt in pairs]
     text_features = encode_texts(clip, texts, device).to(features.device)
     gallery_features = features[place]
