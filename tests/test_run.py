@@ -89,6 +89,12 @@ def test_autocast(monkeypatch, precision, fast, expected):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
 
 
+def test_autocast_leaves_emulated_bfloat16_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with autocast(torch.device("cuda"), "auto"):
+        assert not torch.is_autocast_enabled("cuda")
+
+
 @dataclass(frozen=True)
 class Config:
     lr: float = 0.1

@@ -62,8 +62,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
         precision: `auto`, `float32` or `bfloat16`.
     """
     if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        # a CPU without these instructions emulates bfloat16, several times slower than float32
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        # devices without these instructions emulate bfloat16, several times slower than float32
         fast = fast or (device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bf16())
         precision = "bfloat16" if fast else "float32"
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
