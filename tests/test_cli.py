@@ -160,7 +160,7 @@ def run(kind, monkeypatch, debug=""):
         ("none", 0, ""),
         ("input", 2, "\nerror: a.json is broken; make it again\n"),
         ("file", 2, "\nerror: [Errno 2] No such file or directory: 'does/not/exist'\n"),
-        ("stop", 130, "\nstopped; finished epochs are in the _LAST checkpoint\n"),
+        ("stop", 130, "\nstopped\n"),
     ],
 )
 def test_a_users_mistake_ends_without_a_traceback(monkeypatch, kind, code, message):

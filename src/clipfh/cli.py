@@ -138,5 +138,5 @@ def run_script(main: Callable[[C], None], config_class: type[C], description: st
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; finished epochs are in the _LAST checkpoint", file=sys.stderr)
+        print("\nstopped", file=sys.stderr)
         sys.exit(130)
