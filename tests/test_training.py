@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -5,11 +6,19 @@ import torch
 from torch import nn
 
 from clipfh.checkpoint import read_checkpoint, write_checkpoint
+from clipfh.clip_model import encode_texts, freeze_text_encoder, is_text_parameter, load_clip
 from clipfh.errors import InputError
 from clipfh.run import seed_everything
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
-from clipfh.training import BestSoFar, decay_groups, require_finite, restore_training_state, training_state
+from clipfh.training import (
+    BestSoFar,
+    average_weights,
+    decay_groups,
+    require_finite,
+    restore_training_state,
+    training_state,
+)
 
 LABELS = [number % 6 for number in range(30)]
 TOTAL_EPOCHS, STOP_AFTER = 5, 2
@@ -58,6 +67,37 @@ def test_best_so_far():
     assert [best.should_stop(epoch) for epoch in (2, 3, 4)] == [False, False, True]
     assert not BestSoFar(patience=0).should_stop(100)
     assert BestSoFar(patience=1).update(0.0, 1)  # even nothing is better than not having measured
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.75])
+def test_averaged_weights(decay):
+    torch.manual_seed(0)
+    clip = load_clip("tiny-rn", "random", image_size=32)
+    freeze_text_encoder(clip.model)
+    ema = average_weights(clip.model, decay)
+    expected = {}
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in clip.model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1)
+        clip.model.train().encode_image(torch.randn(4, 3, 32, 32))
+        ema.update_parameters(clip.model)
+        for name, value in clip.model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * value if name in expected else value.clone()
+    running = [name for name in expected if name.endswith(("running_mean", "running_var"))]
+    assert running
+    for name, value in clip.model.state_dict().items():
+        averaged = ema.module.state_dict()[name]
+        if name.endswith("num_batches_tracked"):
+            assert averaged.dtype == torch.int64 and averaged == 3
+        elif is_text_parameter(name):
+            assert torch.equal(averaged, value), name
+        else:
+            torch.testing.assert_close(averaged, expected[name], msg=name)
+            assert torch.equal(averaged, value) is (decay == 0.0), name
+    text = encode_texts(replace(clip, model=ema.module), ["a red mug"], "cpu")
+    assert torch.equal(text, encode_texts(clip, ["a red mug"], "cpu")) and text.isfinite().all()
 
 
 def new_parts(seed, *, extra=()):

@@ -24,14 +24,24 @@ def decay_groups(module: nn.Module, lr: float, weight_decay: float, **other: Any
     return [group for group in groups if group["params"]]
 
 
+class _AveragedWeights(AveragedModel):
+    def update_parameters(self, model: nn.Module) -> None:
+        super().update_parameters(model)
+        # buffers also hold counters, and constants such as the causal mask, whose -inf has no average
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            ours.copy_(torch.where(ours.isfinite(), ours, theirs) if ours.is_floating_point() else theirs)
+
+
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights and buffers of `model`, updated by `update_parameters` each step.
+    """An exponential moving average of the weights and running statistics of `model`.
+
+    `update_parameters(model)` brings it up to date after each step; counters and values that are not finite are copied.
 
     The average is what is validated and saved: it generalises better than the last step's weights, and its val figure
     is steadier, so that BEST is less a matter of luck (Izmailov et al. 2018; Morales-Brotons et al. 2024). Frozen
     parameters stay bit-identical. A decay of 0 follows the model itself.
     """
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return _AveragedWeights(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def require_finite(terms: dict[str, torch.Tensor], *, epoch: int, batch: int, images: list[str]) -> None:
