@@ -1,4 +1,6 @@
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +77,21 @@ def test_every_declared_requirement_is_pinned() -> None:
         for text in project_environment._declared_requirements(["test", "lint"]):
             assert Requirement(text).name.lower().replace("_", "-") in pinned
     assert all(str(pin.specifier).startswith("==") for pin in pins)
+
+
+def test_declared_requirements_are_what_the_project_imports() -> None:
+    sources = [path for folder in ("src", "preprocessing", "model") for path in (ROOT / folder).rglob("*.py")]
+    imported = set()
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            imported |= {name.split(".")[0] for name in names}
+    imported -= {*sys.stdlib_module_names, *(path.stem for path in sources), "clipfh", "project_environment"}
+    through = {"tensorboard", "timm", "torchvision"}  # imported by torch and by open_clip
+    modules = {"open_clip_torch": "open_clip", "Pillow": "PIL"}
+    declared = [re.split("[<>=]", text)[0] for text in project_environment._declared_requirements([])]
+    assert imported | through == {modules.get(name, name) for name in declared}
 
 
 def test_other_version_and_missing_package_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
