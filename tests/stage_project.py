@@ -42,6 +42,9 @@ class Project:
     def run(self, script: str, *arguments: object, name: str = NAME) -> subprocess.CompletedProcess:
         """Run a script of model/ on the dataset; it must succeed, without a warning."""
         dataset = () if script == STAGE0 else ("--dataset", name)
+        if "--smoke" in arguments and "--save_path" not in arguments:  # not apart, as if they were real runs
+            folder = (self.root / script).parent
+            arguments += ("--save_path", folder / "checkpoints", "--log_dir", folder / "logs")
         result = self.server.run(script, *dataset, *arguments)
         assert result.returncode == 0, f"{result.args}\n{result.stdout}\n{result.stderr}"
         assert "Warning" not in result.stderr, result.stderr

@@ -146,7 +146,7 @@ def test_options_reach_the_scripts(checkout: Path) -> None:
     options = "--dataset grocery --model ViT-B/16 --pretrained openai --epochs 3 --seed=7 --device cpu --variant v1"
     steps = steps_of(run_all(checkout, *options.split(), "--data_root", "my raw data"))
     assert "10_stage0_pretrain" not in steps
-    assert str(checkout / "my raw data") in steps["00_prepare"]
+    assert str(checkout / "my raw data") in steps["00_prepare(forced)"]  # sees new photos in a raw folder
     for name in ("30_stage2_train", "40_stage3_v1_train"):
         assert "--dataset grocery --device cpu --model ViT-B/16 --pretrained openai --seed 7 --epochs 3" in steps[name]
     assert "--variant v1" in steps["41_stage3_v1_evaluate"]
@@ -155,7 +155,17 @@ def test_options_reach_the_scripts(checkout: Path) -> None:
 def test_relative_data_root_is_taken_from_where_the_user_is(checkout: Path) -> None:
     inside = checkout / "my raw data"
     steps = steps_of(run_all(checkout, "--dataset", "folder", "--data_root", ".", cwd=inside))
-    assert f"--data_root {inside}" in steps["00_prepare"]
+    assert f"--data_root {inside}" in steps["00_prepare(forced)"]
+
+
+def test_the_recipe_of_small_models_leaves_a_variant_its_loss(checkout: Path) -> None:
+    assert "--loss" not in steps_of(run_all(checkout, "--variant", "v1"))["40_stage3_v1_train"]
+    assert "--loss supcon+id" in steps_of(run_all(checkout))["40_stage3_v4_train"]
+
+
+def test_hands_are_not_mirrored(checkout: Path) -> None:
+    steps = steps_of(run_all(checkout, "--dataset", "hd", "--data_root", "my raw data", "--model", "RN50"))
+    assert "--flip 0" in steps["30_stage2_train"] and "--flip 0" in steps["40_stage3_v4_train"]
 
 
 def test_v3_trains_v2_first_and_goes_on_from_it(checkout: Path) -> None:

@@ -174,6 +174,27 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script
     assert load(best)["val_mAP"] == max(row["val_mAP"] for row in metrics_of(stopped))
 
 
+def test_a_run_is_not_continued_with_other_flags(project, stage2, tmp_path):
+    last = stage2.with_name(stage2.name.replace("_BEST", "_LAST"))
+    flags = ("--dataset", NAME, "--smoke", "--save_path", tmp_path, "--log_dir", tmp_path, "--resume_ckpt", last)
+    project.refused(STAGE2, *flags, "--lr", 0.5, "--image_size", 96, says=["--image_size None", "--lr 0.001 (now 0.5)"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_are_refused(project, tmp_path, monkeypatch):
+    monkeypatch.setitem(project.server.environment, "WORLD_SIZE", "8")
+    for script in (STAGE2, STAGE3):
+        command = [sys.executable, str(project.root / script), "--dataset", NAME, "--save_path", str(tmp_path)]
+        result = subprocess.run(command, env=project.server.environment, capture_output=True, text=True)
+        assert result.returncode == 2 and "WORLD_SIZE is 8" in result.stderr
+
+
+def test_smoke_runs_are_kept_apart(project, tmp_path):
+    result = project.server.run(STAGE2, "--dataset", NAME, "--smoke", "--pretrained", "random", "--log_dir", tmp_path)
+    assert result.returncode == 0
+    assert list((project.checkpoints(STAGE2) / "smoke").glob("*_BEST.pth"))
+
+
 def metrics_of(folder: Path) -> list[dict]:
     """The lines of the only run's metrics.jsonl, without its times."""
     (path,) = folder.glob("*/metrics.jsonl")
@@ -250,8 +271,10 @@ def test_evaluation_takes_the_newest_best_of_its_dataset_and_says_which(project,
 
 def test_evaluation_of_a_given_checkpoint_with_given_folders(project, stage3, tmp_path):
     where = ("--image_dir", project.photos, "--meta_dir", project.metadata, "--model_arch", "tiny-rn")
-    result = project.run(EVAL3, "--ckpt", stage3["v1"], *where, "--results_dir", tmp_path)
-    assert str(stage3["v1"].name) in result.stdout
+    result = project.server.run(EVAL3, "--ckpt", stage3["v1"], *where, "--results_dir", tmp_path)
+    assert result.returncode == 0 and stage3["v1"].name in result.stdout
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        assert {row["dataset"] for row in csv.DictReader(file)} == {NAME}  # as dataset.json says
 
 
 def test_evaluation_without_a_checkpoint_names_the_command(project, stage2, stage3):

@@ -39,12 +39,13 @@ from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
-from clipfh.run import RunLog, autocast, jsonable, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
     BestSoFar,
     average_weights,
+    binding_flags,
     decay_groups,
     epoch_line,
     require_finite,
@@ -209,7 +210,7 @@ def main(config: Config) -> None:
     first_epoch, step = 1, 0
     if config.resume_ckpt:
         state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
-        require_same_flags(state["flags"], jsonable(config))
+        require_same_flags(state["flags"], config)
         last_epoch, step = restore_training_state(state, **parts)
         first_epoch = last_epoch + 1
     log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
@@ -246,7 +247,10 @@ def main(config: Config) -> None:
                 write_checkpoint(checkpoints / f"{run}_BEST.pth", content)
             write_checkpoint(
                 checkpoints / f"{run}_LAST.pth",
-                {**content, "training": {**training_state(**parts, epoch=epoch, step=step), "flags": jsonable(config)}},
+                {
+                    **content,
+                    "training": {**training_state(**parts, epoch=epoch, step=step), "flags": binding_flags(config)},
+                },
             )
         if best.should_stop(epoch):
             log.say(f"no better val mAP for {config.patience} epochs: stopped early")

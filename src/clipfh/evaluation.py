@@ -83,8 +83,8 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     """
     # the checkpoint first: without one, there is no reason to prepare the embedded default
     path = config.ckpt
-    if path is None and config.metadata_dir is None:
-        path = _newest_best(stage, config.dataset or DEFAULT_DATASET, variant, made_by)
+    if path is None and config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
+        path = _newest_best(stage, DEFAULT_DATASET, variant, made_by)
     data = load_dataset(config)
     if path is None:
         path = _newest_best(stage, data.name, variant, made_by)

@@ -25,8 +25,16 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pandas"
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of processes, as `torchrun` sets them; (0, 1) without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """This process's rank and the number of processes, as `torchrun` sets them; (0, 1) without it.
+
+    Raises:
+        InputError: several processes. Sampler, seeds and logs know ranks, but gradients are not exchanged yet: every
+            process would train a model of its own on a part of the batches.
+    """
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1:
+        raise InputError(f"WORLD_SIZE is {world_size}: train in one process, and choose its GPU with --device cuda:N")
+    return rank, world_size
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipfh.errors import InputError
-from clipfh.run import random_state, restore_random_state
+from clipfh.run import jsonable, random_state, restore_random_state
 
 
 def decay_groups(module: nn.Module, lr: float, weight_decay: float, **other: Any) -> list[dict[str, Any]]:
@@ -100,13 +100,23 @@ _MAY_DIFFER = {
 }
 
 
-def require_same_flags(before: dict[str, Any], now: dict[str, Any]) -> None:
+def binding_flags(config: Any) -> dict[str, Any]:
+    """The flags of a run that its continuation has to repeat."""
+    return {name: value for name, value in jsonable(config).items() if name not in _MAY_DIFFER}
+
+
+def require_same_flags(before: dict[str, Any], config: Any) -> None:
     """Refuse to continue a run with flags that would bend it, such as another learning rate or number of epochs.
+
+    Args:
+        before: `binding_flags` of the run to continue.
+        config: of this run.
 
     Raises:
         InputError: flags that differ, with their first values.
     """
-    changed = sorted(name for name in now if name not in _MAY_DIFFER and before.get(name) != now[name])
+    now = binding_flags(config)
+    changed = sorted(name for name in now if before.get(name) != now[name])
     if changed:
         was = ", ".join(f"--{name} {before.get(name)} (now {now[name]})" for name in changed)
         raise InputError(f"the run to resume was started with other flags: {was}. Repeat the first ones")

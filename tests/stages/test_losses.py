@@ -48,20 +48,28 @@ def random_features(rows: int, seed: int) -> torch.Tensor:
 
 
 def test_terms_keep_their_order():
-    assert image_encoder.parse_terms("triplet") == ("triplet",)
-    assert image_encoder.parse_terms("id+triplet+center") == ("id", "triplet", "center")
+    assert image_encoder.parse_terms("triplet", 4, 2) == ("triplet",)
+    assert image_encoder.parse_terms("id+triplet+center", 4, 2) == ("id", "triplet", "center")
     assert joint.parse_terms("supcon+id") == ("supcon", "id")
 
 
 @pytest.mark.parametrize("loss", ["", "triplet+", "magic", "Triplet", "triplet, center", "triplet+magic"])
 def test_an_unknown_term_is_refused_with_the_valid_ones(loss):
     with pytest.raises(InputError, match="triplet, center, id, i2t, supcon"):
-        image_encoder.parse_terms(loss)
+        image_encoder.parse_terms(loss, 4, 2)
     with pytest.raises(InputError, match="supcon, infonce, id"):
         joint.parse_terms(loss)
 
 
-@pytest.mark.parametrize("parse_terms", [image_encoder.parse_terms, joint.parse_terms])
+@pytest.mark.parametrize(
+    ("loss", "p", "k"), [("triplet", 4, 1), ("center+supcon", 4, 1), ("triplet", 1, 4), ("id", 1, 4)]
+)
+def test_a_term_that_stays_zero_is_refused(loss, p, k):
+    with pytest.raises(InputError, match=f"--{'k' if k == 1 else 'p'} 2 or more"):
+        image_encoder.parse_terms(loss, p, k)
+
+
+@pytest.mark.parametrize("parse_terms", [lambda loss: image_encoder.parse_terms(loss, 4, 2), joint.parse_terms])
 def test_a_repeated_term_is_refused(parse_terms):
     with pytest.raises(InputError, match="twice"):
         parse_terms("supcon+id+supcon")
