@@ -54,9 +54,9 @@ def test_rank_and_world_size(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert rank_and_world_size() == (0, 1)
-    monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert rank_and_world_size() == (2, 4)
+    with pytest.raises(InputError, match="WORLD_SIZE is 4"):
+        rank_and_world_size()
 
 
 def test_pick_device(monkeypatch):

@@ -1,0 +1,66 @@
+"""Draw ranked results from the rankings that an evaluation wrote: the picture in the README.
+
+    python -m clipfh.picture --path docs/ranked_results.jpg
+
+Takes the newest evaluation of the highest stage of the dataset, and queries evenly spaced from the best to the worst:
+neither a showcase nor a pillory.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clipfh.cli import option, run_script
+from clipfh.errors import InputError
+from clipfh.figures import RankedImage, RankedQuery, ranked_results_figure
+from clipfh.paths import RESULTS_DIR, ROOT
+from clipfh.prepared import DEFAULT_DATASET, load_prepared
+
+
+@dataclass(frozen=True)
+class Config:
+    """The command line."""
+
+    dataset: str = option(DEFAULT_DATASET, "which dataset's results")
+    run_dir: Path | None = option(None, "folder of an evaluation (default: the newest of the highest stage)")
+    path: Path = option(ROOT / "docs" / "ranked_results.jpg", "the picture to write")
+    num_queries: int = option(5, "queries to show", at_least=1)
+
+
+def main(config: Config) -> None:
+    """Choose queries, draw them."""
+    run_dir = config.run_dir or newest_run(config.dataset)
+    rankings = pd.read_csv(run_dir / "rankings.csv", dtype={"query_item_id": str, "item_id": str})
+    matches = rankings[rankings["is_match"]]
+    first = matches.groupby("query")["rank"].min().sort_values(kind="stable")
+    if first.empty:
+        raise InputError(f"{run_dir / 'rankings.csv'} has no query with a match among its first images")
+    places = np.unique(np.linspace(0, len(first) - 1, config.num_queries).round().astype(int))
+    rows = []
+    for query in first.index[places]:
+        ranking = rankings[rankings["query"] == query]
+        gallery = [RankedImage(r.image, r.item_id, r.similarity, bool(r.is_match)) for r in ranking.itertuples()]
+        item_id = ranking["query_item_id"].iloc[0]
+        rows.append(RankedQuery(item_id, gallery, image=query, first_match_rank=int(first[query])))
+    title = f"{config.dataset}: queries from the best to the worst"
+    ranked_results_figure(config.path, load_prepared(config.dataset).image_dir, rows, title=title)
+    print(f"wrote {config.path} from {run_dir.name}")
+
+
+def newest_run(dataset: str) -> Path:
+    """The folder of the newest evaluation of the highest stage of `dataset`.
+
+    Raises:
+        InputError: nothing was evaluated.
+    """
+    for stage in (3, 2, 1):
+        found = sorted(RESULTS_DIR.glob(f"{dataset}_stage{stage}*/rankings.csv"), key=lambda path: path.stat().st_mtime)
+        if found:
+            return found[-1].parent
+    raise InputError(f"no evaluation of {dataset} in {RESULTS_DIR}. Make one with: bash run_all.sh --dataset {dataset}")
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)
