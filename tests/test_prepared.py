@@ -8,7 +8,7 @@ from clipfh import prepared
 from clipfh.errors import InputError
 from clipfh.files import write_json
 from clipfh.paths import ROOT
-from clipfh.prepared import PREPROCESSING, load_prepared, load_prompts, prepare_default
+from clipfh.prepared import PREPROCESSING, PreparedDataset, load_prepared, load_prompts, prepare_default
 from clipfh.prompts import write_prompts
 from clipfh.records import make_table, write_image_meta
 
@@ -128,3 +128,11 @@ def test_a_script_that_fails_stops_the_preparation(checkout):
     with pytest.raises(InputError, match=r"preprocessing/02_analyze_prompt_consistency.py failed"):
         prepare_default("tiny-rn")
     assert len(checkout.commands) == 3
+
+
+def test_prompts_that_the_tokenizer_will_cut_are_counted(tmp_path, capsys):
+    table = make_table([("a.jpg", "1", "train", ""), ("b.jpg", "2", "train", "")])
+    data = PreparedDataset("d", tmp_path, tmp_path, table, False)
+    write_prompts(tmp_path / "prompts.json", {"1": ["a red dress", "red " * 80], "2": "a blue dress"})
+    load_prompts(data, tmp_path / "prompts.json", "unused", "train")
+    assert "note: 1 prompts of prompts.json are longer than 77 tokens" in capsys.readouterr().out

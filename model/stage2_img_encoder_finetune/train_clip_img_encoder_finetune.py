@@ -223,9 +223,7 @@ def main(config: Config) -> None:
         log.say(f"{sampler.num_resampled_identities} identities have fewer than {config.k} photos: drawn repeatedly")
 
     # ---- training
-    if (
-        first_epoch == 1
-    ):  # where it starts from; and a val set that cannot be measured is found before an epoch is spent
+    if first_epoch == 1:  # where it starts from; and a val set that cannot be measured is found before any epoch
         val = validate(averaged, photos, device)
         log.say(f"before training  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}")
     for epoch in range(first_epoch, config.epochs + 1):

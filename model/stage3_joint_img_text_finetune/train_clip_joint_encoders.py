@@ -53,7 +53,6 @@ from clipfh.prepared import (
     load_prompts,
     prepare_default,
 )
-from clipfh.prompts import CONTEXT_LENGTH, count_tokens
 from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler, RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
@@ -273,14 +272,8 @@ def main(config: Config) -> None:
         log.say(f"{sampler.num_resampled_identities} identities have fewer than {config.k} photos: drawn repeatedly")
     if config.batches == "random" and sampler.num_left_out:
         log.say(f"{sampler.num_left_out} photos do not fill a batch: other ones are left out of each epoch")
-    cut = sum(count_tokens(text) > CONTEXT_LENGTH for item_id in pairs.item_ids for text in prompts[item_id])
-    if cut:
-        log.say(f"{cut:,} prompts are longer than {CONTEXT_LENGTH} tokens: the tokenizer cuts them")
-
     # ---- training
-    if (
-        first_epoch == 1
-    ):  # where it starts from; and a val set that cannot be measured is found before an epoch is spent
+    if first_epoch == 1:  # where it starts from; and a val set that cannot be measured is found before any epoch
         val = validate(averaged, photos, device)
         log.say(f"before training  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}")
     for epoch in range(first_epoch, config.epochs + 1):

@@ -10,7 +10,7 @@ import pandas as pd
 from clipfh.errors import InputError
 from clipfh.files import read_json
 from clipfh.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
-from clipfh.prompts import prompts_for, read_prompts
+from clipfh.prompts import CONTEXT_LENGTH, count_tokens, prompts_for, read_prompts
 from clipfh.records import read_image_meta
 
 DEFAULT_DATASET = "synthetic"
@@ -122,8 +122,14 @@ def load_prepared(
 def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, *splits: str) -> dict[str, list[str]]:
     """The prompts of the identities of the given splits, from `prompt_json` or the dataset's file `default`.
 
+    Prompts that are longer than CLIP's context are counted and said: the tokenizer will cut them.
+
     Raises:
         InputError: the file is missing or malformed, or an identity has no prompt.
     """
     path = Path(prompt_json) if prompt_json else data.folder / default
-    return prompts_for(data.rows(*splits)["item_id"], read_prompts(path), path)
+    prompts = prompts_for(data.rows(*splits)["item_id"], read_prompts(path), path)
+    cut = sum(count_tokens(text) > CONTEXT_LENGTH for texts in prompts.values() for text in texts)
+    if cut:
+        print(f"note: {cut:,} prompts of {path.name} are longer than {CONTEXT_LENGTH} tokens: the tokenizer cuts them")
+    return prompts
