@@ -10,7 +10,6 @@ from clipfh.errors import InputError
 from clipfh.figures import (
     RankedImage,
     RankedQuery,
-    contact_sheet,
     ranked_results_figure,
     stage_comparison_figure,
     training_curves_figure,
@@ -73,23 +72,18 @@ def test_prompts_as_queries_in_any_script_draw_without_a_warning(tmp_path, image
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ranked_results_figure(tmp_path / "text.png", image_dir, rows, title=STRANGE, top=4)
-        contact_sheet(tmp_path / "sheet.png", [image_dir / "item0/0.png"], [STRANGE], title=STRANGE)
     assert (tmp_path / "text.png").stat().st_size > 0
 
 
-@pytest.mark.parametrize("write", ["ranked", "sheet"])
-def test_missing_and_broken_images_are_named_and_nothing_is_written(tmp_path, image_dir, write):
+def test_missing_and_broken_images_are_named_and_nothing_is_written(tmp_path, image_dir):
     (image_dir / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
     for name, message in (
         ("absent.jpg", "absent.jpg does not exist"),
         ("broken.jpg", "cannot read the image .*broken.jpg"),
     ):
         with pytest.raises(InputError, match=message):
-            if write == "ranked":
-                row = RankedQuery("a", ranked([True]), image=name)
-                ranked_results_figure(tmp_path / "out" / "a.png", image_dir, [row], title="x")
-            else:
-                contact_sheet(tmp_path / "out" / "a.png", [image_dir / name], ["a"])
+            row = RankedQuery("a", ranked([True]), image=name)
+            ranked_results_figure(tmp_path / "out" / "a.png", image_dir, [row], title="x")
     assert not (tmp_path / "out").exists()
 
 
@@ -100,18 +94,6 @@ def test_impossible_rows_are_refused(tmp_path, image_dir):
             ranked_results_figure(tmp_path / "a.png", image_dir, rows, title="x")
     with pytest.raises(ValueError, match="suffix"):
         ranked_results_figure(tmp_path / "a.bmp", image_dir, [RankedQuery("a", [], prompt="x")], title="x")
-
-
-def test_contact_sheet_grows_by_rows(tmp_path, image_dir):
-    paths = [image_dir / "item0" / "0.png"] * 6
-    heights = []
-    for count in (3, 4, 6):
-        contact_sheet(tmp_path / "sheet.png", paths[:count], ["caption"] * count, 3)
-        with Image.open(tmp_path / "sheet.png") as image:
-            heights.append(image.height)
-    assert heights[0] < heights[1] == heights[2]
-    with pytest.raises(ValueError, match="6 images with 0 captions"):
-        contact_sheet(tmp_path / "sheet.png", paths, [], 3)
 
 
 def test_training_curves_of_flat_and_nested_metrics(tmp_path):

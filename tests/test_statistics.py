@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clipfh import statistics
-from clipfh.statistics import bootstrap_interval, mean_and_std, paired_bootstrap_interval
+from clipfh.statistics import bootstrap_interval, mean_and_std
 
 
 def test_mean_and_std_agree_with_the_standard_library():
@@ -59,26 +59,6 @@ def test_more_confidence_is_wider_and_a_constant_has_no_width():
     narrow, wide = bootstrap_interval(values, confidence=0.5), bootstrap_interval(values, confidence=0.99)
     assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
     assert bootstrap_interval([0.25] * 8) == (0.25, 0.25, 0.25)
-
-
-def test_paired_interval_is_narrower_than_the_noise_between_queries():
-    before = np.random.default_rng(4).random(80) * 0.9
-    after = before + 0.05  # every query gains the same: the difference is certain though the queries vary
-    interval = paired_bootstrap_interval(before, after)
-    assert interval == pytest.approx((0.05, 0.05, 0.05))
-    reverse = paired_bootstrap_interval(after, before)
-    assert reverse.mean == pytest.approx(-0.05)
-
-
-def test_a_difference_of_noise_alone_includes_zero():
-    generator = np.random.default_rng(6)
-    interval = paired_bootstrap_interval(generator.random(200), generator.random(200))
-    assert interval.low < 0 < interval.high
-
-
-def test_paired_interval_needs_the_same_queries():
-    with pytest.raises(ValueError, match="3 queries before and 2 after"):
-        paired_bootstrap_interval([0, 1, 0], [1, 1])
 
 
 @pytest.mark.parametrize("options", [{"confidence": 0}, {"confidence": 1.0}, {"num_resamples": 0}])

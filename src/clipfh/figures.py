@@ -16,7 +16,6 @@ from clipfh.drawing import (
     GREEN,
     GREY,
     INK,
-    PALE,
     RED,
     new_figure,
     save_figure,
@@ -29,7 +28,6 @@ from clipfh.errors import InputError
 __all__ = [
     "RankedImage",
     "RankedQuery",
-    "contact_sheet",
     "ranked_results_figure",
     "stage_comparison_figure",
     "training_curves_figure",
@@ -166,33 +164,6 @@ def _draw_verdict(
     for points in strokes:
         xs, ys = zip(*points, strict=True)
         axes.plot([x + side * v for v in xs], [y + side * v for v in ys], color="white", linewidth=1.5)
-
-
-def contact_sheet(
-    path: Path, image_paths: Sequence[Path], captions: Sequence[str], columns: int = 8, *, title: str = ""
-) -> None:
-    """Draw photographs in a grid of `columns`, row by row, each with a caption of at most two lines below it.
-
-    Raises:
-        InputError: an image is missing or unreadable (it is named), or `path` cannot be written.
-        ValueError: no images, another number of captions, or `columns` under 1.
-    """
-    if not image_paths or len(image_paths) != len(captions) or columns < 1:
-        raise ValueError(f"{len(image_paths)} images with {len(captions)} captions in {columns} columns")
-    cell = (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) / columns
-    photos = [_read_photo(Path(name), cell * 1.5) for name in image_paths]
-    height = cell / _common_aspect(photos)
-    texts = [wrapped(caption, cell, _POINTS, 2) for caption in captions]
-    pitch = height + (_CAPTION if any(captions) else 0) + _GAP
-    head = 0.42 if title else _MARGIN
-    axes = _blank_axes(head, head + -(-len(photos) // columns) * pitch)
-    _lines(axes, _MARGIN, 0.055, wrapped(title, _WIDTH - 2 * _MARGIN, 13, 1), size=12, weight="bold")
-    for index, (photo, text) in enumerate(zip(photos, texts, strict=True)):
-        x, y = _MARGIN + index % columns * (cell + _GAP), head + index // columns * pitch
-        _draw_photo(axes, photo, x, y, cell, height)
-        axes.add_patch(Rectangle((x, y), cell, height, fill=False, edgecolor=PALE, linewidth=0.8))
-        _lines(axes, x, y + height, text)
-    save_figure(axes.figure, path)
 
 
 def _blank_axes(head: float, height: float) -> Axes:

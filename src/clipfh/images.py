@@ -73,7 +73,7 @@ def load_pixels(
     cache_dir: Path,
     *,
     resize_mode: str = "shortest",
-    workers: int = 2,
+    workers: int = min(8, os.cpu_count() or 1),
 ) -> Pixels:
     """Decode `images` of `image_dir`, or take them from the cache in `cache_dir` where that is still true.
 

@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipfh.charts import stage_comparison_figure
 from clipfh.cli import option, run_script
 from clipfh.errors import InputError
 from clipfh.files import write_text
+from clipfh.paths import RESULTS_DIR, ROOT, display
 from clipfh.statistics import MeanStd
 from clipfh.summary import StageResult, read_summary, stage_label, stage_number, stage_results
 
-ROOT = Path(__file__).resolve().parents[2]
 README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
 _FIGURE_LABELS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _NOTE = (
@@ -35,7 +36,7 @@ _NOTE = (
 class Config:
     """What the report reads and writes."""
 
-    results_dir: Path = option(ROOT / "results", "folder of summary.csv; summary.md is written into it")
+    results_dir: Path = option(RESULTS_DIR, "folder of summary.csv; summary.md and summary.png are written into it")
     dataset: str | None = option(None, "only this dataset")
     readme: Path | None = option(None, "also replace the block between the results markers of this file")
 
@@ -208,7 +209,8 @@ def replace_readme_block(readme: Path, markdown: str) -> None:
 def main(config: Config) -> None:
     """Write summary.md (and the block of the README) and print the table."""
     path = config.results_dir / "summary.csv"
-    results = stage_results(read_summary(path))
+    summary = read_summary(path)
+    results = stage_results(summary)
     if not results:
         raise InputError(f"{path} holds no evaluation yet. Make some with: bash run_all.sh")
     if config.dataset is not None:
@@ -216,16 +218,18 @@ def main(config: Config) -> None:
         results = [result for result in results if result.dataset == config.dataset]
         if not results:
             raise InputError(f"{path} holds no row of dataset {config.dataset!r}; it holds {', '.join(known)}")
+        summary = summary[summary["dataset"] == config.dataset]
     tables = result_tables(results)
     markdown = markdown_report(tables, git_commit(ROOT))
     if config.readme is not None:
         replace_readme_block(config.readme, markdown)
     write_text(config.results_dir / "summary.md", f"# Results\n\n{markdown}\n")
+    stage_comparison_figure(config.results_dir / "summary.png", summary)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± or rules still gets the figures
     for table in tables:
         print(f"\n{table.title}, percent\n\n{render_table(table, markdown=False)}")
-    print(f"\n{_NOTE}\nWritten to {config.results_dir / 'summary.md'}")
+    print(f"\n{_NOTE}\nWritten to summary.md and summary.png in {display(config.results_dir)}")
 
 
 if __name__ == "__main__":

@@ -71,35 +71,6 @@ def bootstrap_interval(
     return Interval(float(per_query.mean()), float(low), float(high))
 
 
-def paired_bootstrap_interval(
-    before: Sequence[float] | np.ndarray,
-    after: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of the mean of `after - before`, both measured on the same queries.
-
-    A resample draws a query with both of its values, so what makes a query hard for both stages cancels; the interval
-    is narrower than the difference of two separate ones. A gain is clear where the interval leaves 0 out.
-
-    Args:
-        before: (Q,) the earlier stage, one value a query.
-        after: (Q,) the later stage, the same queries in the same order.
-        confidence: between 0 and 1, exclusive.
-        num_resamples: R.
-        seed: of the draws.
-
-    Raises:
-        ValueError: as `bootstrap_interval`, or the two differ in length.
-    """
-    before, after = _checked(before, "before"), _checked(after, "after")
-    if len(before) != len(after):
-        raise ValueError(f"{len(before)} queries before and {len(after)} after; a paired difference needs the same")
-    return bootstrap_interval(after - before, confidence=confidence, num_resamples=num_resamples, seed=seed)
-
-
 def _resampled_means(values: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
     """(R,) means of R resamples of `values` (Q,), drawn in chunks that bound the memory."""
     generator = np.random.default_rng(seed)
