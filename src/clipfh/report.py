@@ -171,7 +171,9 @@ def markdown_report(tables: Sequence[Table], commit: str | None) -> str:
     """All tables in Markdown, each with its dataset, model, date and the commit of the code where it is known."""
     parts = []
     for table in tables:
-        origin = f"**{table.title}**, evaluated {table.date}" + (f", commit `{commit}`" if commit else "")
+        origin = f"**{table.title}**, evaluated {table.date}" + (
+            f", table written at commit `{commit}`" if commit else ""
+        )
         parts += [origin, render_table(table, markdown=True)]
     return "\n\n".join([*parts, _NOTE])
 
