@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,8 @@ def dataset(tmp_path, monkeypatch):
     random = random_query_gallery_splits(data.table, seed=0, protocol=data.random_protocol)
     write_json(metadata / SPLITS, {"official": official_split(data.table), "random": random})
     monkeypatch.setattr(evaluation, "processed_dir", lambda name: tmp_path / "processed" / name)
-    return EvaluationConfig(dataset="squares", metadata_dir=metadata, results_dir=tmp_path / "results", device="cpu")
+    monkeypatch.chdir(tmp_path)  # a relative folder, as users give it
+    return EvaluationConfig(dataset="squares", metadata_dir=metadata, results_dir=Path("results"), device="cpu")
 
 
 @pytest.fixture

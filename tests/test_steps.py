@@ -224,7 +224,9 @@ def test_stopping_the_step_ends_its_command(signal_number: signal.Signals, code:
     """Ctrl-C goes to the whole foreground group, as here; SIGTERM to the step alone."""
     command = "echo $$ > pid.txt; exec sleep 60"
     arguments = [sys.executable, "-m", "clipfh.steps", "--log", "logs/a.log", "--", "bash", "-c", command]
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+    # a background shell hands on that Ctrl-C is ignored; the step of a user at a terminal is not started so
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True, **heed) as process:
         deadline = time.monotonic() + 20
         while not (Path("pid.txt").exists() and Path("pid.txt").read_text().endswith("\n")):
             assert time.monotonic() < deadline

@@ -146,7 +146,7 @@ def evaluate_clip(
     """
     started = time.perf_counter()
     stage_name = f"stage{labels.stage}" + (f"_{labels.variant}" if labels.variant else "")
-    run_dir = writable_folder(config.results_dir, "--results_dir") / new_run_name(f"{data.name}_{stage_name}")
+    run_dir = writable_folder(config.results_dir, "--results_dir").resolve() / new_run_name(f"{data.name}_{stage_name}")
     table = data.rows("query", "gallery")
     splits = read_splits(data.folder / "image_splits.json", table)
     prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "query", "gallery")
