@@ -199,7 +199,7 @@ prepare_data() {
     local source=(--dataset "$dataset" --metadata_dir "$metadata")
     local raw=(--data_root "${data_root:-data/raw/$name}") raw_outputs=()
     if [ "$dataset" = synthetic ]; then raw_outputs=("${data_root:-data/raw/$name}"); fi
-    if [ "$name" = synthetic_smoke ]; then raw+=(--num_identities 60); fi
+    if [ "$name" = synthetic_smoke ]; then raw+=(--num_identities 48); fi
 
     if [ "$dataset" != synthetic ]; then force=yes; fi # quick, and the only step that sees a change in the raw data
     step 00_prepare \

@@ -104,7 +104,7 @@ def train_one_epoch(clip, pixels, tokens, labels, sampler, optimizer, scheduler,
 def main(config: Config) -> None:
     """Generate, train, save."""
     if config.smoke:
-        config = replace(config, num_identities=60, epochs=1)
+        config = replace(config, num_identities=24, epochs=1)
     name = f"{config.model}_{digest(config)}"
     apart = "smoke" if config.smoke else ""  # so that a smoke run's weights are never anybody's default
     checkpoint = (config.save_path or stage_dir(0) / "checkpoints" / apart) / f"{name}.pth"
