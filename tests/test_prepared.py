@@ -51,7 +51,7 @@ def test_an_absolute_image_folder_stays_absolute(folder):
 
 def test_without_dataset_json_the_image_folder_has_to_be_given(folder):
     (folder / "dataset.json").unlink()
-    with pytest.raises(InputError, match=r"dataset.json does not exist. Make it with: bash run_all.sh --dataset mugs"):
+    with pytest.raises(InputError, match=r"dataset.json does not exist. Make it with: the scripts of"):
         load_prepared("mugs", folder=folder)
     assert load_prepared("mugs", folder=folder, image_dir=folder).exclude_same_camera is False
 

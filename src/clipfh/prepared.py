@@ -65,7 +65,8 @@ def prepare_default(model: str, pretrained: str | None = None) -> None:
     if model in TINY_MODELS and pretrained is None and not any((stage_dir(0) / "checkpoints").glob(f"{model}_*.pth")):
         commands.append([str(stage_dir(0) / "pretrain_small_clip.py"), "--model", model])
     for command in commands:
-        print(f"preparing the embedded default: python {display(Path(command[0]))} {' '.join(command[1:])}".rstrip())
+        shown = " ".join(["python", display(Path(command[0])), *command[1:]])
+        print(f"not there yet, preparing the embedded default: {shown}", flush=True)
         if subprocess.run([sys.executable, *command]).returncode:
             raise InputError(f"{display(Path(command[0]))} failed; its message is above")
 
@@ -104,9 +105,9 @@ def load_prepared(
     description = {}
     if (folder / "dataset.json").is_file() or image_dir is None:
         wanted = name or "NAME"
-        made_by = (
-            f"bash run_all.sh --dataset {wanted}, or python preprocessing/00_prepare_dataset.py --dataset {wanted}"
-        )
+        made_by = f"bash run_all.sh --dataset {wanted}"
+        if folder != metadata_dir(wanted):
+            made_by = f"the scripts of preprocessing/, with --metadata_dir {folder}"
         description = read_json(folder / "dataset.json", made_by=made_by)
     if image_dir is None:
         if not isinstance(description.get("image_dir"), str):
