@@ -58,14 +58,15 @@ def run_command(command: list[str], log: Path) -> int:
         process = subprocess.Popen(executable, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
         assert process.stdout is not None
         copier = threading.Thread(target=_copy, args=(process.stdout, log_file), daemon=True)
-        copier.start()
-        try:
+        try:  # at once: a signal that comes before this line would leave the command running
+            copier.start()
             code = process.wait()
         except BaseException as error:
             _end(process, told=isinstance(error, KeyboardInterrupt))
             raise
         finally:
-            copier.join(timeout=SECONDS_TO_STOP)  # ends with the pipe, which a grandchild may still hold
+            if copier.ident is not None:
+                copier.join(timeout=SECONDS_TO_STOP)  # ends with the pipe, which a grandchild may still hold
             if not copier.is_alive():
                 process.stdout.close()
     return code if code >= 0 else 128 - code
