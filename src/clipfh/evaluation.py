@@ -1,7 +1,7 @@
 """The one evaluation that every stage goes through, so that its figures can stand in one table.
 
 Features of the test images are computed once, in float32; then the official split, the random splits and
-text-to-image retrieval are measured on them. Nothing here is chosen on the test identities.
+text-to-image retrieval are measured on them. No checkpoint is chosen on the test identities.
 """
 
 import time
