@@ -1,5 +1,5 @@
 # `make test` and `make lint` set up what they need; the environment is the one that run_all.sh uses.
-.PHONY: install test lint format smoke
+.PHONY: install test lint format smoke install-bench bench bench-quick
 
 PYTHON_WITH_TOOLS = python=$$(bash set_up.sh test lint) && PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" "$$python"
 
@@ -19,3 +19,19 @@ format:
 
 smoke:
 	bash run_all.sh --smoke
+
+# open-metric-learning needs an older numpy than ours
+install-bench:
+	bash set_up.sh test lint bench
+	python=$$(bash set_up.sh test lint bench) && "$$python" -m venv .venv-oml
+	.venv-oml/bin/pip install --quiet --disable-pip-version-check open-metric-learning==4.0.0 torch==2.13.0 torchvision==0.28.0
+
+BENCHMARKS = retrieval_metrics image_pipeline losses train_step end_to_end
+BENCH = python=$$(bash set_up.sh test lint bench) && for name in $(BENCHMARKS); do \
+	"$$python" benchmarks/bench_$$name.py $(1) || exit; done
+
+bench:
+	$(call BENCH)
+
+bench-quick:
+	$(call BENCH,--quick)

@@ -1,0 +1,44 @@
+"""Write the tables of README.md from results/*.json.
+
+python benchmarks/report.py
+"""
+
+import json
+from typing import Any
+
+from harness import FOLDER
+
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+
+
+def update_readme() -> None:
+    """Replace what stands between the markers in README.md."""
+    readme = FOLDER / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    sections = [
+        _section(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(FOLDER.glob("results/*.json"))
+    ]
+    readme.write_text("".join([before, BEGIN, "\n\n", "\n".join(sections), END, after]), encoding="utf-8")
+
+
+def _section(name: str, content: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
+    lines = [f"### {name}", "", f"{content['machine']}; {content['date']}; {versions}", ""]
+    lines += ["| bar | limit | measured | |", "|---|---|---|---|"]
+    lines += [
+        f"| {b['what']} | {b['bar']} | {b['measured']:g} | {'holds' if b['holds'] else '**missed**'} |"
+        for b in content["bars"]
+    ]
+    if content["bars"]:
+        lines += [""]
+    lines += ["| case | seconds | CPU seconds | extra memory, MiB | |", "|---|---|---|---|---|"]
+    for r in content["rows"]:
+        more = ", ".join(f"{k} {v}" for k, v in r.items() if k not in ("name", "seconds", "cpu_seconds", "peak_mib"))
+        cells = [r["name"], f"{r['seconds']:.4g}", f"{r['cpu_seconds']:.4g}", f"{r['peak_mib']:.0f}", more]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ""])
+
+
+if __name__ == "__main__":
+    update_readme()
