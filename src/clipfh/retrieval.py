@@ -3,7 +3,8 @@
 Shapes: N images, B batch, S image size, D embedding, Q queries, G gallery, K length of a ranking.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,28 +14,68 @@ from tqdm import tqdm
 from clipfh.clip_model import LoadedClip
 from clipfh.images import normalise, to_float
 from clipfh.metrics import RetrievalFigures, evaluate_retrieval
+from clipfh.prefetch import prefetch
 
 MAX_DISTRACTORS = 1000  # train images in the gallery of the val queries
+
+
+def encode_batches(
+    clip: LoadedClip,
+    pixels: np.ndarray,
+    device: str | torch.device,
+    *,
+    batch_size: int = 128,
+    start: int = 0,
+    quiet: bool = False,
+) -> Iterator[torch.Tensor]:
+    """Unit-length image features in float32, a batch at a time: (N, S, S, 3) uint8 to (B, D) on the CPU.
+
+    Always float32, whatever a run trains in: test figures do not depend on the precision of training. The model is in
+    evaluation mode until the iterator ends or is closed, and then in the mode it was in.
+
+    Args:
+        clip, device: the model, and where it is.
+        pixels: N images; a memory map is read batch by batch.
+        batch_size: B; the last batch may be smaller.
+        start: the image to begin with.
+        quiet: without a progress bar.
+    """
+    device = torch.device(device)
+    starts = range(start, len(pixels), batch_size)
+    batches = (normalise(to_float(pixels[i : i + batch_size], device), clip.mean, clip.std) for i in starts)
+    if device.type == "cuda":  # a CPU has no spare cores for a second thread: the forward pass takes them all
+        batches = prefetch(_copy_on_own_stream(batches, device))
+    was_training = clip.model.training
+    clip.model.eval()
+    bar = tqdm(total=len(starts), desc="extract features", unit="batch", disable=True if quiet else None, leave=False)
+    try:
+        with contextlib.closing(batches) as ready, bar:
+            for images in ready:
+                with torch.inference_mode():  # not around the yield: it would hold in the consumer's code as well
+                    features = clip.model.encode_image(images, normalize=True).float()
+                # on a GPU this waits for the batch, while the next one is on its way; and until then `images` is held,
+                # so that its memory, which belongs to the other stream, is not given to a batch to come
+                yield features.cpu()
+                bar.update()
+    finally:
+        clip.model.train(was_training)
+
+
+def _copy_on_own_stream(batches: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
+    """Batches that are complete on a CUDA device, copied beside the forward pass, which has the default stream."""
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        for images in batches:
+            stream.synchronize()  # holds up the thread of `prefetch` alone
+            yield images
 
 
 def extract_features(
     clip: LoadedClip, pixels: np.ndarray, device: str | torch.device, *, batch_size: int = 128, quiet: bool = False
 ) -> torch.Tensor:
-    """Unit-length image features in float32, without gradients: (N, S, S, 3) uint8 to (N, D) on `device`.
-
-    Always float32, whatever a run trains in: test figures do not depend on the precision of training. The model is
-    left in the mode it was in.
-    """
-    was_training = clip.model.training
-    clip.model.eval()
-    parts = []
-    starts = range(0, len(pixels), batch_size)
-    with torch.inference_mode():
-        for start in tqdm(starts, "extract features", unit="batch", disable=True if quiet else None, leave=False):
-            images = normalise(to_float(pixels[start : start + batch_size], device), clip.mean, clip.std)
-            parts.append(clip.model.encode_image(images, normalize=True).float())
-    clip.model.train(was_training)
-    return torch.cat(parts).clone()  # a clone made outside inference mode may be used in autograd
+    """All features of `encode_batches`, without gradients: (N, S, S, 3) uint8 to (N, D) float32 on `device`."""
+    parts = list(encode_batches(clip, pixels, device, batch_size=batch_size, quiet=quiet))
+    return torch.cat(parts).to(device)  # made outside inference mode: may be used in autograd
 
 
 def rank_gallery(
