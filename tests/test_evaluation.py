@@ -106,6 +106,23 @@ def test_every_file_of_an_evaluation(clip, dataset, capsys):
     assert "left out" not in printed
 
 
+def test_a_second_evaluation_reuses_the_features_until_an_image_changes(
+    clip, dataset, tmp_path, capsys, without_figures
+):
+    results = []
+    for number in range(3):
+        config = replace(dataset, results_dir=Path(f"results{number}"))
+        if number == 2:
+            split = json.loads((dataset.metadata_dir / SPLITS).read_text())["official"]
+            Image.new("RGB", (40, 40), (1, 2, 3)).save(tmp_path / "photos" / split["query"][0])
+        results.append(evaluate(clip, config)[0])
+        assert ("features: reused" in capsys.readouterr().out) == (number == 1)
+    assert all(results[0][name] == results[1][name] for name in ("official", "random", "text_to_image"))
+    assert results[2]["official"] != results[0]["official"]
+    assert len(list((tmp_path / "processed" / "squares" / "test" / "features").iterdir())) == 2
+    assert results[0]["configuration"]["batch_size"] == dataset.batch_size
+
+
 def with_cameras(metadata):
     """Give every image of an identity one of two cameras."""
     table = read_image_meta(metadata / "image_paths.json")

@@ -9,30 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.cli import option
 from clipfh.clip_model import LoadedClip, canonical_model_name, load_clip
 from clipfh.errors import InputError
+from clipfh.evaluation_data import EvaluationData, load_evaluation_data
+from clipfh.feature_store import load_features
 from clipfh.files import replace_atomically, writable_folder, write_json
-from clipfh.images import drop_unreadable, load_pixels
 from clipfh.metrics import RetrievalFigures
 from clipfh.paths import RESULTS_DIR, display, processed_dir
-from clipfh.prepared import (
-    DEFAULT_DATASET,
-    TOKEN_SAFE_PROMPTS,
-    PreparedDataset,
-    load_prepared,
-    load_prompts,
-    prepare_default,
-)
-from clipfh.rankings import draw_rankings, ranking_table, text_to_image
-from clipfh.retrieval import extract_features, image_to_image
+from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prepared, prepare_default
+from clipfh.printed_figures import print_figures
+from clipfh.rankings import TextQueries, draw_rankings, ranking_table, text_to_image
+from clipfh.retrieval import image_to_image
 from clipfh.run import environment, jsonable, new_run_name, pick_device
 from clipfh.run_report import write_run_report
-from clipfh.splits import read_splits
 from clipfh.statistics import bootstrap_interval
 from clipfh.summary import append_rows, utc_now
 
@@ -147,43 +140,22 @@ def evaluate_clip(
     started = time.perf_counter()
     stage_name = f"stage{labels.stage}" + (f"_{labels.variant}" if labels.variant else "")
     run_dir = writable_folder(config.results_dir, "--results_dir").resolve() / new_run_name(f"{data.name}_{stage_name}")
-    table = data.rows("query", "gallery")
-    splits = read_splits(data.folder / "image_splits.json", table)
-    prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "query", "gallery")
-    pixels = load_pixels(
-        data.image_dir,
-        table["image"].tolist(),
-        clip.image_size,
-        processed_dir(data.name) / "test",
-        resize_mode=clip.resize_mode,
+    cache_dir = processed_dir(data.name) / "test"
+    test = load_evaluation_data(
+        data,
+        clip,
+        cache_dir,
+        listing=run_dir / "unreadable_images.csv",
+        prompt_json=config.prompt_json,
+        skip_unreadable=config.skip_unreadable,
     )
-    table = drop_unreadable(table, pixels, run_dir / "unreadable_images.csv", skip_unreadable=config.skip_unreadable)
-    readable = set(pixels.images)
-    named_splits = [("official", "", splits["official"])]
-    named_splits += [("random", str(number), split) for number, split in enumerate(splits["random"])]
-    features = extract_features(clip, pixels.array, device, batch_size=config.batch_size)
-
-    rows, figures = [], {}
-    for protocol, number, split in named_splits:
-        start = time.perf_counter()
-        kept = {side: [image for image in split[side] if image in readable] for side in ("query", "gallery")}
-        measured = image_to_image(features, table, **kept, exclude_same_camera=data.exclude_same_camera)
-        figures[protocol, number] = measured
-        rows.append(_summary_row(measured, protocol, number, time.perf_counter() - start))
-    official = {
-        side: [image for image in splits["official"][side] if image in readable] for side in ("query", "gallery")
-    }
-    start = time.perf_counter()
-    query_ids = set(table.loc[table["image"].isin(official["query"]), "item_id"])
-    text = text_to_image(clip, features, table, official["gallery"], query_ids, prompts, device)
-    rows.append(_summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
-
-    rankings = ranking_table(features, table, official, exclude_same_camera=data.exclude_same_camera)
+    features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
+    figures, text, rows = _measure(clip, test, features, device, exclude_same_camera=data.exclude_same_camera)
+    rankings = ranking_table(features, test.table, test.official, exclude_same_camera=data.exclude_same_camera)
     with replace_atomically(run_dir / "rankings.csv") as temporary:
         rankings.to_csv(temporary, index=False, float_format="%.6f")
-    drawn = draw_rankings(
-        run_dir, data.image_dir, rankings, official["query"], figures["official", ""], text, stage_name
-    )
+    official, *random = figures
+    drawn = draw_rankings(run_dir, data.image_dir, rankings, test.official["query"], official, text, stage_name)
     result = {
         "dataset": data.name,
         "model": clip.name,
@@ -191,31 +163,60 @@ def evaluate_clip(
         "variant": labels.variant,
         "checkpoint": labels.checkpoint,
         "exclude_same_camera": data.exclude_same_camera,
-        "images_left_out": len(pixels.unreadable),
-        "official": _with_interval(figures["official", ""], config.seed),
-        "random": [figures["random", number].as_dict() for protocol, number, _ in named_splits if protocol == "random"],
+        "images_left_out": len(test.pixels.unreadable),
+        "official": _with_interval(official, config.seed),
+        "random": [value.as_dict() for value in random],
         "text_to_image": text.figures.as_dict(),
         "seconds": round(time.perf_counter() - started, 2),
+        "configuration": jsonable(config),
         **environment(),
     }
+    _write(run_dir, config.results_dir, result, rows, drawn)
+    print_figures(official, random, text.figures)
+    if result["images_left_out"]:
+        print(f"left out: {result['images_left_out']:,} unreadable images")
+    print(f"details: {display(run_dir)}\n")
+    return result
+
+
+def _measure(
+    clip: LoadedClip, test: EvaluationData, features: torch.Tensor, device: torch.device, *, exclude_same_camera: bool
+) -> tuple[list[RetrievalFigures], TextQueries, list[dict[str, Any]]]:
+    """The figures of the official split and the random ones, the text queries, and the summary's rows of them all."""
+    rows, figures = [], []
+    splits = [("official", "", test.official)]
+    splits += [("random", str(number), split) for number, split in enumerate(test.random)]
+    for protocol, number, split in splits:
+        start = time.perf_counter()
+        measured = image_to_image(features, test.table, **split, exclude_same_camera=exclude_same_camera)
+        figures.append(measured)
+        rows.append(_summary_row(measured, protocol, number, time.perf_counter() - start))
+    start = time.perf_counter()
+    query_ids = set(test.table.loc[test.table["image"].isin(test.official["query"]), "item_id"])
+    text = text_to_image(clip, features, test.table, test.official["gallery"], query_ids, test.prompts, device)
+    rows.append(_summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
+    return figures, text, rows
+
+
+def _write(
+    run_dir: Path, results_dir: Path, result: dict[str, Any], rows: list[dict[str, Any]], drawn: list[tuple[Path, str]]
+) -> None:
+    """Write the run's metrics and report, and append its rows to the summary."""
     write_json(run_dir / "metrics.json", result)
-    now = utc_now()
-    shared = {"time": now, "dataset": data.name, "model": clip.name, "stage": labels.stage, "variant": labels.variant}
-    rows = [{**shared, "checkpoint": labels.checkpoint, **row} for row in rows]
+    shared = {"time": utc_now(), **{key: result[key] for key in ("dataset", "model", "stage", "variant", "checkpoint")}}
+    rows = [{**shared, **row} for row in rows]
     write_run_report(
         run_dir,
-        title=f"Stage {labels.stage} {labels.variant} on {data.name}: {labels.checkpoint}",
+        title=f"Stage {result['stage']} {result['variant']} on {result['dataset']}: {result['checkpoint']}",
         rows=rows,
         counts={
-            "unreadable images": len(pixels.unreadable),
-            "queries of the official split without a match": figures["official", ""].num_without_match,
+            "unreadable images": result["images_left_out"],
+            "queries of the official split without a match": result["official"]["num_without_match"],
         },
-        configuration={**jsonable(config), **environment()},
+        configuration={**result["configuration"], **environment()},
         figures=drawn,
     )
-    append_rows(config.results_dir / "summary.csv", rows)
-    _print(figures, text.figures, run_dir, len(pixels.unreadable))
-    return result
+    append_rows(results_dir / "summary.csv", rows)
 
 
 def _summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds: float) -> dict[str, Any]:
@@ -234,34 +235,3 @@ def _with_interval(figures: RetrievalFigures, seed: int) -> dict[str, Any]:
         "mAP_interval95": [precision.low, precision.high],
         "rank1_interval95": [rank1.low, rank1.high],
     }
-
-
-def _print(
-    figures: dict[tuple[str, str], RetrievalFigures], text: RetrievalFigures, run_dir: Path, images_left_out: int
-) -> None:
-    print(
-        f"\n{'percent':<22}{'Rank-1':>8}{'Rank-5':>8}{'Rank-10':>9}{'mAP':>8}{'mINP':>8}{'queries':>10}{'gallery':>9}"
-    )
-    random = [value for (protocol, _), value in figures.items() if protocol == "random"]
-    lines = [
-        ("official split", [figures["official", ""]]),
-        (f"{len(random)} random splits", random),
-        ("text to image", [text]),
-    ]
-    for name, values in lines:
-        if values:
-            cells = [
-                100 * np.mean([getattr(v, key) for v in values]) for key in ("rank1", "rank5", "rank10", "mAP", "mINP")
-            ]
-            counts = values[0]
-            print(
-                f"{name:<22}{cells[0]:>8.1f}{cells[1]:>8.1f}{cells[2]:>9.1f}{cells[3]:>8.1f}{cells[4]:>8.1f}"
-                f"{counts.num_query:>10,}{counts.num_gallery:>9,}"
-            )
-    for name, values in lines:
-        without = max((v.num_without_match for v in values), default=0)
-        if without:
-            print(f"left out of every figure: up to {without:,} queries without a match in the gallery ({name})")
-    if images_left_out:
-        print(f"left out: {images_left_out:,} unreadable images")
-    print(f"details: {display(run_dir)}\n")

@@ -1,0 +1,60 @@
+"""What an evaluation measures on: the readable test images, their splits and the text queries."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from clipfh.clip_model import LoadedClip
+from clipfh.images import Pixels, drop_unreadable, load_pixels
+from clipfh.prepared import SPLITS, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prompts
+from clipfh.splits import read_splits
+
+Split = dict[str, list[str]]  # "query" and "gallery": images
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """The test images of a dataset.
+
+    Attributes:
+        pixels: of the N readable images.
+        table: their N rows, in the same order.
+        official: the official split, without unreadable images.
+        random: the random splits, likewise.
+        prompts: of every test identity.
+    """
+
+    pixels: Pixels
+    table: pd.DataFrame
+    official: Split
+    random: list[Split]
+    prompts: dict[str, list[str]]
+
+
+def load_evaluation_data(
+    data: PreparedDataset,
+    clip: LoadedClip,
+    cache_dir: Path,
+    *,
+    listing: Path,
+    prompt_json: Path | None,
+    skip_unreadable: bool,
+) -> EvaluationData:
+    """Decode the test photos of `data` for `clip`, or take them from `cache_dir`; read splits and prompts.
+
+    Raises:
+        InputError: unreadable photos (listed in the CSV `listing`, unless skipped), missing splits or prompts.
+    """
+    table = data.rows("query", "gallery")
+    splits = read_splits(data.folder / SPLITS, table)
+    prompts = load_prompts(data, prompt_json, TOKEN_SAFE_PROMPTS, "query", "gallery")
+    images = table["image"].tolist()
+    pixels = load_pixels(data.image_dir, images, clip.image_size, cache_dir, resize_mode=clip.resize_mode)
+    table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
+    readable = set(pixels.images)
+
+    def kept(split: Split) -> Split:
+        return {side: [image for image in split[side] if image in readable] for side in ("query", "gallery")}
+
+    return EvaluationData(pixels, table, kept(splits["official"]), [kept(split) for split in splits["random"]], prompts)
