@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import NTXentLoss
 
-from clipfh.losses import info_nce_loss
+from clipfh.losses import info_nce_loss, tiles
 
 LABELS = torch.tensor([0, 1, 0, 2, 0, 1])
 
@@ -27,7 +27,10 @@ def loss_by_loops(images, texts, logit_scale, labels):
 
 
 @pytest.mark.parametrize("labels", [None, LABELS])
-def test_equals_plain_loops(labels):
+@pytest.mark.parametrize("tile_rows, kept", [(512, 2**23), (4, 2**23), (4, 20), (1, 0)])
+def test_equals_plain_loops(labels, tile_rows, kept, monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_TILE_ROWS", tile_rows)
+    monkeypatch.setattr(tiles, "KEPT_LOGITS", kept)
     images, texts = unit_features(0), unit_features(1)
     expected = loss_by_loops(images, texts, 7.0, torch.arange(6) if labels is None else labels)
     torch.testing.assert_close(info_nce_loss(images, texts, 7.0, labels), expected)
@@ -51,10 +54,34 @@ def test_equals_pytorch_metric_learning():
 
 
 @pytest.mark.parametrize("labels", [None, LABELS])
-def test_gradient(labels):
+@pytest.mark.parametrize("tile_rows", [512, 4])
+def test_gradient(labels, tile_rows, monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_TILE_ROWS", tile_rows)
     scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
     inputs = (unit_features(0).requires_grad_(), unit_features(1).requires_grad_(), scale)
     assert torch.autograd.gradcheck(lambda i, t, s: info_nce_loss(i, t, s, labels), inputs)
+
+
+def test_frozen_texts_or_images():
+    images, texts = unit_features(0).requires_grad_(), unit_features(1).requires_grad_()
+    info_nce_loss(images, texts, 10.0, LABELS).backward()
+    (of_images,) = torch.autograd.grad(info_nce_loss(images, texts.detach(), 10.0, LABELS), images)
+    (of_texts,) = torch.autograd.grad(info_nce_loss(images.detach(), texts, 10.0, LABELS), texts)
+    assert torch.equal(of_images, images.grad)
+    assert torch.equal(of_texts, texts.grad)
+
+
+def test_gradient_cannot_be_differentiated_again():
+    images = unit_features(0).requires_grad_()
+    (gradient,) = torch.autograd.grad(info_nce_loss(images, unit_features(1), 10.0), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
+
+
+def test_not_finite_features_show():
+    images = unit_features(0)
+    images[5, 0] = math.nan
+    assert not torch.isfinite(info_nce_loss(images, unit_features(1), 10.0))
 
 
 def test_pairs_of_one_identity_do_not_repel():

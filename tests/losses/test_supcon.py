@@ -4,14 +4,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import SupConLoss
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipfh.losses import supcon_loss
+from clipfh.losses import supcon_loss, tiles
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])  # identity 2 has no positive
 
 
 def unit_features(rows=8, dim=5, seed=0, dtype=torch.float64):
     return F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1)
+
+
+class LargestOutput(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that an operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
 
 
 def loss_by_loops(features, labels, logit_scale):
@@ -27,7 +40,10 @@ def loss_by_loops(features, labels, logit_scale):
 
 
 @pytest.mark.parametrize("logit_scale", [1.0, 14.3])
-def test_equals_plain_loops(logit_scale):
+@pytest.mark.parametrize("tile_rows, kept", [(512, 2**23), (3, 2**23), (3, 20), (1, 0)])
+def test_equals_plain_loops(logit_scale, tile_rows, kept, monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_TILE_ROWS", tile_rows)
+    monkeypatch.setattr(tiles, "KEPT_LOGITS", kept)
     ours, theirs = unit_features().requires_grad_(), unit_features().requires_grad_()
     loss, expected = supcon_loss(ours, LABELS, logit_scale), loss_by_loops(theirs, LABELS, logit_scale)
     loss.backward()
@@ -48,9 +64,53 @@ def test_equals_pytorch_metric_learning():
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_of_features_and_logit_scale():
-    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, s: supcon_loss(x, LABELS, s), (unit_features().requires_grad_(), scale))
+@pytest.mark.parametrize("scale", [5.0, 0.0])
+@pytest.mark.parametrize("tile_rows", [512, 3])
+def test_gradient_of_features_and_logit_scale(scale, tile_rows, monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_TILE_ROWS", tile_rows)
+    scale = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    features = (3 * unit_features()).requires_grad_()  # the formula does not lean on unit length
+    assert torch.autograd.gradcheck(lambda x, s: supcon_loss(x, LABELS, s), (features, scale))
+
+
+def test_gradient_of_logit_scale_alone():
+    scale = torch.tensor([5.0], dtype=torch.float64, requires_grad=True)  # open_clip's may have one element
+    loss = supcon_loss(unit_features(), LABELS, scale)
+    loss.backward()
+    above, below = (supcon_loss(unit_features(), LABELS, 5 + step) for step in (1e-5, -1e-5))
+    assert scale.grad.item() == pytest.approx((above - below).item() / 2e-5, rel=1e-6)
+
+
+def test_backward_scales_and_repeats():
+    features = unit_features().requires_grad_()
+    loss = supcon_loss(features, LABELS, 10.0)
+    (once,) = torch.autograd.grad(loss, features, retain_graph=True)
+    (tripled,) = torch.autograd.grad(3 * loss, features, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, features)
+    torch.testing.assert_close(tripled, 3 * once)
+    assert torch.equal(again, once)
+
+
+def test_gradient_cannot_be_differentiated_again():
+    features = unit_features().requires_grad_()
+    (gradient,) = torch.autograd.grad(supcon_loss(features, LABELS, 10.0), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
+
+
+def test_without_gradient():
+    features = unit_features()
+    loss = supcon_loss(features, LABELS, 10.0)
+    assert not loss.requires_grad
+    assert torch.equal(loss, supcon_loss(features.requires_grad_(), LABELS, 10.0).detach())
+
+
+def test_no_matrix_of_all_pairs_is_made(monkeypatch):
+    monkeypatch.setattr(tiles, "CPU_TILE_ROWS", 10)
+    features = unit_features(40, 5).requires_grad_()
+    with LargestOutput() as largest:
+        supcon_loss(features, torch.arange(40) // 4, 10.0).backward()
+    assert largest.numel == 40 * 5  # the size of the features, and more than that of a tile
 
 
 def test_rows_without_a_positive_are_negatives_but_no_anchors():

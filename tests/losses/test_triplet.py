@@ -29,11 +29,12 @@ def loss_by_loops(features, labels, margin):
 
 
 @pytest.mark.parametrize("margin", [None, 0.0, 0.3, 5.0])
-@pytest.mark.parametrize("at_once", [3, 1024])
-def test_equals_plain_loops(margin, at_once, monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 3, 1024])
+@pytest.mark.parametrize("labels", [LABELS, torch.tensor([5, 2, 9, 2, 5, 2, 9, 0])], ids=["sorted", "unsorted"])
+def test_equals_plain_loops(margin, at_once, labels, monkeypatch):
     monkeypatch.setattr(triplet, "ANCHORS_AT_ONCE", at_once)
     ours, theirs = random_features().requires_grad_(), random_features().requires_grad_()
-    loss, expected = batch_hard_triplet_loss(ours, LABELS, margin), loss_by_loops(theirs, LABELS, margin)
+    loss, expected = batch_hard_triplet_loss(ours, labels, margin), loss_by_loops(theirs, labels, margin)
     loss.backward()
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -61,6 +62,13 @@ def test_equals_pytorch_metric_learning():
 def test_gradient(margin):
     features = random_features().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: batch_hard_triplet_loss(x, LABELS, margin), features)
+
+
+def test_gradient_cannot_be_differentiated_again():
+    features = random_features().requires_grad_()
+    (gradient,) = torch.autograd.grad(batch_hard_triplet_loss(features, LABELS), features, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """Symmetric image-text InfoNCE, CLIP's own loss. B: pairs, D: embedding."""
 
+from itertools import product
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from clipfh.losses.inputs import check_labelled_features, to_full_precision, without_autocast
+from clipfh.losses.inputs import check_labelled_features, scale_like, to_full_precision, without_autocast
+from clipfh.losses.tiles import LogitTiles, add_to_log_normaliser, blocks, softmax_both_ways
 
 
 def info_nce_loss(
@@ -19,6 +24,9 @@ def info_nce_loss(
     With `labels`, the pairs of one identity are not each other's negatives: s(i, j) with i != j and equal labels is
     left out of both sums (masked, not counted as a positive: each image keeps its own text as the one target).
     A batch of one pair has loss 0.
+
+    The gradient is computed along with the loss, by tiles: the extra memory grows with B * D, never with B * B. It
+    cannot be differentiated again (there is no second derivative).
 
     Args:
         image_features: (B, D), rows of unit length, any floating dtype; half precision is computed in float32.
@@ -40,16 +48,61 @@ def info_nce_loss(
             f"image features {tuple(image_features.shape)} and text features {tuple(text_features.shape)} "
             "must have one shape: row i of both is one pair"
         )
-    if labels is None:
-        labels = torch.arange(len(image_features), device=image_features.device)
-    check_labelled_features(image_features, labels)
+    check_labelled_features(image_features, torch.arange(len(image_features)) if labels is None else labels)
     image_features, text_features = to_full_precision(image_features), to_full_precision(text_features)
     with without_autocast(image_features):
-        logits_per_image = (image_features * logit_scale) @ text_features.T  # (B, B)
-        same = labels[:, None] == labels  # (B, B)
-        same.fill_diagonal_(False)  # the pair itself stays
-        logits_per_image = logits_per_image.masked_fill_(same, -torch.inf)
-        own = logits_per_image.diagonal()  # (B,)
-        over_texts = torch.logsumexp(logits_per_image, dim=1) - own
-        over_images = torch.logsumexp(logits_per_image, dim=0) - own
-        return 0.5 * (over_texts.mean() + over_images.mean())
+        return _InfoNCE.apply(image_features, text_features, scale_like(image_features, logit_scale), labels)
+
+
+class _InfoNCE(torch.autograd.Function):
+    """The loss with its gradient, that of two cross entropies over the same logits.
+
+    With r_i = log sum over j of exp s(i, j) and c_j = log sum over i of exp s(i, j), over the pairs that count:
+
+        loss             = 1/2B * sum over i of  [ r_i + c_i - 2 s(i, i) ]
+        dloss/dimage_i   = logit_scale / 2B * [ sum over j of w(i, j) text_j   -  2 text_i ]
+        dloss/dtext_j    = logit_scale / 2B * [ sum over i of w(i, j) image_i  -  2 image_j ]
+        w(i, j)          = exp(s(i, j) - r_i) + exp(s(i, j) - c_j)
+
+    The loss depends on logit_scale through the products s alone, as it does on the images, hence
+    dloss/dlogit_scale = sum over i of image_i . dloss/dimage_i / logit_scale.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, labels: Tensor | None) -> Tensor:
+        def leave_out_same_label(logits: Tensor, rows: slice, columns: slice) -> None:
+            if labels is None:
+                return
+            same = labels[rows, None] == labels[columns]  # (R, C)
+            if rows == columns:
+                same.fill_diagonal_(False)  # the pair itself stays
+            logits.masked_fill_(same, -torch.inf)
+
+        tiles = LogitTiles(images, texts, scale, list(product(blocks(images), repeat=2)), leave_out_same_label)
+        over_texts = images.new_full((len(images),), -torch.inf)  # r
+        over_images, own = over_texts.clone(), over_texts.clone()  # c, s(i, i)
+        for rows, columns, logits in tiles:
+            add_to_log_normaliser(over_texts[rows], logits, dim=1)
+            add_to_log_normaliser(over_images[columns], logits, dim=0)
+            if rows == columns:
+                own[rows] = logits.diagonal()
+        loss = 0.5 * ((over_texts - own).mean() + (over_images - own).mean())
+        if not any(ctx.needs_input_grad):
+            return loss
+
+        image_gradient, text_gradient = texts * -2.0, images * -2.0  # (B, D)
+        for rows, columns, logits in tiles:
+            weights = softmax_both_ways(logits, over_texts[rows], over_images[columns])
+            image_gradient[rows].addmm_(weights, texts[columns])
+            if ctx.needs_input_grad[1]:  # not for frozen texts
+                text_gradient[columns].addmm_(weights.T, images[rows])
+        scale_gradient = (images * image_gradient).sum() / (2 * len(images))
+        to_mean = scale / (2 * len(images))
+        ctx.save_for_backward(image_gradient.mul_(to_mean), text_gradient.mul_(to_mean), scale_gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)  # labels have none
+        return *(grad_loss * gradient if needed else None for gradient, needed in wanted), None

@@ -15,6 +15,11 @@ def to_full_precision(features: Tensor) -> Tensor:
     return features if features.dtype in (torch.float32, torch.float64) else features.float()
 
 
+def scale_like(features: Tensor, logit_scale: float | Tensor) -> Tensor:
+    """`logit_scale` as a 0-d tensor with the dtype and device of `features`, still connected to its gradient."""
+    return torch.as_tensor(logit_scale, dtype=features.dtype, device=features.device).reshape(())
+
+
 def without_autocast(features: Tensor) -> AbstractContextManager:
     """A context in which matrix products on the device of `features` keep their inputs' precision."""
     return torch.autocast(device_type=features.device.type, enabled=False)
