@@ -24,7 +24,7 @@ smoke:
 install-bench:
 	bash set_up.sh test lint bench
 	python=$$(bash set_up.sh test lint bench) && "$$python" -m venv .venv-oml
-	.venv-oml/bin/pip install --quiet --disable-pip-version-check open-metric-learning==4.0.0 torch==2.13.0 torchvision==0.28.0
+	.venv-oml/bin/pip install --quiet --disable-pip-version-check open-metric-learning==4.0.0 omegaconf torch==2.13.0 torchvision==0.28.0
 
 BENCHMARKS = retrieval_metrics image_pipeline losses train_step end_to_end
 BENCH = python=$$(bash set_up.sh test lint bench) && for name in $(BENCHMARKS); do \

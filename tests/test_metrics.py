@@ -1,4 +1,5 @@
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipfh import metrics
+from clipfh import match_ranks
 from clipfh.errors import InputError
 from clipfh.metrics import evaluate_retrieval
 
@@ -41,15 +42,16 @@ def oracle(query, gallery, query_ids, gallery_ids, query_cameras=None, gallery_c
     return mean, precisions, firsts
 
 
-def check_against_oracle(query, gallery, query_ids, gallery_ids, chunk_bytes=16 * 2**20, **protocol):
+def check_against_oracle(query, gallery, query_ids, gallery_ids, few_matches=24, **protocol):
     features = (torch.tensor(rows, dtype=torch.float32) for rows in (query, gallery))
     expected = oracle(query, gallery, query_ids, gallery_ids, **protocol)
     arguments = (*features, query_ids, gallery_ids)
-    if expected is None:
-        with pytest.raises(InputError, match="no query has a match"):
-            evaluate_retrieval(*arguments, **protocol, chunk_bytes=chunk_bytes)
-        return
-    figures = evaluate_retrieval(*arguments, **protocol, chunk_bytes=chunk_bytes)
+    with mock.patch.object(match_ranks, "FEW_MATCHES", few_matches):
+        if expected is None:
+            with pytest.raises(InputError, match="no query has a match"):
+                evaluate_retrieval(*arguments, **protocol)
+            return
+        figures = evaluate_retrieval(*arguments, **protocol)
     mean, precisions, firsts = expected
     assert {name: getattr(figures, name) for name in NAMES} == pytest.approx(mean, abs=1e-12)
     assert figures.first_match_rank.tolist() == firsts
@@ -70,13 +72,13 @@ cameras = st.sampled_from(["", "x", "y"])
     query=st.lists(st.tuples(vectors, ids, cameras), min_size=1, max_size=40),
     gallery=st.lists(st.tuples(vectors, ids, cameras), min_size=1, max_size=40),
     use_cameras=st.booleans(),
-    chunk_bytes=st.sampled_from([1, 2**24]),
+    few_matches=st.sampled_from([0, 3, 24]),
 )
-def test_query_gallery_equals_the_oracle(query, gallery, use_cameras, chunk_bytes):
+def test_query_gallery_equals_the_oracle(query, gallery, use_cameras, few_matches):
     query_features, query_ids, query_cameras = zip(*query, strict=True)
     gallery_features, gallery_ids, gallery_cameras = zip(*gallery, strict=True)
     protocol = {"query_cameras": query_cameras, "gallery_cameras": gallery_cameras} if use_cameras else {}
-    check_against_oracle(query_features, gallery_features, query_ids, gallery_ids, chunk_bytes, **protocol)
+    check_against_oracle(query_features, gallery_features, query_ids, gallery_ids, few_matches, **protocol)
 
 
 @settings(max_examples=100, deadline=None)
@@ -99,15 +101,18 @@ def test_leave_one_out_equals_the_oracle(images, distractors, use_cameras, not_i
     check_against_oracle(features, [*features, *distractors], item_ids, gallery_ids, 1, **protocol)
 
 
-def test_random_features_over_several_chunks_equal_the_oracle():
+def test_random_features_over_several_chunks_equal_the_oracle(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     query = F.normalize(torch.randn(50, 8, generator=generator, dtype=torch.float64), dim=1)
     gallery = F.normalize(torch.randn(70, 8, generator=generator, dtype=torch.float64), dim=1)
     query_ids = [str(n % 7) for n in range(50)]
     gallery_ids = [str(n % 9) for n in range(70)]
     expected, _, firsts = oracle(query.tolist(), gallery.tolist(), query_ids, gallery_ids)
-    for chunk_bytes in (1, 4 * 70 * 17, 4 * 70 * 32, 2**24):  # chunks of 16, 16, 32 and all
-        figures = evaluate_retrieval(query, gallery, query_ids, gallery_ids, chunk_bytes=chunk_bytes)
+    for size, few_matches in ((16, 0), (16, 24), (48, 7), (4096, 24)):
+        for name in ("ALIGN", "CHUNK", "BLOCK_FOR_FEW", "BLOCK_FOR_MANY"):
+            monkeypatch.setattr(match_ranks, name, 64 if name == "ALIGN" else size)
+        monkeypatch.setattr(match_ranks, "FEW_MATCHES", few_matches)
+        figures = evaluate_retrieval(query, gallery, query_ids, gallery_ids)
         assert {name: getattr(figures, name) for name in NAMES} == pytest.approx(expected, abs=1e-12)
         assert figures.first_match_rank.tolist() == firsts
 
@@ -199,16 +204,17 @@ def test_inputs_are_not_changed():
     assert torch.equal(query, before[0]) and torch.equal(gallery, before[1])
 
 
-def test_figures_are_computed_on_the_cpu(monkeypatch):
-    class OnAnotherDevice:
-        """Ranks on a device without float64, such as MPS: all that works is to fetch them."""
+def test_a_place_of_another_identity_is_refused():
+    with pytest.raises(ValueError, match="another identity"):
+        evaluate_retrieval(at_angles(0), at_angles(0, 1), ["a"], ["b", "a"], query_positions=[0])
 
-        def __init__(self, ranks):
-            self.cpu = lambda: ranks
 
-    match_ranks = metrics._match_ranks
-    monkeypatch.setattr(metrics, "_match_ranks", lambda *arguments: OnAnotherDevice(match_ranks(*arguments)))
-    assert evaluate_retrieval(at_angles(0), at_angles(1, 2), ["a"], ["b", "a"]).mAP == 0.5
+def test_half_precision_is_computed_in_float32():
+    query, gallery = at_angles(0, 40).half(), at_angles(0.5, 1, 41).half()
+    figures = evaluate_retrieval(query, gallery, ["a", "b"], ["b", "a", "b"])
+    assert (
+        figures.as_dict() == evaluate_retrieval(query.float(), gallery.float(), ["a", "b"], ["b", "a", "b"]).as_dict()
+    )
 
 
 def test_nothing_to_measure():

@@ -1,0 +1,228 @@
+"""The ranks of each query's matches in the gallery, exact, without sorting the gallery.
+
+The rank of a match is one more than the number of gallery images above it. So per chunk of queries the similarities of
+the matches come first; then, block by block of the gallery, the product, and how many others reach each match. The
+blocks' size does not depend on the gallery's: memory does not grow with it, and what is counted is still in the cache.
+
+Shapes: Q queries, G gallery images, D embedding, c queries of a chunk, b gallery images of a block, M most matches,
+N pairs of a query of the chunk and a gallery image of its identity.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+CHUNK = 640  # queries of one product
+ALIGN = 64  # comparisons are packed into words of 64 bits; also a multiple of what BLAS kernels take at once
+FEW_MATCHES = 24  # up to so many, a pass over the similarities for each is faster than sorting those above the last
+# gallery images of one product: at most 10 MiB of similarities. A chunk's matches fill one block where they are few;
+# where they are many, each row of a block is sorted by a call of its own, and longer rows are fewer calls
+BLOCK_FOR_FEW, BLOCK_FOR_MANY = 1280, 4096
+
+
+class Pairs(NamedTuple):
+    """The pairs of one identity in a chunk of queries.
+
+    Attributes:
+        queries: (c,) the chunk.
+        row: (N,) places in `queries`, in increasing order.
+        position: (N,) places in the gallery.
+        counted: (N,) bool, whether the pair is a match; if not, the image is left out of the query's ranking.
+    """
+
+    queries: np.ndarray
+    row: np.ndarray
+    position: np.ndarray
+    counted: np.ndarray
+
+
+@dataclass(frozen=True)
+class SameIdentity:
+    """Which gallery images have each query's identity, and which of them are left out of its ranking.
+
+    Attributes:
+        query_codes, gallery_codes: (Q,) and (G,) identities as integers from 0.
+        query_cameras, gallery_cameras: (Q,) and (G,) integers; an image of the query's own camera is left out. Or None.
+        query_positions: (Q,) the query's own place in the gallery, which is left out, or -1. Or None.
+    """
+
+    query_codes: np.ndarray
+    gallery_codes: np.ndarray
+    query_cameras: np.ndarray | None = None
+    gallery_cameras: np.ndarray | None = None
+    query_positions: np.ndarray | None = None
+
+    def mean_number(self) -> float:
+        """Of pairs a query."""
+        return float(np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)[self.query_codes].mean())
+
+    def pairs(self, chunk_size: int) -> Iterator[Pairs]:
+        """All pairs, by chunks of queries.
+
+        Queries come by number of pairs, then by identity: those of a chunk need about as many comparisons each, and
+        share their gallery images.
+        """
+        order = np.argsort(self.gallery_codes, kind="stable")
+        sizes = np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)
+        starts = np.cumsum(sizes) - sizes
+        queries = np.lexsort((self.query_codes, sizes[self.query_codes]))
+        for first in range(0, len(queries), chunk_size):
+            chunk = queries[first : first + chunk_size]
+            codes = self.query_codes[chunk]
+            num = sizes[codes]
+            row = np.repeat(np.arange(len(chunk)), num)
+            within = np.arange(len(row)) - np.repeat(np.cumsum(num) - num, num)
+            position = order[np.repeat(starts[codes], num) + within]
+            counted = np.ones(len(row), dtype=bool)
+            if self.query_cameras is not None:
+                counted &= self.query_cameras[chunk][row] != self.gallery_cameras[position]
+            if self.query_positions is not None:
+                counted &= self.query_positions[chunk][row] != position
+            yield Pairs(chunk, row, position, counted)
+
+
+def match_ranks(
+    query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield, chunk by chunk, queries (c,) and the ranks of their matches (c, M) int64.
+
+    Ranks are from 1, in increasing order; 0 fills the places of queries with fewer than M matches. A tied non-match
+    ranks before a match; equal features have equal similarities, because every product of a call has the same shape.
+
+    Args:
+        query_features, gallery_features: (Q, D) and (G, D), float32 or float64, on one device.
+        same: the pairs of one identity.
+    """
+    if query_features.device.type == "cuda":
+        yield from _match_ranks_by_sorting(query_features, gallery_features, same)
+    else:  # MPS shares the CPU's memory
+        yield from _match_ranks_by_counting(query_features.cpu().numpy(), gallery_features.cpu().numpy(), same)
+
+
+def _match_ranks_by_counting(
+    query_features: np.ndarray, gallery_features: np.ndarray, same: SameIdentity
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    # numpy, not torch: on the CPU its matrix product is the faster one, and its comparisons pack into bits
+    block = BLOCK_FOR_FEW if same.mean_number() <= FEW_MATCHES else BLOCK_FOR_MANY
+    product = _BlockProduct(query_features, gallery_features, block)
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        for pairs in same.pairs(product.chunk):
+            product.take(pairs.queries)
+            values = product.similarities_of(pairs)
+            matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
+            above = np.zeros(matches.shape, dtype=np.int64)
+            parts = [slice(p[0], p[-1] + 1) for p in np.array_split(np.arange(len(num)), threads) if len(p)]
+            for similarities in product.non_matches(pairs):
+                tasks = [pool.submit(_add_above, similarities[p], matches[p], num[p], above[p]) for p in parts]
+                for task in tasks:
+                    task.result()
+            place = np.arange(1, matches.shape[1] + 1)
+            yield pairs.queries, np.where(place <= num[:, None], above + place, 0)  # the better matches are above, too
+
+
+class _BlockProduct:
+    """Similarities of a chunk of queries, block by block of the gallery, into the same buffer."""
+
+    def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray, block: int) -> None:
+        self._query_features, self._gallery = query_features, gallery_features
+        self.chunk, self._block = _even_part(len(query_features), CHUNK), _even_part(len(gallery_features), block)
+        D, dtype = query_features.shape[1], query_features.dtype
+        self._queries = np.zeros((self.chunk, D), dtype)
+        self._images = np.zeros((self._block, D), dtype)  # gathered ones, or the last block filled up
+        self._similarities = np.empty((self.chunk, self._block), dtype)
+
+    def take(self, queries: np.ndarray) -> None:
+        self._num = len(queries)
+        self._queries[: self._num] = self._query_features[queries]
+
+    def similarities_of(self, pairs: Pairs) -> np.ndarray:
+        """(N,) of the pairs alone."""
+        wanted = np.zeros(len(self._gallery), dtype=bool)
+        wanted[pairs.position] = True
+        images, column = np.flatnonzero(wanted), (np.cumsum(wanted) - 1)[pairs.position]
+        values = np.empty(len(column), self._queries.dtype)
+        for start in range(0, len(images), self._block):
+            part = images[start : start + self._block]
+            self._images[: len(part)] = self._gallery[part]
+            np.matmul(self._queries, self._images.T, out=self._similarities)
+            here = (column >= start) & (column < start + self._block)
+            values[here] = self._similarities[pairs.row[here], column[here] - start]
+        return values
+
+    def non_matches(self, pairs: Pairs) -> Iterator[np.ndarray]:
+        """(c, b) of the whole gallery, block by block; -inf for the pairs of one identity and beyond the end."""
+        block_of_pair = (pairs.position // self._block).astype(np.uint16)  # numpy sorts 16 bits by radix
+        by_block = np.argsort(block_of_pair, kind="stable")
+        ends = np.cumsum(np.bincount(block_of_pair, minlength=-(-len(self._gallery) // self._block)))
+        for number, start in enumerate(range(0, len(self._gallery), self._block)):
+            images = self._gallery[start : start + self._block]
+            if len(images) < self._block:
+                self._images[: len(images)] = images
+                images = self._images
+            np.matmul(self._queries, images.T, out=self._similarities)
+            self._similarities[:, len(self._gallery) - start :] = -np.inf
+            inside = by_block[ends[number - 1] if number else 0 : ends[number]]
+            self._similarities[pairs.row[inside], pairs.position[inside] - start] = -np.inf
+            yield self._similarities[: self._num]
+
+
+def _even_part(length: int, most: int) -> int:
+    """The size of the fewest parts of about equal size, at most about `most`, aligned."""
+    size = -(-length // -(-length // most))
+    return -(-size // ALIGN) * ALIGN
+
+
+def _in_rows(values: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values of the pairs (N,) as rows (c, M) in decreasing order, -inf after the last; and how many each has (c,)."""
+    num = np.bincount(row, minlength=num_rows)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(num) - num, num)
+    negated = np.full((num_rows, num.max()), np.inf, dtype=values.dtype)
+    negated[row, place] = -values
+    negated.sort(axis=1)
+    return -negated, num
+
+
+def _add_above(similarities: np.ndarray, matches: np.ndarray, num: np.ndarray, above: np.ndarray) -> None:
+    """Add to `above` (c, M) how many of `similarities` (c, b) reach each of the `num` (c,) values of `matches` (c, M).
+
+    numpy releases the interpreter's lock in all that takes time here: threads can share the rows of a chunk.
+    """
+    many = num > FEW_MATCHES
+    few = int(many.argmax()) if many.any() else len(num)  # rows before have few; after, nearly all have many
+    for m in range(num[:few].max(initial=0)):
+        rows = slice(int((num[:few] > m).argmax()), few)
+        reached = np.packbits(similarities[rows] >= matches[rows, m, None], axis=1).view(np.uint64)
+        above[rows, m] += np.bitwise_count(reached).sum(axis=1, dtype=np.int64)
+    for r in range(few, len(num)):
+        if num[r]:
+            ascending = matches[r, : num[r]][::-1]
+            reached = similarities[r][similarities[r] >= ascending[0]]
+            reached.sort()
+            above[r, : num[r]] += (len(reached) - reached.searchsorted(ascending))[::-1]
+
+
+def _match_ranks_by_sorting(
+    query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same on the features' device, where sorting whole rows is cheap beside moving them to the host."""
+    gallery = torch.nn.functional.pad(gallery_features, (0, 0, 0, -len(gallery_features) % ALIGN))
+    chunk = _even_part(len(query_features), CHUNK)
+    for pairs in same.pairs(chunk):
+        queries, row, position = (torch.from_numpy(part).to(gallery.device) for part in pairs[:3])
+        filled = gallery.new_zeros(chunk, gallery.shape[1])
+        filled[: len(queries)] = query_features[queries]
+        similarities = (filled @ gallery.T)[: len(queries)]  # (c, G + padding)
+        values = similarities[row, position].cpu().numpy()
+        matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(queries))
+        similarities[:, len(gallery_features) :] = -torch.inf
+        similarities[row, position] = -torch.inf
+        ascending = similarities.sort(dim=1).values
+        below = torch.searchsorted(ascending, torch.from_numpy(matches).to(gallery.device))  # (c, M)
+        above = ascending.shape[1] - below.cpu().numpy()
+        place = np.arange(1, matches.shape[1] + 1)
+        yield pairs.queries, np.where(place <= num[:, None], above + place, 0)
