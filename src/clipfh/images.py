@@ -1,7 +1,6 @@
-"""Photos to pixels: decoded once into a memory-mapped uint8 cache, normalised by the batch.
+"""Photos to pixels: decoded once into a memory-mapped uint8 cache.
 
-The geometry is that of open_clip's evaluation transform: shorter side to S by bicubic resampling, centre crop S x S
-(or squashed to S x S for models trained that way). Shapes: N images, B batch, S image size in pixels.
+Shapes: N images, S image size in pixels.
 """
 
 import hashlib
@@ -15,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image
 from tqdm import tqdm
 
 from clipfh.errors import InputError
 from clipfh.files import replace_atomically, write_json, write_text
 from clipfh.paths import display
+from clipfh.transforms import TRANSFORM_VERSION, decode, normalise, to_float, to_input
 
-TRANSFORM_VERSION = 2  # part of the cache's key: raise it whenever `decode` changes a pixel
+__all__ = ["Pixels", "decode", "drop_unreadable", "load_pixels", "normalise", "to_float", "to_input"]
+
+BLOCK = 64  # images of a checksum: about 10 MB at 224 px
 
 
 @dataclass(frozen=True)
@@ -41,31 +41,6 @@ class Pixels:
     unreadable: tuple[tuple[str, str], ...]
 
 
-def decode(path: Path, image_size: int, resize_mode: str = "shortest") -> np.ndarray:
-    """Decode one photo: (S, S, 3) uint8 RGB.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        Exception: it is not an image or a damaged one; Pillow's decoders raise OSError, SyntaxError and more.
-    """
-    with Image.open(path) as photo:
-        photo.load()
-    photo.info.pop("transparency", None)  # is dropped by the conversion to RGB anyway, but not without a warning
-    width, height = photo.size
-    if resize_mode == "squash":
-        return np.asarray(photo.resize((image_size, image_size), Image.Resampling.BICUBIC).convert("RGB"))
-    # the longer side is cut down to an integer and the crop's corner rounded as torchvision does: the very same pixels
-    if width <= height:
-        new_width, new_height = image_size, int(image_size * height / width)
-    else:
-        new_width, new_height = int(image_size * width / height), image_size
-    if (new_width, new_height) != (width, height):
-        photo = photo.resize((new_width, new_height), Image.Resampling.BICUBIC)
-    left, top = round((new_width - image_size) / 2), round((new_height - image_size) / 2)
-    photo = photo.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(photo.convert("RGB"))  # last, as open_clip does: transparent and palette images differ otherwise
-
-
 def load_pixels(
     image_dir: Path,
     images: Sequence[str],
@@ -73,13 +48,14 @@ def load_pixels(
     cache_dir: Path,
     *,
     resize_mode: str = "shortest",
+    fast_decode: bool = False,
     workers: int = min(8, os.cpu_count() or 1),
 ) -> Pixels:
     """Decode `images` of `image_dir`, or take them from the cache in `cache_dir` where that is still true.
 
-    The cache is keyed by every source's path, size and modification time, by the geometry and by the version of the
-    transform, and carries a checksum: a stale or damaged one is made again. It is written to a temporary file and
-    renamed, so several processes may make it at once.
+    The cache is keyed by every source's path, size and modification time, by the geometry, the way of decoding and the
+    version of the transform, and carries checksums of all pixels: a stale or damaged one is made again. It is written
+    to a temporary file and renamed, so several processes may make it at once. Arguments as of `transforms.decode`.
 
     Raises:
         InputError: the image root is missing, or the cache folder cannot be written.
@@ -87,16 +63,20 @@ def load_pixels(
     image_dir = Path(image_dir)
     if not image_dir.is_dir():
         raise InputError(f"the image folder {image_dir} does not exist; give it with --image_dir")
-    digest = _digest(image_dir, images, image_size, resize_mode)
-    cache = cache_dir / f"pixels_{image_size}px_{resize_mode}.npy"
-    sidecar = cache.with_suffix(".json")
-    return _read_cache(cache, sidecar, digest, images) or _build_cache(
-        image_dir, images, image_size, resize_mode, cache, sidecar, digest, workers
-    )
+
+    def read(image: str) -> np.ndarray:
+        return decode(image_dir / image, image_size, resize_mode, fast_decode=fast_decode)
+
+    kind = f"{image_size}px_{resize_mode}{'_fast' if fast_decode else ''}"
+    digest = _digest(image_dir, images, kind)
+    cache = cache_dir / f"pixels_{kind}.npy"
+    shape = (len(images), image_size, image_size, 3)
+    pixels = _read_cache(cache, digest, images, shape, workers)
+    return pixels or _build_cache(cache, digest, images, shape, workers, read, str(image_dir))
 
 
-def _digest(image_dir: Path, images: Sequence[str], image_size: int, resize_mode: str) -> str:
-    digest = hashlib.sha256(f"{TRANSFORM_VERSION}:{image_size}:{resize_mode}\n".encode())
+def _digest(image_dir: Path, images: Sequence[str], kind: str) -> str:
+    digest = hashlib.sha256(f"{TRANSFORM_VERSION}:{kind}\n".encode())
     for image in images:
         try:
             status = os.stat(image_dir / image)
@@ -107,52 +87,54 @@ def _digest(image_dir: Path, images: Sequence[str], image_size: int, resize_mode
     return digest.hexdigest()
 
 
-def _read_cache(cache: Path, sidecar: Path, digest: str, images: Sequence[str]) -> Pixels | None:
+def _read_cache(cache: Path, digest: str, images: Sequence[str], shape: tuple[int, ...], workers: int) -> Pixels | None:
     """The cached pixels, or None where the cache is absent, stale or damaged."""
     try:
-        recorded = json.loads(sidecar.read_text(encoding="utf-8"))
+        recorded = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
         if recorded["digest"] != digest:
             return None
         array = np.load(cache, mmap_mode="r")
-        unreadable = tuple((image, reason) for image, reason in recorded["unreadable"])
-        failed = {image for image, _ in unreadable}
-        readable = tuple(image for image in images if image not in failed)
-        if len(array) != len(readable) or _checksum(array) != recorded["crc32"]:
+        # the checksums cover the pixels alone: a header that reads them in another order is caught here
+        if array.shape != shape or array.dtype != np.uint8 or not array.flags.c_contiguous:
             return None
+        if _checksums(array, workers) != recorded["crc32"]:
+            return None
+        unreadable = tuple((image, reason) for image, reason in recorded["unreadable"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
-    return Pixels(array, readable, unreadable)
+    failed = {image for image, _ in unreadable}
+    readable = tuple(image for image in images if image not in failed)
+    if len(readable) != recorded.get("readable"):
+        return None
+    return Pixels(array[: len(readable)], readable, unreadable)
 
 
-def _checksum(array: np.ndarray) -> int:
-    value = 0
-    for start in range(0, len(array), 1024):
-        value = zlib.crc32(np.ascontiguousarray(array[start : start + 1024]), value)
-    return value
+def _checksums(array: np.ndarray, workers: int) -> list[int]:
+    """The CRC-32 of each block of images, in parallel: zlib computes without holding Python's lock."""
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda start: zlib.crc32(array[start : start + BLOCK]), range(0, len(array), BLOCK)))
 
 
 def _build_cache(
-    image_dir: Path,
-    images: Sequence[str],
-    image_size: int,
-    resize_mode: str,
     cache: Path,
-    sidecar: Path,
     digest: str,
+    images: Sequence[str],
+    shape: tuple[int, ...],
     workers: int,
+    read: Callable[[str], np.ndarray],
+    image_dir: str,
 ) -> Pixels:
     def attempt(image: str) -> np.ndarray | str:
         try:
-            return decode(image_dir / image, image_size, resize_mode)
+            return read(image)
         except FileNotFoundError:
             return "file not found"
         except Exception as error:  # a damaged file makes a decoder raise anything: SyntaxError, struct.error, ...
-            return f"{type(error).__name__}: {str(error).replace(str(image_dir), '')}"
+            return f"{type(error).__name__}: {str(error).replace(image_dir, '')}"
 
     unreadable: list[tuple[str, str]] = []
     readable: list[str] = []
     with replace_atomically(cache) as temporary, ThreadPoolExecutor(workers) as pool:
-        shape = (len(images), image_size, image_size, 3)
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         bar = tqdm(total=len(images), desc="decode images", unit="img", disable=None, leave=False)
         for image, result in _in_blocks(pool, attempt, images):
@@ -160,19 +142,15 @@ def _build_cache(
             if isinstance(result, str):
                 unreadable.append((image, result))
             else:
-                array[len(readable)] = result
+                array[len(readable)] = result  # rows of unreadable images stay empty, at the end
                 readable.append(image)
         bar.close()
         array.flush()
-        if unreadable:  # the tail of the file stayed empty: write only what was decoded
-            kept = np.array(array[: len(readable)])
-            del array
-            with temporary.open("wb") as file:
-                np.save(file, kept)
         array = np.load(temporary, mmap_mode="r")  # stays this file, even if another process replaces it next
-        record = {"digest": digest, "crc32": _checksum(array), "unreadable": unreadable}
-    write_json(sidecar, record)
-    return Pixels(array, tuple(readable), tuple(unreadable))
+        crc32 = _checksums(array, workers)
+        record = {"digest": digest, "readable": len(readable), "unreadable": unreadable, "crc32": crc32}
+    write_json(cache.with_suffix(".json"), record)
+    return Pixels(array[: len(readable)], tuple(readable), tuple(unreadable))
 
 
 def _in_blocks(pool: ThreadPoolExecutor, function: Callable, items: Sequence[str], block: int = 512) -> Iterator[tuple]:
@@ -207,17 +185,3 @@ def drop_unreadable(table: pd.DataFrame, pixels: Pixels, listing: Path, *, skip_
         )
     print(f"left out {count} unreadable images of {len(table)}; listed in {display(listing)}")
     return table[table["image"].isin(pixels.images)].reset_index(drop=True)
-
-
-def to_float(pixels: np.ndarray, device: str | torch.device) -> torch.Tensor:
-    """(B, S, S, 3) uint8 to (B, 3, S, S) float32 in 0..1, channels last in memory, on `device`."""
-    batch = torch.from_numpy(np.array(pixels)).to(device, non_blocking=True)
-    return batch.permute(0, 3, 1, 2).float().div_(255.0)
-
-
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Subtract the channel means and divide by the deviations: (B, 3, S, S) to the same."""
-    shape = (1, 3, 1, 1)
-    mean_ = torch.tensor(mean, device=images.device, dtype=images.dtype).view(shape)
-    std_ = torch.tensor(std, device=images.device, dtype=images.dtype).view(shape)
-    return (images - mean_) / std_

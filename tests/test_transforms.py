@@ -1,0 +1,197 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipfh.clip_model import open_clip
+from clipfh.transforms import decode, normalise, to_float, to_input
+
+SIZES = [(40, 90), (90, 40), (37, 53), (53, 37), (33, 32), (32, 32), (64, 64), (5, 9), (1, 1), (300, 31)]  # w, h
+GROCERY = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "grocery"
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def photo(width, height, mode="RGB", seed=0):
+    generator = np.random.default_rng(seed)
+    smooth = Image.fromarray(generator.integers(0, 256, (4, 4, 4), dtype=np.uint8), "RGBA")
+    return smooth.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def textured_photo(width, height, seed=0):
+    """Smooth shapes with texture and mild noise."""
+    noise = np.random.default_rng(seed).normal(0, 2, (height, width, 3))
+    y, x = np.mgrid[:height, :width]
+    texture = 12 * np.sin(x / 7) * np.cos(y / 11)
+    pixels = np.asarray(photo(width, height, seed=seed)) + texture[..., None] + noise
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def reference(path, image_size, resize_mode="shortest"):
+    transform = open_clip.image_transform(
+        image_size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=resize_mode, interpolation="bicubic"
+    )
+    with Image.open(path) as image, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Palette images with Transparency")  # open_clip lets Pillow say this
+        return transform(image).permute(1, 2, 0).mul(255).round().numpy()
+
+
+def difference(path, image_size, resize_mode="shortest", **decoding):
+    """Grey levels between ours and open_clip's: (S, S, 3)."""
+    ours = decode(path, image_size, resize_mode, **decoding)
+    assert ours.shape == (image_size, image_size, 3) and ours.dtype == np.uint8 and ours.flags.c_contiguous
+    return np.abs(ours.astype(int) - reference(path, image_size, resize_mode))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+def test_pixels_are_those_of_open_clip(tmp_path, size, resize_mode):
+    path = tmp_path / "photo.png"
+    photo(*size).save(path)
+    for image_size in (32, 33):
+        assert difference(path, image_size, resize_mode).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("photos")
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    width=st.integers(1, 260),
+    height=st.integers(1, 260),
+    image_size=st.integers(1, 64),
+    resize_mode=st.sampled_from(["shortest", "squash"]),
+    mode=st.sampled_from(["RGB", "RGB", "L", "RGBA", "P"]),
+    levels=st.sampled_from([2, 3, 256]),
+    cell=st.sampled_from([1, 2, 5]),
+    seed=st.integers(0, 1000),
+)
+def test_no_pixel_is_more_than_one_level_off(folder, width, height, image_size, resize_mode, mode, levels, cell, seed):
+    """Of noise and checks in black and white: there it shows what is rounded and cut off between the two passes."""
+    generator = np.random.default_rng(seed)
+    channels = {"L": 1, "P": 1, "RGBA": 4}.get(mode, 3)
+    coarse = generator.integers(0, levels, (-(-height // cell), -(-width // cell), channels)) * (255 // (levels - 1))
+    pixels = coarse.repeat(cell, 0).repeat(cell, 1)[:height, :width].astype(np.uint8)
+    path = folder / "photo.png"
+    image = Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels)
+    (image.convert("P") if mode == "P" else image).save(path)
+    largest = difference(path, image_size, resize_mode).max()
+    assert largest <= 1
+    if mode in ("RGBA", "P") or width > height or resize_mode == "squash":
+        assert largest == 0
+
+
+@pytest.mark.parametrize("size", [(150, 220), (220, 150), (180, 180), (120, 500)])
+def test_pixels_of_larger_photos_are_those_of_open_clip(tmp_path, size):
+    textured_photo(*size).save(tmp_path / "photo.jpg", quality=90)
+    for image_size in (32, 100):
+        for resize_mode in ("shortest", "squash"):
+            assert difference(tmp_path / "photo.jpg", image_size, resize_mode).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "CMYK"])
+@pytest.mark.parametrize("size", [(57, 43), (43, 57), (20, 24), (240, 300)])
+def test_pixels_of_other_modes_are_those_of_open_clip(tmp_path, mode, size):
+    path = tmp_path / ("photo.jpg" if mode == "CMYK" else "photo.png")
+    image = photo(*size, "L" if mode == "I;16" else mode)
+    image.convert(mode).save(path)
+    with Image.open(path) as saved:
+        assert saved.mode == mode
+    assert difference(path, 32).max() <= 1
+    assert difference(path, 32, "squash").max() <= 1
+    fast = difference(path, 32, fast_decode=True)
+    assert fast.mean() < 1 and (path.suffix == ".jpg" or fast.max() <= 1)
+
+
+@pytest.mark.parametrize("size", [(750, 1101), (751, 1103), (1101, 750), (641, 641), (1407, 1205), (3203, 2009)])
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_drafts_keep_the_geometry_of_the_original(tmp_path, size, resize_mode, mode):
+    """A slope shows a shift or a scale that follows a draft's own size, which is rounded up, as a bias."""
+    width, height = size
+    slope = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 120, width))[..., None].repeat(3, 2)
+    path = tmp_path / "slope.jpg"
+    Image.fromarray(slope.round().astype(np.uint8)).convert(mode).save(path, quality=98, subsampling=0)
+    for image_size in (64, 96):
+        ours = decode(path, image_size, resize_mode, fast_decode=True).astype(float)
+        signed = ours - reference(path, image_size, resize_mode)
+        assert np.abs(signed).mean() < 0.5
+        corners = [signed[y, x].mean() for y in (slice(0, 8), slice(-8, None)) for x in (slice(0, 8), slice(-8, None))]
+        assert np.abs(corners).max() < 0.35
+
+
+@pytest.mark.parametrize(("image_size", "drafted"), [(64, True), (224, True), (236, False), (300, False)])
+def test_fast_decoding_of_a_photo(tmp_path, image_size, drafted):
+    path = tmp_path / "photo.jpg"
+    textured_photo(750, 1101).save(path, quality=85)
+    exact, fast = decode(path, image_size), decode(path, image_size, fast_decode=True)
+    off = difference(path, image_size, fast_decode=True)
+    assert off.mean() < 1 and not np.array_equal(exact, fast)
+    assert drafted == (off.mean() > 0.1)  # undrafted only the arithmetic differs, which is a last bit here and there
+
+
+def test_fast_decoding_of_grocery_photos():
+    photos = sorted(GROCERY.glob("*/*/**/*.jpg"))[::40]
+    if not photos:
+        pytest.skip(f"no grocery photos in {GROCERY}")
+    for image_size in (16, 24, 32, 40, 48, 64, 96):
+        off = [difference(path, image_size, fast_decode=True).mean() for path in photos]
+        assert np.mean(off) < 1
+
+
+def test_a_cut_jpeg_is_an_error_also_when_drafted(tmp_path):
+    path = tmp_path / "photo.jpg"
+    textured_photo(400, 400).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    for fast_decode in (False, True):
+        with pytest.raises(OSError, match="truncated"):
+            decode(path, 32, fast_decode=fast_decode)
+
+
+def test_to_float_and_normalise():
+    pixels = np.zeros((2, 3, 3, 3), np.uint8)
+    pixels[0, 1, 2] = (255, 51, 0)
+    images = to_float(pixels, "cpu")
+    assert images.shape == (2, 3, 3, 3) and images.dtype == torch.float32
+    assert images[0, :, 1, 2].tolist() == pytest.approx([1.0, 0.2, 0.0])
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    normal = normalise(images, (0.5, 0.2, 0.1), (0.5, 0.1, 0.2))
+    assert normal[0, :, 1, 2].tolist() == pytest.approx([1.0, 0.0, -0.5])
+    assert pixels.max() == 255 and images.max() == 1.0  # neither is changed in place
+    assert normal.is_contiguous(memory_format=torch.channels_last)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(1, 16, 16, 3), (5, 7, 7, 3), (2, 1, 1, 3), (0, 4, 4, 3)])
+def test_to_input_is_exact_and_in_channels_last(device, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    images = to_input(pixels, MEAN, STD, device)
+    assert images.shape == (shape[0], 3, *shape[1:3]) and images.dtype == torch.float32
+    assert images.device.type == device and images.permute(0, 2, 3, 1).is_contiguous()
+    expected = (pixels.astype(np.float64) / 255 - MEAN) / STD
+    np.testing.assert_allclose(images.cpu().permute(0, 2, 3, 1).numpy(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(images, normalise(to_float(pixels, device), MEAN, STD), rtol=0, atol=1e-6)
+
+
+def test_to_input_of_every_level_and_of_a_read_only_map(tmp_path):
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    np.save(tmp_path / "levels.npy", levels)
+    mapped = np.load(tmp_path / "levels.npy", mmap_mode="r")
+    expected = (levels.astype(np.float64) / 255 - MEAN) / STD
+    for pixels in (levels, mapped, mapped[::-1], mapped[np.array([0, 0])]):
+        images = to_input(pixels, MEAN, STD, "cpu").permute(0, 2, 3, 1).numpy()
+        np.testing.assert_allclose(images, expected.repeat(len(pixels), 0), rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(to_float(pixels, "cpu").permute(0, 2, 3, 1)[0], levels[0] / np.float32(255))
+    crops = np.random.default_rng(0).integers(0, 256, (2, 9, 8, 3), dtype=np.uint8)[:, 1:7, 2:]
+    torch.testing.assert_close(to_input(crops, MEAN, STD, "cpu"), to_input(crops.copy(), MEAN, STD, "cpu"))
+    images.fill(0)  # is the caller's own
+    assert np.array_equal(np.load(tmp_path / "levels.npy"), levels)
