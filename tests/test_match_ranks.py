@@ -106,5 +106,5 @@ def test_an_image_twice_in_the_gallery_ties_with_itself_wherever_it_stands():
 def test_memory_does_not_grow_with_the_gallery():
     sizes = [match_ranks._BlockProduct(np.empty((9000, 8)), np.empty((n, 8)), 1280) for n in (20_000, 90_000)]
     for product in sizes:
-        assert product._similarities.shape == (product.chunk, product._block)
-        assert product.chunk <= 640 + 64 and product._block <= 1280 + 64
+        assert product._similarities.shape == (product._chunk, product._block)
+        assert product._chunk <= 640 + 64 and product._block <= 1280 + 64

@@ -10,11 +10,13 @@ N pairs of a query of the chunk and a gallery image of its identity.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 CHUNK = 640  # queries of one product
 ALIGN = 64  # comparisons are packed into words of 64 bits; also a multiple of what BLAS kernels take at once
@@ -55,34 +57,37 @@ class SameIdentity:
     query_cameras: np.ndarray | None = None
     gallery_cameras: np.ndarray | None = None
     query_positions: np.ndarray | None = None
+    _by_code: np.ndarray = field(init=False)  # (G,) the gallery sorted by identity
+    _starts: np.ndarray = field(init=False)  # for each identity, where it begins there
+    num_pairs: np.ndarray = field(init=False)  # (Q,)
 
-    def mean_number(self) -> float:
-        """Of pairs a query."""
-        return float(np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)[self.query_codes].mean())
+    def __post_init__(self) -> None:
+        sizes = np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)
+        object.__setattr__(self, "_by_code", np.argsort(self.gallery_codes, kind="stable"))
+        object.__setattr__(self, "_starts", np.cumsum(sizes) - sizes)
+        object.__setattr__(self, "num_pairs", sizes[self.query_codes])
 
-    def pairs(self, chunk_size: int) -> Iterator[Pairs]:
-        """All pairs, by chunks of queries.
+    def chunks(self, size: int) -> list[np.ndarray]:
+        """Places of all queries, in chunks.
 
-        Queries come by number of pairs, then by identity: those of a chunk need about as many comparisons each, and
+        They come by number of pairs, then by identity: the queries of a chunk need about as many comparisons each, and
         share their gallery images.
         """
-        order = np.argsort(self.gallery_codes, kind="stable")
-        sizes = np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)
-        starts = np.cumsum(sizes) - sizes
-        queries = np.lexsort((self.query_codes, sizes[self.query_codes]))
-        for first in range(0, len(queries), chunk_size):
-            chunk = queries[first : first + chunk_size]
-            codes = self.query_codes[chunk]
-            num = sizes[codes]
-            row = np.repeat(np.arange(len(chunk)), num)
-            within = np.arange(len(row)) - np.repeat(np.cumsum(num) - num, num)
-            position = order[np.repeat(starts[codes], num) + within]
-            counted = np.ones(len(row), dtype=bool)
-            if self.query_cameras is not None:
-                counted &= self.query_cameras[chunk][row] != self.gallery_cameras[position]
-            if self.query_positions is not None:
-                counted &= self.query_positions[chunk][row] != position
-            yield Pairs(chunk, row, position, counted)
+        queries = np.lexsort((self.query_codes, self.num_pairs))
+        return np.split(queries, range(size, len(queries), size))
+
+    def pairs(self, queries: np.ndarray) -> Pairs:
+        """All pairs of some queries."""
+        num = self.num_pairs[queries]
+        row = np.repeat(np.arange(len(queries)), num)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(num) - num, num)
+        position = self._by_code[np.repeat(self._starts[self.query_codes[queries]], num) + within]
+        counted = np.ones(len(row), dtype=bool)
+        if self.query_cameras is not None:
+            counted &= self.query_cameras[queries][row] != self.gallery_cameras[position]
+        if self.query_positions is not None:
+            counted &= self.query_positions[queries][row] != position
+        return Pairs(queries, row, position, counted)
 
 
 def match_ranks(
@@ -107,22 +112,38 @@ def _match_ranks_by_counting(
     query_features: np.ndarray, gallery_features: np.ndarray, same: SameIdentity
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     # numpy, not torch: on the CPU its matrix product is the faster one, and its comparisons pack into bits
-    block = BLOCK_FOR_FEW if same.mean_number() <= FEW_MATCHES else BLOCK_FOR_MANY
-    product = _BlockProduct(query_features, gallery_features, block)
+    block = BLOCK_FOR_FEW if same.num_pairs.mean() <= FEW_MATCHES else BLOCK_FOR_MANY
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        for pairs in same.pairs(product.chunk):
-            product.take(pairs.queries)
-            values = product.similarities_of(pairs)
-            matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
-            above = np.zeros(matches.shape, dtype=np.int64)
-            parts = [slice(p[0], p[-1] + 1) for p in np.array_split(np.arange(len(num)), threads) if len(p)]
-            for similarities in product.non_matches(pairs):
-                tasks = [pool.submit(_add_above, similarities[p], matches[p], num[p], above[p]) for p in parts]
-                for task in tasks:
-                    task.result()
-            place = np.arange(1, matches.shape[1] + 1)
-            yield pairs.queries, np.where(place <= num[:, None], above + place, 0)  # the better matches are above, too
+    free: SimpleQueue[_BlockProduct] = SimpleQueue()
+    for _ in range(threads):
+        free.put(_BlockProduct(query_features, gallery_features, block))
+
+    def ranks_of(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        product = free.get()
+        try:
+            return queries, _ranks_of_chunk(product, same.pairs(queries))
+        finally:
+            free.put(product)
+
+    # each thread has a chunk of its own, from the product to the counts: nothing waits, as it would between a product
+    # on all threads and a count on all threads
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(ranks_of, same.chunks(_chunk_size(len(query_features))))
+
+
+def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs) -> np.ndarray:
+    product.take(pairs.queries)
+    values = product.similarities_of(pairs)
+    matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
+    above = np.zeros(matches.shape, dtype=np.int64)
+    for similarities in product.non_matches(pairs):
+        _add_above(similarities, matches, num, above)
+    return _ranks(above, num)
+
+
+def _ranks(above: np.ndarray, num: np.ndarray) -> np.ndarray:
+    place = np.arange(1, above.shape[1] + 1)  # among the matches: the better ones are above, too
+    return np.where(place <= num[:, None], above + place, 0)
 
 
 class _BlockProduct:
@@ -130,11 +151,11 @@ class _BlockProduct:
 
     def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray, block: int) -> None:
         self._query_features, self._gallery = query_features, gallery_features
-        self.chunk, self._block = _even_part(len(query_features), CHUNK), _even_part(len(gallery_features), block)
+        self._chunk, self._block = _chunk_size(len(query_features)), _even_part(len(gallery_features), block)
         D, dtype = query_features.shape[1], query_features.dtype
-        self._queries = np.zeros((self.chunk, D), dtype)
+        self._queries = np.zeros((self._chunk, D), dtype)
         self._images = np.zeros((self._block, D), dtype)  # gathered ones, or the last block filled up
-        self._similarities = np.empty((self.chunk, self._block), dtype)
+        self._similarities = np.empty((self._chunk, self._block), dtype)
 
     def take(self, queries: np.ndarray) -> None:
         self._num = len(queries)
@@ -171,6 +192,10 @@ class _BlockProduct:
             yield self._similarities[: self._num]
 
 
+def _chunk_size(num_queries: int) -> int:
+    return _even_part(num_queries, CHUNK)
+
+
 def _even_part(length: int, most: int) -> int:
     """The size of the fewest parts of about equal size, at most about `most`, aligned."""
     size = -(-length // -(-length // most))
@@ -190,7 +215,7 @@ def _in_rows(values: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.nda
 def _add_above(similarities: np.ndarray, matches: np.ndarray, num: np.ndarray, above: np.ndarray) -> None:
     """Add to `above` (c, M) how many of `similarities` (c, b) reach each of the `num` (c,) values of `matches` (c, M).
 
-    numpy releases the interpreter's lock in all that takes time here: threads can share the rows of a chunk.
+    numpy releases the interpreter's lock in all that takes time here.
     """
     many = num > FEW_MATCHES
     few = int(many.argmax()) if many.any() else len(num)  # rows before have few; after, nearly all have many
@@ -211,8 +236,8 @@ def _match_ranks_by_sorting(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same on the features' device, where sorting whole rows is cheap beside moving them to the host."""
     gallery = torch.nn.functional.pad(gallery_features, (0, 0, 0, -len(gallery_features) % ALIGN))
-    chunk = _even_part(len(query_features), CHUNK)
-    for pairs in same.pairs(chunk):
+    chunk = _chunk_size(len(query_features))
+    for pairs in map(same.pairs, same.chunks(chunk)):
         queries, row, position = (torch.from_numpy(part).to(gallery.device) for part in pairs[:3])
         filled = gallery.new_zeros(chunk, gallery.shape[1])
         filled[: len(queries)] = query_features[queries]
@@ -224,5 +249,4 @@ def _match_ranks_by_sorting(
         ascending = similarities.sort(dim=1).values
         below = torch.searchsorted(ascending, torch.from_numpy(matches).to(gallery.device))  # (c, M)
         above = ascending.shape[1] - below.cpu().numpy()
-        place = np.arange(1, matches.shape[1] + 1)
-        yield pairs.queries, np.where(place <= num[:, None], above + place, 0)
+        yield pairs.queries, _ranks(above, num)
