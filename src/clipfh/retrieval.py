@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from clipfh.clip_model import LoadedClip
-from clipfh.images import normalise, to_float
+from clipfh.images import to_input
 from clipfh.metrics import RetrievalFigures, evaluate_retrieval
 from clipfh.prefetch import prefetch
 
@@ -42,9 +42,11 @@ def encode_batches(
     """
     device = torch.device(device)
     starts = range(start, len(pixels), batch_size)
-    batches = (normalise(to_float(pixels[i : i + batch_size], device), clip.mean, clip.std) for i in starts)
-    if device.type == "cuda":  # a CPU has no spare cores for a second thread: the forward pass takes them all
-        batches = prefetch(_copy_on_own_stream(batches, device))
+    parts = (pixels[i : i + batch_size] for i in starts)
+    if device.type == "cuda":
+        batches = prefetch(_copied_beside_the_forward_pass(parts, clip, device))
+    else:  # no thread: the forward pass takes all cores of a CPU
+        batches = (to_input(part, clip.mean, clip.std, device) for part in parts)
     was_training = clip.model.training
     clip.model.eval()
     bar = tqdm(total=len(starts), desc="extract features", unit="batch", disable=True if quiet else None, leave=False)
@@ -53,19 +55,26 @@ def encode_batches(
             for images in ready:
                 with torch.inference_mode():  # not around the yield: it would hold in the consumer's code as well
                     features = clip.model.encode_image(images, normalize=True).float()
-                # on a GPU this waits for the batch, while the next one is on its way; and until then `images` is held,
-                # so that its memory, which belongs to the other stream, is not given to a batch to come
-                yield features.cpu()
+                # on a GPU this waits for the batch, while the next one is on its way; until then `images` must be held,
+                # lest its memory, which belongs to the other stream, be given to a batch to come
+                features = features.cpu()
+                del images  # now: the next batch gets its memory, which fresh from the system would cost page faults
+                yield features
                 bar.update()
     finally:
         clip.model.train(was_training)
 
 
-def _copy_on_own_stream(batches: Iterator[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
-    """Batches that are complete on a CUDA device, copied beside the forward pass, which has the default stream."""
-    stream = torch.cuda.Stream(device)
+def _copied_beside_the_forward_pass(
+    parts: Iterator[np.ndarray], clip: LoadedClip, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Input batches, complete on a CUDA device: (B, S, S, 3) uint8 to (B, 3, S, S) float32."""
+    stream = torch.cuda.Stream(device)  # the forward pass has the default stream
     with torch.cuda.stream(stream):
-        for images in batches:
+        for part in parts:
+            pinned = torch.empty(part.shape, dtype=torch.uint8, pin_memory=True).numpy()
+            pinned[:] = part
+            images = to_input(pinned, clip.mean, clip.std, device)
             stream.synchronize()  # holds up the thread of `prefetch` alone
             yield images
 
