@@ -123,6 +123,15 @@ def test_a_second_evaluation_reuses_the_features_until_an_image_changes(
     assert results[0]["configuration"]["batch_size"] == dataset.batch_size
 
 
+@pytest.mark.parametrize("fast_decode", [False, True])
+def test_fast_decoding_is_passed_on_and_recorded(clip, dataset, tmp_path, without_figures, fast_decode):
+    _, run_dir = evaluate(clip, replace(dataset, fast_decode=fast_decode))
+    written = json.loads((run_dir / "metrics.json").read_text())
+    assert written["configuration"]["fast_decode"] is fast_decode
+    (cache,) = (tmp_path / "processed" / "squares" / "test").glob("pixels_*.npy")
+    assert cache.stem.endswith("_fast") == fast_decode
+
+
 def with_cameras(metadata):
     """Give every image of an identity one of two cameras."""
     table = read_image_meta(metadata / "image_paths.json")

@@ -40,6 +40,7 @@ def load_evaluation_data(
     listing: Path,
     prompt_json: Path | None,
     skip_unreadable: bool,
+    fast_decode: bool,
 ) -> EvaluationData:
     """Decode the test photos of `data` for `clip`, or take them from `cache_dir`; read splits and prompts.
 
@@ -50,7 +51,9 @@ def load_evaluation_data(
     splits = read_splits(data.folder / SPLITS, table)
     prompts = load_prompts(data, prompt_json, TOKEN_SAFE_PROMPTS, "query", "gallery")
     images = table["image"].tolist()
-    pixels = load_pixels(data.image_dir, images, clip.image_size, cache_dir, resize_mode=clip.resize_mode)
+    pixels = load_pixels(
+        data.image_dir, images, clip.image_size, cache_dir, resize_mode=clip.resize_mode, fast_decode=fast_decode
+    )
     table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
     readable = set(pixels.images)
 
