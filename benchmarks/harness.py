@@ -7,6 +7,9 @@ an environment where nothing else is installed.
 """
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -136,7 +139,9 @@ def save_results(name: str, rows: list[dict[str, Any]], bars: list[dict[str, Any
     }
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(_table(name, content))
-    if not quick:
+    if quick:
+        print("  (small inputs and few runs: the limits are meant for the full ones)")
+    else:
         from report import update_readme  # it imports this module
 
         update_readme()
@@ -207,6 +212,9 @@ def _measure(case: Case) -> Sample:
 
 def _reset_peak_memory() -> int:
     """Forget the peak so far, so that making the inputs does not count; the bytes in use now."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc alone keeps freed memory, to give it out uncounted
+        ctypes.CDLL(None).malloc_trim(0)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")

@@ -11,12 +11,13 @@ N pairs of a query of the chunk and a gallery image of its identity.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 CHUNK = 640  # queries of one product
 ALIGN = 64  # comparisons are packed into words of 64 bits; also a multiple of what BLAS kernels take at once
@@ -127,8 +128,13 @@ def _match_ranks_by_counting(
 
     # each thread has a chunk of its own, from the product to the counts: nothing waits, as it would between a product
     # on all threads and a count on all threads
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(ranks_of, same.chunks(_chunk_size(len(query_features))))
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries: 20 ms, once
 
 
 def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs) -> np.ndarray:

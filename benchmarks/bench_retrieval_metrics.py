@@ -1,0 +1,301 @@
+"""Exact Rank-1/5/10, mAP and mINP at In-Shop's size, beside the bare matrix product and the peers.
+
+    python benchmarks/bench_retrieval_metrics.py [--quick]
+
+14,218 queries x 12,612 gallery images, 512-d, 3,985 identities. The limit is the product of queries and gallery, in
+numpy or in torch, whichever is faster in this run. Figures are first compared with a sort of every row.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from harness import Case, available, bar, median, row, run_benchmark, run_in_turn, save_results
+
+QUERIES, GALLERY, IDENTITIES, DIM = 14218, 12612, 3985, 512
+FIGURES = ("rank1", "rank5", "rank10", "mAP", "mINP")
+
+
+# ---- inputs
+
+
+def inputs(kind: str, scale: float) -> tuple[Any, Any, Any, Any]:
+    """Query and gallery features (float32, unit rows) and identities.
+
+    Every query has a match. `even`: about 3.3. `skewed`: 1 to 500. `tied`: skewed, and entries are multiples of 1/8 that come
+    from so few that most images stand several times in the gallery; every sum is exact.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    num_query, num_gallery, num_ids = (int(number * scale) for number in (QUERIES, GALLERY, IDENTITIES))
+    if kind == "even":
+        gallery_ids = rng.integers(0, num_ids, num_gallery)
+        query_ids = rng.choice(np.unique(gallery_ids), num_query)
+    else:
+        sizes = np.minimum(500, 1 + rng.pareto(0.9, num_ids)).astype(int)
+        gallery_ids = np.repeat(np.arange(num_ids), sizes)
+        gallery_ids = rng.permutation(gallery_ids)[:num_gallery]
+        query_ids = gallery_ids[rng.integers(0, len(gallery_ids), num_query)]
+    centers = rng.standard_normal((num_ids, DIM), dtype=np.float32)
+    features = []
+    for item_ids in (query_ids, gallery_ids):
+        rows = centers[item_ids] + 3 * rng.standard_normal((len(item_ids), DIM), dtype=np.float32)
+        if kind == "tied":
+            rows = np.zeros_like(rows)
+            rows[np.arange(len(item_ids))[:, None], (item_ids[:, None] + np.arange(8)) % 40] = 0.125
+            rows[np.arange(len(item_ids)), rng.integers(0, 4, len(item_ids))] += 0.125
+        else:
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        features.append(rows)
+    return *features, query_ids, gallery_ids
+
+
+# ---- contestants
+
+
+def product_numpy(kind: str, scale: float) -> Callable[[], None]:
+    """`query @ gallery.T`, its result allocated anew."""
+    query, gallery, _, _ = inputs(kind, scale)
+
+    def run() -> None:
+        query @ gallery.T
+
+    return run
+
+
+def product_torch(kind: str, scale: float) -> Callable[[], None]:
+    """The same in torch."""
+    import torch
+
+    query, gallery = (torch.from_numpy(rows) for rows in inputs(kind, scale)[:2])
+
+    def run() -> None:
+        query @ gallery.T
+
+    return run
+
+
+def product_in_blocks(kind: str, scale: float) -> Callable[[], None]:
+    """In numpy by blocks of queries into one buffer: no memory has to be fetched from the system for the result."""
+    import numpy as np
+
+    query, gallery, _, _ = inputs(kind, scale)
+    block = np.empty((512, len(gallery)), dtype=np.float32)
+
+    def run() -> None:
+        for start in range(0, len(query), 512):
+            part = query[start : start + 512]
+            np.matmul(part, gallery.T, out=block[: len(part)])
+
+    return run
+
+
+def ours(kind: str, scale: float) -> Callable[[], dict[str, float]]:
+    """clipfh.metrics.evaluate_retrieval."""
+    import torch
+
+    from clipfh.metrics import evaluate_retrieval
+
+    query, gallery, query_ids, gallery_ids = inputs(kind, scale)
+    arguments = (torch.from_numpy(query), torch.from_numpy(gallery), query_ids.astype(str), gallery_ids.astype(str))
+
+    def run() -> dict[str, float]:
+        figures = evaluate_retrieval(*arguments)
+        return {name: getattr(figures, name) for name in FIGURES}
+
+    return run
+
+
+def every_row_sorted(kind: str, scale: float) -> Callable[[], dict[str, float]]:
+    """The figures' definition, in a loop over the queries: what the others are compared with."""
+    import numpy as np
+
+    query, gallery, query_ids, gallery_ids = inputs(kind, scale)
+
+    def run() -> dict[str, float]:
+        firsts, precisions, penalties = [], [], []
+        for start in range(0, len(query), 512):
+            for q, similarities in enumerate(query[start : start + 512] @ gallery.T, start=start):
+                is_match = gallery_ids == query_ids[q]
+                if not is_match.any():
+                    continue
+                order = np.lexsort((is_match, -similarities))  # of equal similarities, the matches last
+                ranks = np.flatnonzero(is_match[order]) + 1
+                firsts.append(ranks[0])
+                precisions.append((np.arange(1, len(ranks) + 1) / ranks).mean())
+                penalties.append(len(ranks) / ranks[-1])
+        rank = {f"rank{k}": float(np.mean(np.array(firsts) <= k)) for k in (1, 5, 10)}
+        return {**rank, "mAP": float(np.mean(precisions)), "mINP": float(np.mean(penalties))}
+
+    return run
+
+
+def pytorch_metric_learning(kind: str, scale: float) -> Callable[[], dict[str, float]]:
+    """AccuracyCalculator with all of the gallery as neighbours."""
+    import torch
+
+    import clipfh.torchvision_guard  # noqa: F401  (a PyPI torchvision beside a CPU torch)
+
+    from pytorch_metric_learning.distances import CosineSimilarity  # isort: skip
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator  # isort: skip
+    from pytorch_metric_learning.utils.inference import CustomKNN  # isort: skip
+
+    query, gallery, query_ids, gallery_ids = (torch.from_numpy(part) for part in inputs(kind, scale))
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "mean_average_precision"),
+        k=len(gallery),
+        device=torch.device("cpu"),
+        knn_func=CustomKNN(CosineSimilarity(), batch_size=512),
+    )
+
+    def run() -> dict[str, float]:
+        figures = calculator.get_accuracy(query, query_ids, gallery, gallery_ids)
+        return {"rank1": figures["precision_at_1"], "mAP": figures["mean_average_precision"]}
+
+    return run
+
+
+def torchmetrics(kind: str, scale: float, shift: float = 0.0) -> Callable[[], dict[str, float]]:
+    """RetrievalMAP and RetrievalHitRate; `shift` is added to the similarities."""
+    import torch
+
+    import clipfh.torchvision_guard  # noqa: F401  (as above)
+
+    from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP  # isort: skip
+
+    query, gallery, query_ids, gallery_ids = (torch.from_numpy(part) for part in inputs(kind, scale))
+
+    def run() -> dict[str, float]:
+        similarities = (query @ gallery.T).flatten() + shift
+        target = (query_ids[:, None] == gallery_ids).flatten()
+        indexes = torch.arange(len(query)).repeat_interleave(len(gallery))
+        metrics = {"rank1": RetrievalHitRate("skip", top_k=1), "mAP": RetrievalMAP("skip")}
+        return {name: metric(similarities, target, indexes=indexes).item() for name, metric in metrics.items()}
+
+    return run
+
+
+def open_metric_learning(kind: str, scale: float, retrieve: int) -> Callable[[], dict[str, float]]:
+    """RetrievalResults of the `retrieve` nearest (0: all), and its metrics."""
+    import torch
+
+    import clipfh.torchvision_guard  # noqa: F401  (as above)
+
+    from oml.interfaces.datasets import IQueryGalleryLabeledDataset  # isort: skip
+    from oml.metrics import calc_retrieval_metrics_rr  # isort: skip
+    from oml.retrieval import RetrievalResults  # isort: skip
+
+    query, gallery, query_ids, gallery_ids = (torch.from_numpy(part) for part in inputs(kind, scale))
+
+    class Images(IQueryGalleryLabeledDataset):
+        extra_data: dict[str, Any] = {}  # noqa: RUF012  (the interface wants a plain attribute)
+        input_tensors_key, index_key = "input_tensors", "idx"
+
+        def __len__(self) -> int:
+            return len(query) + len(gallery)
+
+        def __getitem__(self, item: int) -> dict[str, Any]:
+            raise NotImplementedError
+
+        def visualize(self, item: int, color: Any = None) -> Any:
+            raise NotImplementedError
+
+        def get_labels(self) -> torch.Tensor:
+            return torch.cat([query_ids, gallery_ids])
+
+        def get_query_ids(self) -> torch.Tensor:
+            return torch.arange(len(query))
+
+        def get_gallery_ids(self) -> torch.Tensor:
+            return len(query) + torch.arange(len(gallery))
+
+    embeddings, images, n = torch.cat([query, gallery]), Images(), retrieve or len(gallery)
+
+    def run() -> dict[str, float]:
+        results = RetrievalResults.from_embeddings(embeddings, images, n_items=n)
+        figures = calc_retrieval_metrics_rr(
+            results, cmc_top_k=(1, 5, 10), precision_top_k=(), map_top_k=(n,), verbose=False
+        )
+        return {"rank1": float(figures["cmc"][1]), "mAP": float(figures["map"][n])}
+
+    return run
+
+
+# ---- the benchmark
+
+
+def check_figures(scale: float) -> dict[str, dict[str, float]]:
+    """Compare with every row sorted; a peer's figures that are not the exact ones are returned, not refused."""
+    for kind in ("even", "skewed", "tied"):
+        arguments = {"kind": kind, "scale": scale}
+        cases = [Case(name, name, arguments, warmup=0) for name in ("every_row_sorted", "ours")]
+        values = {name: samples[0].value for name, samples in run_in_turn(cases, rounds=1).items()}
+        worst = max(abs(values["ours"][name] - values["every_row_sorted"][name]) for name in FIGURES)
+        print(f"{kind}: largest difference to every row sorted {worst:.1e}")
+        if worst > 1e-9:
+            raise SystemExit(f"{kind}: the figures differ: {values}")
+    cases = peers("even", min(scale, 0.1))
+    cases.append(Case("every row sorted", "every_row_sorted", {"kind": "even", "scale": min(scale, 0.1)}, warmup=0))
+    values = {name: samples[0].value for name, samples in run_in_turn(cases, rounds=1).items()}
+    exact = values.pop("every row sorted")
+    for name, figures in values.items():
+        print(f"{name}: Rank-1 {figures['rank1']:.6f}, mAP {figures['mAP']:.6f} (exact: {exact['mAP']:.6f})")
+        if abs(figures["rank1"] - exact["rank1"]) > 1e-6:
+            raise SystemExit(f"{name}: Rank-1 is {figures['rank1']}, not {exact['rank1']}")
+    return {name: {"mAP_minus_exact": round(value["mAP"] - exact["mAP"], 6)} for name, value in values.items()}
+
+
+def peers(kind: str, scale: float) -> list[Case]:
+    """The peers that are installed."""
+    arguments = {"kind": kind, "scale": scale}
+    cases = [
+        Case("pytorch-metric-learning", "pytorch_metric_learning", arguments, warmup=0),
+        Case("torchmetrics", "torchmetrics", arguments, warmup=0),
+        Case("torchmetrics, similarities + 2", "torchmetrics", {**arguments, "shift": 2.0}, warmup=0),
+        Case("open-metric-learning, full ranking", "open_metric_learning", {**arguments, "retrieve": 0}, "oml", 0),
+        Case("open-metric-learning, top 100", "open_metric_learning", {**arguments, "retrieve": 100}, "oml", 0),
+    ]
+    return [case for case in cases if available(case.environment)]
+
+
+def main(quick: bool) -> None:
+    """Check, then time: the limit, ours, ours on other inputs, the peers."""
+    scale, rounds = (0.1, 1) if quick else (1.0, 5)
+    differences = check_figures(0.05 if quick else 0.3)
+    rows, bars = [], []
+    for threads in (1,) if quick else (1, 2):
+        cases = [
+            Case(f"{name}, {kind}", name, {"kind": kind, "scale": scale})
+            for name in ("product_numpy", "product_torch", "product_in_blocks", "ours")
+            for kind in ("even", "skewed", "tied")
+            if name == "ours" or kind == "even"
+        ]
+        times = run_in_turn(cases, rounds=rounds, threads=threads)
+        # a fresh process without a warm-up: no memory of an earlier run is left to be used again, uncounted
+        cold = [Case(f"ours, {kind}", "ours", {"kind": kind, "scale": scale}, warmup=0) for kind in ("even", "skewed")]
+        memory = run_in_turn(cold, rounds=1, threads=threads)
+        rows += [row(f"{name}, {threads} thread{'s'[: threads > 1]}", samples) for name, samples in times.items()]
+        limit = min(median(times["product_numpy, even"]), median(times["product_torch, even"]))
+        most = 1.35 if threads == 1 else 1.5
+        for kind, slack in (("even", 1.0), ("skewed", 1.1), ("tied", 1.1)):
+            ratio = median(times[f"ours, {kind}"]) / limit
+            what = f"{kind} identities, {threads} thread{'s'[: threads > 1]}: time over the bare product's"
+            bars.append(bar(what, ratio, at_most=round(most * slack, 3), unit="x"))
+        for name, samples in memory.items():
+            what = f"{name}, {threads} thread{'s'[: threads > 1]}: memory over the features'"
+            bars.append(bar(what, median(samples, "peak_mib"), at_most=40, unit="MiB"))
+    large = [Case(f"ours, {n} x", "ours", {"kind": "even", "scale": n * scale}, warmup=0) for n in (1, 5)]
+    times = run_in_turn(large, rounds=min(rounds, 3))
+    rows += [row(f"{name}, 1 thread", samples) for name, samples in times.items()]
+    ratio = median(times["ours, 5 x"]) / median(times["ours, 1 x"])
+    bars.append(bar("5 x the queries and the gallery: time over 1 x", ratio, at_most=26, unit="x"))
+    what = "5 x the queries and the gallery: memory over the features'"
+    bars.append(bar(what, median(times["ours, 5 x"], "peak_mib"), at_most=40, unit="MiB"))
+    if not quick:  # tens of seconds each: once is enough to tell 10 from 100
+        for name, samples in run_in_turn(peers("even", scale), rounds=1).items():
+            rows.append(row(f"{name}, 1 thread", samples, **differences[name]))
+    save_results("retrieval_metrics", rows, bars, quick=quick)
+
+
+if __name__ == "__main__":
+    run_benchmark(main, __doc__)
