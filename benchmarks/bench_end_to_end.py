@@ -86,7 +86,7 @@ def make_photos(folder: Path, num_identities: int) -> None:
     for identity in range(num_identities):
         pattern = generator.integers(0, 256, (5, 5, 3))
         for number in range(IMAGES_PER_IDENTITY):
-            cells = np.clip(pattern + generator.normal(0, 40, 3) + generator.normal(0, 30, (5, 5, 3)), 0, 255)
+            cells = np.clip(pattern + generator.normal(0, 15, 3) + generator.normal(0, 15, (5, 5, 3)), 0, 255)
             photo = Image.fromarray(cells.astype(np.uint8)).resize((JPEG_SIZE, JPEG_SIZE), Image.Resampling.BICUBIC)
             noisy = np.clip(np.asarray(photo) + generator.normal(0, 10, (JPEG_SIZE, JPEG_SIZE, 3)), 0, 255)
             Image.fromarray(noisy.astype(np.uint8)).save(folder / f"{identity:04}_{number}.jpg", quality=90)
