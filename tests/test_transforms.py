@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipfh.clip_model import open_clip
-from clipfh.transforms import decode, normalise, to_float, to_input
+from clipfh.transforms import _bicubic_weights, decode, normalise, to_float, to_input
 
 SIZES = [(40, 90), (90, 40), (37, 53), (53, 37), (33, 32), (32, 32), (64, 64), (5, 9), (1, 1), (300, 31)]  # w, h
 GROCERY = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "grocery"
@@ -83,7 +83,7 @@ def test_no_pixel_is_more_than_one_level_off(folder, width, height, image_size, 
     (image.convert("P") if mode == "P" else image).save(path)
     largest = difference(path, image_size, resize_mode).max()
     assert largest <= 1
-    if mode in ("RGBA", "P") or width > height or resize_mode == "squash":
+    if mode != "RGB":
         assert largest == 0
 
 
@@ -132,8 +132,7 @@ def test_fast_decoding_of_a_photo(tmp_path, image_size, drafted):
     textured_photo(750, 1101).save(path, quality=85)
     exact, fast = decode(path, image_size), decode(path, image_size, fast_decode=True)
     off = difference(path, image_size, fast_decode=True)
-    assert off.mean() < 1 and not np.array_equal(exact, fast)
-    assert drafted == (off.mean() > 0.1)  # undrafted only the arithmetic differs, which is a last bit here and there
+    assert off.mean() < 1 and drafted != np.array_equal(exact, fast)
 
 
 def test_fast_decoding_of_grocery_photos():
@@ -143,6 +142,18 @@ def test_fast_decoding_of_grocery_photos():
     for image_size in (16, 24, 32, 40, 48, 64, 96):
         off = [difference(path, image_size, fast_decode=True).mean() for path in photos]
         assert np.mean(off) < 1
+
+
+@pytest.mark.parametrize(("num_pixels", "scale"), [(100, 1.0), (100, 1.01), (101, 2.0), (1101, 3.36), (90, 30.0)])
+def test_weights_leave_room_for_what_pillow_rounds(num_pixels, scale):
+    """Half a grey level times their absolute sum, and the error of float32, must stay below one grey level."""
+    new = int(num_pixels / scale)
+    blocks = _bicubic_weights(num_pixels, scale, 0, new)
+    assert sum(len(weights) for *_, weights in blocks) == new
+    for first, last, weights in blocks:
+        assert 0 <= first < last <= num_pixels and weights.shape[1] == last - first
+        torch.testing.assert_close(weights.sum(1), torch.ones(len(weights)))
+        assert weights.abs().sum(1).max() < 1.5
 
 
 def test_a_cut_jpeg_is_an_error_also_when_drafted(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from clipfh.errors import InputError
@@ -134,7 +135,9 @@ def _build_cache(
 
     unreadable: list[tuple[str, str]] = []
     readable: list[str] = []
-    with replace_atomically(cache) as temporary, ThreadPoolExecutor(workers) as pool:
+    # a photo's products are too small to share: threads below these threads would only wait for each other
+    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with replace_atomically(cache) as temporary, ThreadPoolExecutor(workers, **one_thread) as pool:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         bar = tqdm(total=len(images), desc="decode images", unit="img", disable=None, leave=False)
         for image, result in _in_blocks(pool, attempt, images):
@@ -149,6 +152,7 @@ def _build_cache(
         array = np.load(temporary, mmap_mode="r")  # stays this file, even if another process replaces it next
         crc32 = _checksums(array, workers)
         record = {"digest": digest, "readable": len(readable), "unreadable": unreadable, "crc32": crc32}
+    torch.set_num_threads(torch.get_num_threads())  # the setting is a thread's own, but not in every library below
     write_json(cache.with_suffix(".json"), record)
     return Pixels(array[: len(readable)], tuple(readable), tuple(unreadable))
 

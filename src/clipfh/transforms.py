@@ -5,6 +5,7 @@ The geometry is that of open_clip's evaluation transform: shorter side to S by b
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,23 @@ DRAFT_MARGIN, SMOOTH_DRAFT_MARGIN = 2.5, 1.6
 SMOOTH_BYTES_PER_PIXEL = 0.25
 
 
+# glibc gives freed memory back to the system, whose fresh pages cost as much as the decoding, unless it has seen a
+# larger block freed: this one, of which no page is touched, makes it keep up to twice as much.
+torch.empty(31 << 20, dtype=torch.uint8)
+
+
 def decode(path: Path, image_size: int, resize_mode: str = "shortest", *, fast_decode: bool = False) -> np.ndarray:
     """Decode one photo: (S, S, 3) uint8 RGB.
 
-    Exact: at most one grey level off open_clip's transform anywhere, and equal to it except for greyscale and RGB
-    photos in portrait format, of which only the crop is resampled.
+    Exact: at most one grey level off open_clip's transform anywhere, and equal to it except for RGB photos larger than
+    S, which `_resample_crop` reduces.
 
     Args:
         path: the photo.
         image_size: S.
         resize_mode: "shortest" (and crop) or "squash".
-        fast_decode: let the JPEG decoder leave out detail that the reduction to S removes anyway, and reduce in
-            fixed-point arithmetic of 16 bits: less than one grey level off the exact pixels on average.
+        fast_decode: let the JPEG decoder leave out detail that the reduction to S removes anyway: less than one grey
+            level off the exact pixels on average. Other formats, and photos not much larger than S, stay exact.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -55,13 +61,18 @@ def decode(path: Path, image_size: int, resize_mode: str = "shortest", *, fast_d
     right, bottom = left + image_size, top + image_size
 
     # a draft's own size is rounded up: the geometry is that of width / factor x height / factor, fractions included
-    extent = (width / factor, height / factor)
-    if fast_decode and photo.mode == "RGB" and new_width < width and new_height < height:
-        resized = _resize_fixed_point(photo, extent, (new_width, new_height))
-        return np.ascontiguousarray(resized[top:bottom, left:right])
-    if factor > 1 or _crop_can_be_resized_alone(photo, image_size):
-        x, y = extent[0] / new_width, extent[1] / new_height
-        box = (left * x, top * y, min(right * x, extent[0]), min(bottom * y, extent[1]))
+    scale = (width / factor / new_width, height / factor / new_height)
+    smaller = new_width < width and new_height < height
+    # Pillow 13 resamples columns first where the height shrinks by more than twice what the width does
+    rows_first = height - new_height <= 2 * (width - new_width)
+    if photo.mode == "RGB" and factor > 1:
+        resized = _resize_fixed_point(photo, scale)[top:bottom, left:right]
+        return np.ascontiguousarray(resized)
+    if photo.mode == "RGB" and smaller and rows_first:
+        return _resample_crop(photo, scale, (left, top), image_size)
+    if factor > 1:
+        edges = (left * scale[0], top * scale[1], right * scale[0], bottom * scale[1])
+        box = tuple(min(edge, limit) for edge, limit in zip(edges, photo.size * 2, strict=True))
         photo = photo.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
     else:
         if (new_width, new_height) != (width, height):
@@ -82,28 +93,70 @@ def _draft(photo: Image.Image, num_bytes: int, image_size: int) -> int:
     return 1
 
 
-def _crop_can_be_resized_alone(photo: Image.Image, image_size: int) -> bool:
-    """Whether resampling only the crop's rows gives the pixels of the whole photo's, to one grey level.
-
-    Pillow resamples rows, rounds, then columns. Rows run over the full width of a portrait photo and so come out the
-    same; only the columns' weights differ, in their seventh digit, for Pillow takes the box in float32. A landscape's
-    crop changes the rows, and what rounds differently there can add up to two levels. Pillow 13 begins with the columns
-    where the height shrinks by more than twice what the width does; then, too, the whole photo is resized.
-    """
-    width, height = photo.size
-    rows_first = height - image_size <= 2 * (width - image_size)
-    return photo.mode in ("RGB", "L") and image_size < width <= height and rows_first
-
-
-def _resize_fixed_point(photo: Image.Image, extent: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    """`extent` pixels (width, height) of an RGB photo, from its upper left, to (height, width, 3) uint8 of `size`."""
+def _resize_fixed_point(photo: Image.Image, scale: tuple[float, float]) -> np.ndarray:
+    """Reduce an RGB photo by `scale` (x, y) with weights of 16 bits, now and then a level off: (H, W, 3) uint8."""
     pixels = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]  # channels last in memory: torch's fast kernel
-    # the output's size is the floor of input * scale: a little more, lest it become size - 1
-    scales = [new / old * (1 + 1e-9) for new, old in zip(size[::-1], extent[::-1], strict=True)]
-    resized = F.interpolate(
-        pixels, scale_factor=scales, mode="bicubic", antialias=True, align_corners=False, recompute_scale_factor=False
-    )
+    # the new size is the floor of size / scale: a little more, lest it become a pixel less
+    factors = [(1 + 1e-9) / scale[1], (1 + 1e-9) / scale[0]]
+    resized = F.interpolate(pixels, scale_factor=factors, mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
+
+
+def _resample_crop(
+    photo: Image.Image, scale: tuple[float, float], corner: tuple[int, int], image_size: int
+) -> np.ndarray:
+    """Reduce an RGB photo by `scale` (x, y), but only the S x S pixels from `corner` (left, top) on: (S, S, 3) uint8.
+
+    Pillow's bicubic resampling, rows and then columns, as two products with banded matrices. Pillow rounds in between
+    and this does not, which is why the result is at most one grey level off: rounding moves an intermediate value by
+    at most half a level, and a column's weights add up to less than 1.5 in absolute value.
+    """
+    (left, top), (width, height) = corner, photo.size
+    columns = _bicubic_weights(width, scale[0], left, left + image_size)
+    rows = _bicubic_weights(height, scale[1], top, top + image_size)
+    x, y, right, bottom = columns[0][0], rows[0][0], columns[-1][1], rows[-1][1]
+    crop = photo.crop((x, y, right, bottom))
+    plane = torch.empty(bottom - y, right - x)  # (H, W) of one channel
+    narrow = torch.empty(image_size, 3, bottom - y)  # (S, 3, H)
+    for channel in range(3):
+        plane.numpy()[...] = crop.getchannel(channel)
+        _resample(plane, columns, x, narrow[:, channel])
+    reduced = torch.empty(image_size, 3 * image_size)
+    _resample(narrow.clamp_(0, 255).view(-1, bottom - y), rows, y, reduced)
+    return reduced.add_(0.5).clamp_(0, 255).byte().view(image_size, image_size, 3).numpy()
+
+
+def _resample(
+    lines: torch.Tensor, blocks: list[tuple[int, int, torch.Tensor]], origin: int, resampled: torch.Tensor
+) -> None:
+    """Resample lines (M, W), which begin at pixel `origin`, into the columns of `resampled` (S, M)."""
+    start = 0
+    for first, last, weights in blocks:
+        stop = start + len(weights)
+        torch.mm(weights, lines[:, first - origin : last - origin].t(), out=resampled[start:stop])
+        start = stop
+
+
+@lru_cache(maxsize=256)  # photos of a dataset have few sizes
+def _bicubic_weights(num_pixels: int, scale: float, start: int, stop: int) -> list[tuple[int, int, torch.Tensor]]:
+    """The weights that reduce a line of `num_pixels` by `scale` (1 or more), for the new pixels `start` to `stop`.
+
+    Returns:
+        For every 16 of them (small blocks are small products, and mostly inside the band): the first and last + 1 of
+        the pixels they depend on, and their weights (16, last - first). The kernel is Pillow's, with a = -0.5.
+    """
+    blocks = []
+    for block in range(start, stop, 16):
+        centers = (np.arange(block, min(block + 16, stop))[:, None] + 0.5) * scale
+        first = np.maximum((centers - 2 * scale + 0.5).astype(int), 0)
+        last = np.minimum((centers + 2 * scale + 0.5).astype(int), num_pixels)
+        pixels = np.arange(first[0, 0], last[-1, 0])
+        x = np.abs(pixels + 0.5 - centers) / scale
+        weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2)
+        weights *= (pixels >= first) & (pixels < last) & (x < 2)
+        weights /= weights.sum(1, keepdims=True)
+        blocks.append((int(first[0, 0]), int(last[-1, 0]), torch.from_numpy(weights.astype(np.float32))))
+    return blocks
 
 
 def to_input(
