@@ -233,6 +233,19 @@ def test_processes_that_build_at_once_end_with_a_valid_cache(image_dir, tmp_path
     assert len(os.listdir(cache)) == 2
 
 
+def test_torch_has_its_threads_back_after_decoding(image_dir, tmp_path):
+    script = (
+        "import sys, threading, torch; from pathlib import Path; from clipfh.images import load_pixels\n"
+        "load_pixels(Path(sys.argv[1]), sys.argv[3:], 16, Path(sys.argv[2]))\n"
+        "print(torch.get_num_threads())\n"
+        "later = threading.Thread(target=lambda: print(torch.get_num_threads())); later.start(); later.join()\n"
+    )
+    command = [sys.executable, "-c", script, str(image_dir), str(tmp_path / "cache"), *IMAGES]
+    environ = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "2"]
+
+
 TABLE = pd.DataFrame({"image": ["a", 'b, "quoted".jpg', "c"], "item_id": ["1", "2", "3"]})
 PARTLY = Pixels(np.zeros((2, 4, 4, 3), np.uint8), ("a", "c"), (('b, "quoted".jpg', 'OSError: a "reason",\nmore'),))
 

@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,9 +136,7 @@ def _build_cache(
 
     unreadable: list[tuple[str, str]] = []
     readable: list[str] = []
-    # a photo's products are too small to share: threads below these threads would only wait for each other
-    one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with replace_atomically(cache) as temporary, ThreadPoolExecutor(workers, **one_thread) as pool:
+    with replace_atomically(cache) as temporary, _single_threaded_pool(workers) as pool:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         bar = tqdm(total=len(images), desc="decode images", unit="img", disable=None, leave=False)
         for image, result in _in_blocks(pool, attempt, images):
@@ -152,9 +151,22 @@ def _build_cache(
         array = np.load(temporary, mmap_mode="r")  # stays this file, even if another process replaces it next
         crc32 = _checksums(array, workers)
         record = {"digest": digest, "readable": len(readable), "unreadable": unreadable, "crc32": crc32}
-    torch.set_num_threads(torch.get_num_threads())  # the setting is a thread's own, but not in every library below
     write_json(cache.with_suffix(".json"), record)
     return Pixels(array[: len(readable)], tuple(readable), tuple(unreadable))
+
+
+@contextmanager
+def _single_threaded_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose workers run torch on one thread each: a photo's products are too small to share.
+
+    The setting is a thread's own, but also what later threads begin with, and in some libraries everyone's.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _in_blocks(pool: ThreadPoolExecutor, function: Callable, items: Sequence[str], block: int = 512) -> Iterator[tuple]:
