@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clipfh import match_ranks
+from clipfh import match_ranks, reach_counts
 from clipfh.match_ranks import SameIdentity
 
 
@@ -59,12 +59,10 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("values", [None, 2, 3])
-@pytest.mark.parametrize(
-    "blocks", [{}, {"CHUNK": 64, "BLOCK_FOR_FEW": 64, "BLOCK_FOR_MANY": 128}, {"FEW_MATCHES": 200}]
-)
+@pytest.mark.parametrize("blocks", [{}, {"CHUNK": 64, "BLOCK": 64}, {"FEW_VALUES": 200}, {"FEW_VALUES": 0}])
 def test_ranks_equal_those_of_sorted_rows(monkeypatch, function, values, blocks):
     for name, value in blocks.items():
-        monkeypatch.setattr(match_ranks, name, value)
+        monkeypatch.setattr(reach_counts if name == "FEW_VALUES" else match_ranks, name, value)
     query, gallery, codes = skewed(150, 700, seed=len(blocks), values=values)
     rng = np.random.default_rng(1)
     cameras = [rng.integers(0, 3, len(part)) for part in codes]
@@ -104,7 +102,6 @@ def test_an_image_twice_in_the_gallery_ties_with_itself_wherever_it_stands():
 
 
 def test_memory_does_not_grow_with_the_gallery():
-    sizes = [match_ranks._BlockProduct(np.empty((9000, 8)), np.empty((n, 8)), 1280) for n in (20_000, 90_000)]
+    sizes = [match_ranks._BlockProduct(np.empty((9000, 8)), np.empty((n, 8))) for n in (20_000, 90_000)]
     for product in sizes:
-        assert product._similarities.shape == (product._chunk, product._block)
-        assert product._chunk <= 640 + 64 and product._block <= 1280 + 64
+        assert product._similarities.nbytes + product._images.nbytes <= 2 * 10 * 2**20  # float64

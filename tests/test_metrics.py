@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipfh import match_ranks
+from clipfh import match_ranks, reach_counts
 from clipfh.errors import InputError
 from clipfh.metrics import evaluate_retrieval
 
@@ -46,7 +46,7 @@ def check_against_oracle(query, gallery, query_ids, gallery_ids, few_matches=24,
     features = (torch.tensor(rows, dtype=torch.float32) for rows in (query, gallery))
     expected = oracle(query, gallery, query_ids, gallery_ids, **protocol)
     arguments = (*features, query_ids, gallery_ids)
-    with mock.patch.object(match_ranks, "FEW_MATCHES", few_matches):
+    with mock.patch.object(reach_counts, "FEW_VALUES", few_matches):
         if expected is None:
             with pytest.raises(InputError, match="no query has a match"):
                 evaluate_retrieval(*arguments, **protocol)
@@ -109,9 +109,9 @@ def test_random_features_over_several_chunks_equal_the_oracle(monkeypatch):
     gallery_ids = [str(n % 9) for n in range(70)]
     expected, _, firsts = oracle(query.tolist(), gallery.tolist(), query_ids, gallery_ids)
     for size, few_matches in ((16, 0), (16, 24), (48, 7), (4096, 24)):
-        for name in ("ALIGN", "CHUNK", "BLOCK_FOR_FEW", "BLOCK_FOR_MANY"):
+        for name in ("ALIGN", "CHUNK", "BLOCK"):
             monkeypatch.setattr(match_ranks, name, 64 if name == "ALIGN" else size)
-        monkeypatch.setattr(match_ranks, "FEW_MATCHES", few_matches)
+        monkeypatch.setattr(reach_counts, "FEW_VALUES", few_matches)
         figures = evaluate_retrieval(query, gallery, query_ids, gallery_ids)
         assert {name: getattr(figures, name) for name in NAMES} == pytest.approx(expected, abs=1e-12)
         assert figures.first_match_rank.tolist() == firsts

@@ -19,12 +19,11 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
-CHUNK = 640  # queries of one product
-ALIGN = 64  # comparisons are packed into words of 64 bits; also a multiple of what BLAS kernels take at once
-FEW_MATCHES = 24  # up to so many, a pass over the similarities for each is faster than sorting those above the last
-# gallery images of one product: at most 10 MiB of similarities. A chunk's matches fill one block where they are few;
-# where they are many, each row of a block is sorted by a call of its own, and longer rows are fewer calls
-BLOCK_FOR_FEW, BLOCK_FOR_MANY = 1280, 4096
+from clipfh.reach_counts import ReachCounts
+
+CHUNK, BLOCK = 640, 1280  # queries and gallery images of one product; 3 MiB of similarities
+BLOCKS_AT_ONCE = 3  # are counted
+ALIGN = 64  # a multiple of the rows and columns that BLAS kernels take at once
 
 
 class Pairs(NamedTuple):
@@ -112,12 +111,11 @@ def match_ranks(
 def _match_ranks_by_counting(
     query_features: np.ndarray, gallery_features: np.ndarray, same: SameIdentity
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    # numpy, not torch: on the CPU its matrix product is the faster one, and its comparisons pack into bits
-    block = BLOCK_FOR_FEW if same.num_pairs.mean() <= FEW_MATCHES else BLOCK_FOR_MANY
+    # numpy, not torch: on the CPU its matrix product is the faster one
     threads = torch.get_num_threads()
     free: SimpleQueue[_BlockProduct] = SimpleQueue()
     for _ in range(threads):
-        free.put(_BlockProduct(query_features, gallery_features, block))
+        free.put(_BlockProduct(query_features, gallery_features))
 
     def ranks_of(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         product = free.get()
@@ -141,10 +139,10 @@ def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs) -> np.ndarray:
     product.take(pairs.queries)
     values = product.similarities_of(pairs)
     matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
-    above = np.zeros(matches.shape, dtype=np.int64)
-    for similarities in product.non_matches(pairs):
-        _add_above(similarities, matches, num, above)
-    return _ranks(above, num)
+    above = ReachCounts(matches, num)
+    for similarities, width in product.non_matches(pairs):
+        above.add(similarities, width)
+    return _ranks(above.total(), num)
 
 
 def _ranks(above: np.ndarray, num: np.ndarray) -> np.ndarray:
@@ -153,49 +151,52 @@ def _ranks(above: np.ndarray, num: np.ndarray) -> np.ndarray:
 
 
 class _BlockProduct:
-    """Similarities of a chunk of queries, block by block of the gallery, into the same buffer."""
+    """Similarities of a chunk of queries, some blocks of the gallery at a time, into the same buffer."""
 
-    def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray, block: int) -> None:
+    def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray) -> None:
         self._query_features, self._gallery = query_features, gallery_features
-        self._chunk, self._block = _chunk_size(len(query_features)), _even_part(len(gallery_features), block)
+        chunk, self._block = _chunk_size(len(query_features)), _even_part(len(gallery_features), BLOCK)
+        self._wide = self._block * min(BLOCKS_AT_ONCE, -(-len(gallery_features) // self._block))
         D, dtype = query_features.shape[1], query_features.dtype
-        self._queries = np.zeros((self._chunk, D), dtype)
+        self._queries = np.zeros((chunk, D), dtype)
         self._images = np.zeros((self._block, D), dtype)  # gathered ones, or the last block filled up
-        self._similarities = np.empty((self._chunk, self._block), dtype)
+        self._similarities = np.empty((chunk, self._wide), dtype)
 
     def take(self, queries: np.ndarray) -> None:
         self._num = len(queries)
         self._queries[: self._num] = self._query_features[queries]
 
+    def _multiply(self, images: np.ndarray, column: int) -> None:
+        if len(images) < self._block:
+            self._images[: len(images)] = images
+            images = self._images
+        np.matmul(self._queries, images.T, out=self._similarities[:, column : column + self._block])
+
     def similarities_of(self, pairs: Pairs) -> np.ndarray:
         """(N,) of the pairs alone."""
         wanted = np.zeros(len(self._gallery), dtype=bool)
         wanted[pairs.position] = True
-        images, column = np.flatnonzero(wanted), (np.cumsum(wanted) - 1)[pairs.position]
-        values = np.empty(len(column), self._queries.dtype)
+        images, place = np.flatnonzero(wanted), (np.cumsum(wanted) - 1)[pairs.position]
+        values = np.empty(len(place), self._queries.dtype)
         for start in range(0, len(images), self._block):
-            part = images[start : start + self._block]
-            self._images[: len(part)] = self._gallery[part]
-            np.matmul(self._queries, self._images.T, out=self._similarities)
-            here = (column >= start) & (column < start + self._block)
-            values[here] = self._similarities[pairs.row[here], column[here] - start]
+            self._multiply(self._gallery[images[start : start + self._block]], 0)
+            here = (place >= start) & (place < start + self._block)
+            values[here] = self._similarities[pairs.row[here], place[here] - start]
         return values
 
-    def non_matches(self, pairs: Pairs) -> Iterator[np.ndarray]:
-        """(c, b) of the whole gallery, block by block; -inf for the pairs of one identity and beyond the end."""
-        block_of_pair = (pairs.position // self._block).astype(np.uint16)  # numpy sorts 16 bits by radix
-        by_block = np.argsort(block_of_pair, kind="stable")
-        ends = np.cumsum(np.bincount(block_of_pair, minlength=-(-len(self._gallery) // self._block)))
-        for number, start in enumerate(range(0, len(self._gallery), self._block)):
-            images = self._gallery[start : start + self._block]
-            if len(images) < self._block:
-                self._images[: len(images)] = images
-                images = self._images
-            np.matmul(self._queries, images.T, out=self._similarities)
-            self._similarities[:, len(self._gallery) - start :] = -np.inf
-            inside = by_block[ends[number - 1] if number else 0 : ends[number]]
+    def non_matches(self, pairs: Pairs) -> Iterator[tuple[np.ndarray, int]]:
+        """(c, b) of the whole gallery, part by part, and how many columns count; -inf for pairs of one identity."""
+        G = len(self._gallery)
+        part_of_pair = (pairs.position // self._wide).astype(np.uint16)  # numpy sorts 16 bits by radix
+        by_part = np.argsort(part_of_pair, kind="stable")
+        ends = np.cumsum(np.bincount(part_of_pair, minlength=-(-G // self._wide)))
+        for number, start in enumerate(range(0, G, self._wide)):
+            for first in range(start, min(start + self._wide, G), self._block):
+                self._multiply(self._gallery[first : first + self._block], first - start)
+            width = min(self._wide, G - start)
+            inside = by_part[ends[number - 1] if number else 0 : ends[number]]
             self._similarities[pairs.row[inside], pairs.position[inside] - start] = -np.inf
-            yield self._similarities[: self._num]
+            yield self._similarities[: self._num], width
 
 
 def _chunk_size(num_queries: int) -> int:
@@ -209,32 +210,13 @@ def _even_part(length: int, most: int) -> int:
 
 
 def _in_rows(values: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of the pairs (N,) as rows (c, M) in decreasing order, -inf after the last; and how many each has (c,)."""
+    """Values of the pairs (N,) as rows (c, M) in decreasing order, and how many each has (c,); M is at least 1."""
     num = np.bincount(row, minlength=num_rows)
     place = np.arange(len(row)) - np.repeat(np.cumsum(num) - num, num)
-    negated = np.full((num_rows, num.max()), np.inf, dtype=values.dtype)
+    negated = np.full((num_rows, max(num.max(), 1)), np.inf, dtype=values.dtype)
     negated[row, place] = -values
     negated.sort(axis=1)
     return -negated, num
-
-
-def _add_above(similarities: np.ndarray, matches: np.ndarray, num: np.ndarray, above: np.ndarray) -> None:
-    """Add to `above` (c, M) how many of `similarities` (c, b) reach each of the `num` (c,) values of `matches` (c, M).
-
-    numpy releases the interpreter's lock in all that takes time here.
-    """
-    many = num > FEW_MATCHES
-    few = int(many.argmax()) if many.any() else len(num)  # rows before have few; after, nearly all have many
-    for m in range(num[:few].max(initial=0)):
-        rows = slice(int((num[:few] > m).argmax()), few)
-        reached = np.packbits(similarities[rows] >= matches[rows, m, None], axis=1).view(np.uint64)
-        above[rows, m] += np.bitwise_count(reached).sum(axis=1, dtype=np.int64)
-    for r in range(few, len(num)):
-        if num[r]:
-            ascending = matches[r, : num[r]][::-1]
-            reached = similarities[r][similarities[r] >= ascending[0]]
-            reached.sort()
-            above[r, : num[r]] += (len(reached) - reached.searchsorted(ascending))[::-1]
 
 
 def _match_ranks_by_sorting(
