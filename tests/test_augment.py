@@ -2,8 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from clipfh.augment import Augmentation, augment
+from clipfh.augment import Augmentation, _draw_geometry, augment, view_generator
+from clipfh.transforms import normalise
 
 NOTHING = Augmentation(min_area=1.0, aspect=0.0, rotation=0.0, flip=0.0, color=0.0, erase=0.0)
 EVERYTHING = Augmentation(min_area=0.4, aspect=0.3, rotation=20.0, flip=0.5, color=0.2, erase=0.5)
@@ -84,3 +86,52 @@ def test_a_certain_erasure_blanks_a_rectangle_with_one_colour():
     for view in views:
         assert len(view.flatten(1).unique(dim=1).T) <= 2
     assert torch.equal(augment(given, NOTHING), given)
+
+
+@pytest.mark.parametrize("settings", [EVERYTHING, NOTHING])
+def test_normalisation_is_the_last_step(settings):
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    expected = normalise(augment(images(), settings, view_generator(3)), mean, std)
+    found = augment(images(), settings, view_generator(3), mean=mean, std=std)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_generator_of_its_own_leaves_the_global_one_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    first = augment(images(), EVERYTHING, view_generator(1, 2))
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.equal(augment(images(), EVERYTHING, view_generator(1, 2)), first)
+    for other in ((2, 1), (1, 3), (1, 2, 0)):
+        assert not torch.equal(augment(images(), EVERYTHING, view_generator(*other)), first)
+
+
+def test_geometry_is_grid_sample_with_reflected_borders():
+    settings = Augmentation(min_area=0.5, aspect=0.3, rotation=90.0, flip=0.5, color=0.0)
+    found = augment(images(), settings, view_generator(0))
+    generator = view_generator(0)
+
+    def draw(low, high):
+        return torch.empty(4).uniform_(low, high, generator=generator)
+
+    theta = _draw_geometry(settings, draw)
+    grid = F.affine_grid(theta, [4, 3, 12, 12], align_corners=False)
+    assert grid.abs().max() > 1  # some of it is outside
+    expected = F.grid_sample(images(), grid, padding_mode="reflection", align_corners=False)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_color_is_brightness_then_contrast_then_saturation():
+    settings = replace(NOTHING, color=0.3)
+    generator = view_generator(0)
+    for _ in range(6):
+        torch.empty(4).uniform_(generator=generator)  # what the geometry draws before
+    factors = [torch.empty(4).uniform_(0.7, 1.3, generator=generator).view(-1, 1, 1, 1) for _ in range(3)]
+    expected = images() * factors[0]
+    mean = expected.mean(dim=(1, 2, 3), keepdim=True)
+    expected = mean + (expected - mean) * factors[1]
+    grey = expected.mean(dim=1, keepdim=True)
+    expected = grey + (expected - grey) * factors[2]
+    torch.testing.assert_close(augment(images(), settings, view_generator(0)), expected, atol=1e-5, rtol=0)

@@ -1,11 +1,14 @@
 """Random views of a batch of images, computed on the batch's own device.
 
-One grid sample does crop, aspect, rotation and flip at once. Shapes: B batch, S image size in pixels.
+One grid sample does crop, aspect, rotation and flip at once; one product with a 3 x 3 matrix for each image does
+brightness, contrast, saturation and the normalisation. Shapes: B batch, S image size in pixels.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -31,63 +34,112 @@ class Augmentation:
     erase: float = 0.0
 
 
-def augment(images: torch.Tensor, settings: Augmentation) -> torch.Tensor:
-    """A random view of each image: (B, 3, S, S) in 0..1 to the same; may leave 0..1 slightly.
+Draw = Callable[[float, float], torch.Tensor]  # (low, high) to (B,) uniform numbers on the CPU
 
-    Draws from torch's global generator, which a run seeds and its checkpoint saves.
+
+def view_generator(*place: int) -> torch.Generator:
+    """A generator for the views of one place in a run, such as (seed, rank, epoch, batch).
+
+    Views that depend on their place alone are the same in a run that was stopped and continued, and whichever thread
+    makes them.
     """
-    views = _random_geometry(images, settings)
-    if settings.color:
-        views = _random_color(views, settings.color)
+    # its length too, as a seed sequence takes (1, 2) and (1, 2, 0) for the same
+    (seed,) = np.random.SeedSequence((len(place), *place)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed))
+
+
+def augment(
+    images: torch.Tensor,
+    settings: Augmentation,
+    generator: torch.Generator | None = None,
+    *,
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+) -> torch.Tensor:
+    """A random view of each image: (B, 3, S, S) in 0..1 to the same, normalised; it may leave 0..1 slightly.
+
+    Args:
+        images: float32, on any device.
+        settings: how far a view may go.
+        generator: on the CPU; by default torch's global one, which a run seeds and its checkpoint saves.
+        mean, std: of the normalisation that follows; by default there is none.
+
+    Returns:
+        (B, 3, S, S) float32, channels last in memory, as convolutions want it.
+    """
+    B, device = len(images), images.device
+
+    def draw(low: float, high: float) -> torch.Tensor:
+        # on the CPU: the same seed gives the same views on every device
+        return torch.empty(B).uniform_(low, high, generator=generator)
+
+    theta = _draw_geometry(settings, draw).to(device)
+    factors = _draw_color(settings.color, draw).to(device)
+    mean_, std_ = (torch.tensor(values, device=device).view(3, 1) for values in (mean, std))
+    views = _change_color(_sample(images, theta), factors, mean_, std_)
     if settings.erase:
-        views = _random_erase(views, settings.erase)
-    return views
+        mask, fill = _draw_erasure(images.shape[2], settings.erase, draw, generator)
+        views = torch.where(mask.to(device), (fill.to(device) - mean_[..., None]) / std_[..., None], views)
+    return views.contiguous(memory_format=torch.channels_last)
 
 
-def _uniform(batch: int, low: float, high: float, like: torch.Tensor) -> torch.Tensor:
-    # drawn on the CPU: the same seed gives the same views on every device
-    return torch.empty(batch).uniform_(low, high).to(like.device)
-
-
-def _random_geometry(images: torch.Tensor, settings: Augmentation) -> torch.Tensor:
-    B = len(images)
-    side = _uniform(B, settings.min_area, 1.0, images).sqrt()  # side of the crop, relative to the image
-    stretch = torch.exp(_uniform(B, -settings.aspect, settings.aspect, images) / 2)
+def _draw_geometry(settings: Augmentation, draw: Draw) -> torch.Tensor:
+    """(B, 2, 3): from a place in the view to the place in the image where it is taken, both in -1..1."""
+    side = draw(settings.min_area, 1.0).sqrt()  # side of the crop, relative to the image
+    stretch = torch.exp(draw(-settings.aspect, settings.aspect) / 2)
     width, height = (side * stretch).clamp(max=1.0), (side / stretch).clamp(max=1.0)
-    shift_x = _uniform(B, -1, 1, images) * (1 - width)  # the crop stays inside the image
-    shift_y = _uniform(B, -1, 1, images) * (1 - height)
-    angle = _uniform(B, -settings.rotation, settings.rotation, images) * math.pi / 180
-    mirror = torch.where(_uniform(B, 0, 1, images) < settings.flip, -1.0, 1.0)
+    shift_x = draw(-1, 1) * (1 - width)  # the crop stays inside the image
+    shift_y = draw(-1, 1) * (1 - height)
+    angle = draw(-settings.rotation, settings.rotation) * math.pi / 180
+    mirror = torch.where(draw(0, 1) < settings.flip, -1.0, 1.0)
     rows = (
         torch.stack([width * mirror * angle.cos(), -height * angle.sin(), shift_x], dim=1),
         torch.stack([width * mirror * angle.sin(), height * angle.cos(), shift_y], dim=1),
     )
-    theta = torch.stack(rows, dim=1)  # (B, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return torch.stack(rows, dim=1)
 
 
-def _random_color(images: torch.Tensor, strength: float) -> torch.Tensor:
-    def factor() -> torch.Tensor:
-        return _uniform(len(images), 1 - strength, 1 + strength, images).view(-1, 1, 1, 1)
+def _sample(images: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """`F.affine_grid` and a bilinear `F.grid_sample` with reflected borders, in a third of the time."""
+    x, y = (
+        (torch.arange(size, device=images.device) * 2 + 1) / size - 1  # centres of the pixels
+        for size in (images.shape[3], images.shape[2])
+    )
+    along_x = x[:, None] * theta[:, None, :, 0]  # (B, S, 2)
+    along_y = y[:, None] * theta[:, None, :, 1] + theta[:, None, :, 2]
+    grid = along_y[:, :, None] + along_x[:, None]  # (B, S, S, 2), x before y
+    # reflected here, in one pass, as no place is further than 3 from the centre; the border itself is the sampler's
+    grid = torch.sub(grid.clamp(-1, 1).mul_(2), grid)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-    images = images * factor()  # brightness
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = mean + (images - mean) * factor()  # contrast
-    grey = images.mean(dim=1, keepdim=True)
-    return grey + (images - grey) * factor()  # saturation
+
+def _draw_color(strength: float, draw: Draw) -> torch.Tensor:
+    """(B, 3): factors of brightness, contrast and saturation."""
+    return torch.stack([draw(1 - strength, 1 + strength) for _ in range(3)], dim=1)
 
 
-def _random_erase(images: torch.Tensor, probability: float) -> torch.Tensor:
-    B, _, S, _ = images.shape
-    # a rectangle of 2% to 20% of the area, filled with one random colour
-    area, stretch = _uniform(B, 0.02, 0.2, images), torch.exp(_uniform(B, -0.8, 0.8, images) / 2)
+def _change_color(views: torch.Tensor, factors: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Brightness, contrast and saturation of RGB in that order, then the normalisation, as one affine map of colours.
+
+    With factors b, c, s, an image's mean m and a pixel's grey value g:  b c (s x + (1 - s) g) + b (1 - c) m
+    """
+    brightness, contrast, saturation = factors.T.reshape(3, -1, 1, 1)  # each (B, 1, 1)
+    identity = torch.eye(3, device=views.device)
+    matrix = brightness * contrast * (saturation * identity + (1 - saturation) / 3)  # (B, 3, 3)
+    offset = brightness * (1 - contrast) * views.mean(dim=(1, 2, 3)).view(-1, 1, 1)  # (B, 1, 1)
+    return torch.baddbmm((offset - mean) / std, matrix / std, views.flatten(2)).view_as(views)
+
+
+def _draw_erasure(
+    S: int, probability: float, draw: Draw, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A rectangle of 2% to 20% of each image's area, (B, 1, S, S) bool, and one colour to fill it, (B, 3, 1, 1)."""
+    area, stretch = draw(0.02, 0.2), torch.exp(draw(-0.8, 0.8) / 2)
     half_width, half_height = area.sqrt() * stretch * S / 2, area.sqrt() / stretch * S / 2
-    x, y = _uniform(B, 0, S, images), _uniform(B, 0, S, images)
-    axis = torch.arange(S, device=images.device)
+    x, y = draw(0, S), draw(0, S)
+    axis = torch.arange(S)
     inside_x = (axis[None] - x[:, None]).abs() < half_width[:, None]  # (B, S)
     inside_y = (axis[None] - y[:, None]).abs() < half_height[:, None]
-    chosen = _uniform(B, 0, 1, images) < probability
-    mask = (inside_y[:, :, None] & inside_x[:, None, :] & chosen[:, None, None])[:, None]  # (B, 1, S, S)
-    fill = torch.rand(B, 3, 1, 1).to(images.device)
-    return torch.where(mask, fill, images)
+    chosen = draw(0, 1) < probability
+    mask = (inside_y[:, :, None] & inside_x[:, None, :] & chosen[:, None, None])[:, None]
+    return mask, torch.rand(len(x), 3, 1, 1, generator=generator)
