@@ -1,17 +1,21 @@
 import json
+import platform
 import random
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clipfh import run
 from clipfh.checkpoint import read_checkpoint, write_checkpoint
 from clipfh.errors import InputError
 from clipfh.run import (
+    STEPS_AT_ONCE,
     RunLog,
     autocast,
     environment,
@@ -162,6 +166,50 @@ def test_run_log_leaves_its_files(tmp_path, capsys):
     assert recorded.keys() == {"config", "num_images", *environment()}
     assert recorded["config"] == jsonable(Config()) and recorded["num_images"] == 7
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+
+
+def scalars(folder, name):
+    events = EventAccumulator(str(folder)).Reload().Scalars(name)
+    return [(event.step, event.value) for event in events]
+
+
+@pytest.mark.parametrize("steps", [3, STEPS_AT_ONCE, STEPS_AT_ONCE + 3])
+def test_steps_are_written_some_at_once(tmp_path, steps):
+    log = RunLog(tmp_path, Config())
+    for step in range(steps):
+        loss = torch.tensor(float(step), requires_grad=True)
+        log.step(step, {"loss": loss * 2, "lr": 0.5, "norm": torch.tensor(step, dtype=torch.bfloat16)})
+    log.close()
+    assert scalars(tmp_path, "step/loss") == [(step, 2.0 * step) for step in range(steps)]
+    assert scalars(tmp_path, "step/lr") == [(step, 0.5) for step in range(steps)]
+    assert len(scalars(tmp_path, "step/norm")) == steps
+
+
+def test_a_log_is_closed_where_a_run_is_stopped(tmp_path):
+    script = (
+        "from clipfh.run import RunLog; from dataclasses import dataclass; from pathlib import Path\n"
+        "@dataclass\nclass Config: lr: float = 1.0\n"
+        f"log = RunLog(Path({str(tmp_path)!r}), Config()); log.step(7, {{'loss': 3.0}}); raise SystemExit(130)"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 130
+    assert scalars(tmp_path, "step/loss") == [(7, 3.0)]
+
+
+def test_memory_that_is_freed_is_kept():
+    script = (
+        "import resource, torch\n"
+        "from clipfh.run import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(5): torch.ones(2**24)\n"  # 64 MiB each
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "first = faults(); keep_freed_memory()\n"
+        "for _ in range(6): faults()\n"  # the heap grows to what a step takes
+        "print(first, faults())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 3 if platform.libc_ver()[0] == "glibc" else after <= before
 
 
 def test_a_resumed_run_appends_and_two_logs_stay_apart(tmp_path):

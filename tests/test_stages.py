@@ -140,9 +140,11 @@ def test_variants_start_where_they_say(project, stage2, stage3):
     assert "token_safe prompts" in project.runs["v4"].stdout and "cosine" in project.runs["v4"].stdout
 
 
-@pytest.mark.parametrize("script", [STAGE2, STAGE3])
-def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script):
-    flags = ["--epochs", 4, *SMALL, "--seed", 3]
+@pytest.mark.parametrize(
+    ("script", "further"), [(STAGE2, ()), (STAGE3, ()), (STAGE3, ("--grad_cache_chunk", 3))], ids=str
+)
+def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script, further):
+    flags = ["--epochs", 4, *SMALL, "--seed", 3, *further]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     project.run(script, *flags, "--save_path", straight, "--log_dir", straight)
 
@@ -225,6 +227,31 @@ def test_accumulation_early_stopping_and_another_architecture(project, tmp_path)
     (last,) = tmp_path.glob("*_LAST.pth")
     assert load(last)["model"] == "tiny-vit"
     assert load(last)["training"]["step"] == 2 * len(metrics_of(tmp_path))  # 3 batches an epoch: a step of 2, one of 1
+
+
+def test_gradient_caching_trains_as_the_whole_batch_does(project, tmp_path):
+    flags = ("--model", "tiny-vit", "--pretrained", "random", "--epochs", 1, "--seed", 1, "--loss", "supcon+id")
+    still = ("--min_crop", 1, "--color_jitter", 0, "--flip", 0)  # views differ otherwise: they are drawn by the chunk
+    losses = []
+    for chunk in (0, 3):
+        folder = tmp_path / str(chunk)
+        out = ("--save_path", folder, "--log_dir", folder, "--accumulate", 2, "--grad_cache_chunk", chunk)
+        assert "normalises" not in project.run(STAGE3, *SMALL, *flags, *still, *out).stdout
+        losses.append(metrics_of(folder)[0]["loss_supcon"])
+    assert abs(losses[0] - losses[1]) < 0.1  # but for the rotation
+
+
+def test_gradient_caching_says_that_batch_norm_normalises_by_the_chunk(project, tmp_path):
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    result = project.run(STAGE3, *SMALL, *folders, "--epochs", 1, "--grad_cache_chunk", 4, "--precision", "bfloat16")
+    assert "tiny-rn normalises by the batch: with --grad_cache_chunk, by 4 photos" in result.stdout
+
+
+@pytest.mark.parametrize("script", [STAGE2, STAGE3])
+def test_fast_decoding_has_a_cache_of_its_own(project, tmp_path, script):
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    project.run(script, *SMALL, *folders, "--epochs", 1, "--fast_decode")
+    assert list((project.root / "data/processed" / NAME / "train").glob("*_fast.npy"))
 
 
 # ---- evaluation
@@ -527,7 +554,9 @@ IMPOSSIBLE = (
 
 @pytest.mark.parametrize("script", [STAGE2, STAGE3])
 def test_impossible_values_are_refused(project, train_flags, tmp_path, script):
-    further = ((("--temperature", 0), "more than 0"),) if script == STAGE3 else ((("--center_lr", -1), "more than 0"),)
+    further = ((("--center_lr", -1), "more than 0"),)
+    if script == STAGE3:
+        further = ((("--temperature", 0), "more than 0"), (("--grad_cache_chunk", -1), "at least 0"))
     for (flag, value), text in IMPOSSIBLE + further:
         project.refused(script, *train_flags, flag, value, says=[flag, text, str(value)])
     assert not written(tmp_path)

@@ -1,10 +1,12 @@
-from dataclasses import replace
+import copy
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from clipfh.averaged_weights import STEPS_AT_ONCE, AveragedWeights
 from clipfh.checkpoint import read_checkpoint, write_checkpoint
 from clipfh.clip_model import encode_texts, freeze_text_encoder, is_text_parameter, load_clip
 from clipfh.errors import InputError
@@ -13,9 +15,11 @@ from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
     BestSoFar,
-    average_weights,
+    binding_flags,
+    clipped_step,
     decay_groups,
     require_finite,
+    require_same_flags,
     restore_training_state,
     training_state,
 )
@@ -74,7 +78,7 @@ def test_averaged_weights(decay):
     torch.manual_seed(0)
     clip = load_clip("tiny-rn", "random", image_size=32)
     freeze_text_encoder(clip.model)
-    ema = average_weights(clip.model, decay)
+    ema = AveragedWeights(clip.model, decay)
     expected = {}
     for _ in range(3):
         with torch.no_grad():
@@ -98,6 +102,83 @@ def test_averaged_weights(decay):
             assert torch.equal(averaged, value) is (decay == 0.0), name
     text = encode_texts(replace(clip, model=ema.module), ["a red mug"], "cpu")
     assert torch.equal(text, encode_texts(clip, ["a red mug"], "cpu")) and text.isfinite().all()
+
+
+def test_an_average_that_follows_several_steps_at_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    average, decay = AveragedWeights(model, 0.9), 0.9
+    expected = None
+    for step in range(1, 12):
+        with torch.no_grad():
+            model[0].weight.add_(1.0)
+        average.update_parameters(model, now=step == 11)
+        weight = model[0].weight.detach().clone()
+        if step == 1:
+            expected, last = weight, 1
+        elif step - last == STEPS_AT_ONCE or step == 11:  # 5, 9, and 11 at the end
+            expected = decay ** (step - last) * expected + (1 - decay ** (step - last)) * weight
+            last = step
+        torch.testing.assert_close(average.module[0].weight.detach(), expected)
+    assert average.n_averaged == 11
+
+
+def test_an_average_is_continued_from_its_state():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    whole, part = AveragedWeights(model, 0.5), AveragedWeights(model, 0.5)
+    whole.update_parameters(model)
+    part.update_parameters(model)
+    again = AveragedWeights(nn.Linear(3, 2), 0.5)
+    again.load_state_dict(part.state_dict())
+    for step in range(6):
+        with torch.no_grad():
+            model.weight.mul_(3.0)
+        whole.update_parameters(model, now=step == 5)
+        again.update_parameters(model, now=step == 5)
+        assert torch.equal(whole.module.weight, again.module.weight)
+    assert not torch.equal(whole.module.weight, model.weight)
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e6])
+def test_a_clipped_step_is_clip_grad_norm_and_a_step(max_norm):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(64, 64, 3).to(memory_format=torch.channels_last)
+    models = [nn.Sequential(convolution, nn.Conv2d(64, 8, 3), nn.BatchNorm2d(8)) for _ in range(2)]
+    models[1] = copy.deepcopy(models[0])
+    optimizers = [torch.optim.AdamW(decay_groups(model, 0.1, 0.2), eps=1e-6, fused=True) for model in models]
+    for _ in range(4):
+        images = torch.randn(4, 64, 8, 8)
+        for model in models:
+            model(images).pow(3).sum().backward()
+        expected = torch.nn.utils.clip_grad_norm_(models[0].parameters(), max_norm)
+        optimizers[0].step()
+        norm = clipped_step(optimizers[1], max_norm)
+        torch.testing.assert_close(norm, expected)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+    for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        assert ours.shape == theirs.shape and ours.stride() == theirs.stride()
+        for name, moment in optimizers[1].state[ours].items():
+            assert moment.shape == optimizers[0].state[theirs][name].shape
+    assert not hasattr(optimizers[1], "grad_scale")
+
+
+@dataclass(frozen=True)
+class Flags:
+    lr: float = 0.1
+    added_later: int = 0
+
+
+def test_a_run_from_before_a_flag_is_continued_with_its_default():
+    before = binding_flags(Flags())
+    del before["added_later"]
+    require_same_flags(before, Flags())
+    with pytest.raises(InputError, match=r"--added_later 0 \(now 2\)"):
+        require_same_flags(before, Flags(added_later=2))
+    with pytest.raises(InputError, match=r"--lr 0.1 \(now 0.2\)"):
+        require_same_flags(before, Flags(lr=0.2))
 
 
 def new_parts(seed, *, extra=()):

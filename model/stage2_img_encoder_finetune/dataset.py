@@ -1,42 +1,47 @@
-"""The train photos of stage 2, as batches of pixels with the index of their identity.
+"""The train photos of stage 2 as batches, and its prompts as classes.
 
-Shapes: B batch, S image size, C train identities.
+Shapes: B batch, D embedding, S image size, C train identities.
 """
 
-import numpy as np
-import pandas as pd
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 
-from clipfh.augment import Augmentation, augment
-from clipfh.clip_model import LoadedClip
-from clipfh.images import Pixels, normalise, to_float
+from clipfh.augment import view_generator
+from clipfh.clip_model import LoadedClip, encode_texts
+from clipfh.training_data import TrainPhotos
 
 
-class TrainImages:
-    """Decoded train photos with their labels 0..C-1.
+class Batch(NamedTuple):
+    """What one step needs."""
 
-    Attributes:
-        item_ids: the C identities, sorted; a label is a place in this list.
-        labels: (N,) int64, of every photo.
-        images: the N paths, to name a photo in a message.
+    indices: list[int]  # B, of the photos
+    images: torch.Tensor  # (B, 3, S, S)
+    labels: torch.Tensor  # (B,) in 0..C-1
+
+
+def make_batches(photos: TrainPhotos, sampler: Iterable[list[int]], *place: int) -> Iterator[Batch]:
+    """The batches of an epoch; `place` = (seed, rank, epoch) decides which views they hold."""
+    for number, indices in enumerate(sampler):
+        labels = torch.from_numpy(photos.labels[indices]).to(photos.device)
+        yield Batch(indices, photos.views(indices, view_generator(*place, number)), labels)
+
+
+def class_text_features(
+    clip: LoadedClip, prompts_of_class: list[list[str]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the frozen text encoder makes of the prompts of C identities; each distinct prompt is encoded once.
+
+    Returns:
+        (C, D) the mean direction of each identity's prompts, unit length, and (C,) the first identity that has the same
+        prompts.
     """
-
-    def __init__(self, table: pd.DataFrame, pixels: Pixels, augmentation: Augmentation) -> None:
-        self.item_ids: list[str] = sorted(set(table["item_id"]))
-        index = {item_id: label for label, item_id in enumerate(self.item_ids)}
-        self.labels = np.array([index[item_id] for item_id in table["item_id"]])
-        self.images: list[str] = table["image"].tolist()
-        self._rows = _places(pixels, self.images)
-        self._pixels = pixels.array
-        self._augmentation = augmentation
-
-    def batch(self, indices: list[int], clip: LoadedClip, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augmented, normalised images (B, 3, S, S) and labels (B,) of the photos `indices`."""
-        images = augment(to_float(self._pixels[self._rows[indices]], device), self._augmentation)
-        labels = torch.from_numpy(self.labels[indices]).to(device)
-        return normalise(images, clip.mean, clip.std).contiguous(memory_format=torch.channels_last), labels
-
-
-def _places(pixels: Pixels, images: list[str]) -> np.ndarray:
-    place = {image: row for row, image in enumerate(pixels.images)}
-    return np.array([place[image] for image in images])
+    prompts = list(dict.fromkeys(prompt for several in prompts_of_class for prompt in several))
+    row = {prompt: number for number, prompt in enumerate(prompts)}
+    encoded = encode_texts(clip, prompts, device)
+    means = torch.stack([encoded[[row[prompt] for prompt in several]].mean(dim=0) for several in prompts_of_class])
+    first: dict[tuple[str, ...], int] = {}
+    same = [first.setdefault(tuple(several), label) for label, several in enumerate(prompts_of_class)]
+    return F.normalize(means, dim=1), torch.tensor(same)

@@ -1,6 +1,6 @@
 """What stage 2 minimises: a weighted sum of named terms on the features of a P x K batch.
 
-Shapes: B batch, D embedding, C train identities.
+Shapes: B batch, D embedding, C train identities, T distinct texts.
 
 | term | on | from |
 |---|---|---|
@@ -11,6 +11,7 @@ Shapes: B batch, D embedding, C train identities.
 | supcon | unit features, every same-identity pair a positive | Khosla et al. 2020 |
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -66,8 +67,10 @@ class ImageEncoderLoss(nn.Module):
         self.terms = terms
         self.center = CenterLoss(C, D) if "center" in terms else None
         self.classifier = BNNeckClassifier(D, C) if "id" in terms else None
-        self.register_buffer("class_text_features", class_text_features, persistent=False)
-        self.register_buffer("same_text", same_text, persistent=False)
+        # identities with the same text are one class of i2t, whichever of them the image shows
+        _, first, text_of_class = np.unique(same_text.numpy(), return_index=True, return_inverse=True)
+        self.register_buffer("text_features", class_text_features[first], persistent=False)  # (T, D)
+        self.register_buffer("text_of_class", torch.from_numpy(text_of_class), persistent=False)  # (C,)
 
     def forward(
         self, features: torch.Tensor, labels: torch.Tensor, logit_scale: torch.Tensor
@@ -83,9 +86,8 @@ class ImageEncoderLoss(nn.Module):
             elif term == "id":
                 value = identity_loss(self.classifier(features.float())[1], labels)
             elif term == "i2t":
-                value = image_to_text_loss(
-                    unit, self.class_text_features, labels, logit_scale, label_smoothing=0.1, same_text=self.same_text
-                )
+                texts = self.text_of_class[labels]
+                value = image_to_text_loss(unit, self.text_features, texts, logit_scale, label_smoothing=0.1)
             else:
                 value = supcon_loss(unit, labels, SUPCON_LOGIT_SCALE)
             values[term] = WEIGHTS[term] * value

@@ -12,6 +12,7 @@ Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ bes
          with <run> = clip_img_encoder_YYYYMMDD_HHMMSS
 """
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -23,29 +24,36 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-import torch
-import torch.nn.functional as F
-from dataset import TrainImages
+from dataset import class_text_features, make_batches
 from loss import WEIGHTS, ImageEncoderLoss, parse_terms
-from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
 from clipfh.augment import Augmentation
+from clipfh.averaged_weights import AveragedWeights
 from clipfh.checkpoint import read_checkpoint, require_training_state, write_checkpoint
 from clipfh.cli import option, run_script
-from clipfh.clip_model import canonical_model_name, clamp_logit_scale, encode_texts, freeze_text_encoder, load_clip
+from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, freeze_text_encoder, load_clip
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.run import (
+    RunLog,
+    autocast,
+    keep_freed_memory,
+    new_run_name,
+    pick_device,
+    rank_and_world_size,
+    seed_everything,
+)
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
     BestSoFar,
-    average_weights,
     binding_flags,
+    clipped_step,
     decay_groups,
     epoch_line,
     require_finite,
@@ -53,7 +61,7 @@ from clipfh.training import (
     restore_training_state,
     training_state,
 )
-from clipfh.training_data import load_training_data, validate
+from clipfh.training_data import TrainPhotos, load_training_data, made_ahead, validate
 
 STAGE = 2
 
@@ -100,6 +108,7 @@ class Config:
         0.5, "probability of a mirror image; 0 where left and right tell identities apart", at_least=0, at_most=1
     )
     erase: float = option(0.0, "probability of a blanked rectangle", at_least=0, at_most=1)
+    fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
     precision: str = option("auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     seed: int = option(0, "of everything that is drawn at random", at_least=0)
@@ -117,35 +126,55 @@ def complete(config: Config) -> Config:
     return replace(config, p=4, k=2, epochs=1) if config.smoke else config
 
 
-def train_one_epoch(clip, images, sampler, objective, optimizers, scheduler, ema, config, device, log, epoch, step):
+@dataclass(frozen=True)
+class Training:
+    """What one epoch works with; `main` makes it."""
+
+    config: Config
+    clip: LoadedClip
+    photos: TrainPhotos
+    sampler: PKSampler
+    objective: ImageEncoderLoss
+    optimizers: dict[str, Optimizer]  # model, and centers where the loss has them
+    scheduler: LRScheduler
+    ema: AveragedWeights
+    log: RunLog
+    rank: int = 0
+
+
+def train_one_epoch(training: Training, epoch: int, step: int) -> tuple[dict[str, float], int]:
     """One pass; returns the mean of each loss term and the number of steps taken so far."""
+    config, clip, photos, device = training.config, training.clip, training.photos, training.photos.device
     clip.model.train()
-    sums, batches = {}, len(sampler)
-    bar = tqdm(sampler, f"epoch {epoch}", batches, unit="batch", disable=None, leave=False)
-    for number, indices in enumerate(bar, start=1):
-        pixels, labels = images.batch(indices, clip, device)
-        with autocast(device, config.precision):
-            features = clip.model.encode_image(pixels)  # (P*K, D)
-        terms = objective(features, labels, clip.model.logit_scale.exp())
-        loss = sum(terms.values())
-        require_finite(terms, epoch=epoch, batch=number, images=[images.images[i] for i in indices])
-        (loss / config.accumulate).backward()
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        if number % config.accumulate and number < batches:
-            continue
-        trained = [parameter for group in optimizers["model"].param_groups for parameter in group["params"]]
-        grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_grad)
-        objective.scale_center_gradients()
-        for optimizer in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        clamp_logit_scale(clip.model)
-        log.step(step, {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": scheduler.get_last_lr()[0]})
-        ema.update_parameters(clip.model)
-        scheduler.step()
-        step += 1
-    return {name: total / batches for name, total in sums.items()}, step
+    sums, count = {}, len(training.sampler)
+    batches = make_batches(photos, training.sampler, config.seed, training.rank, epoch)
+    bar = tqdm(total=count, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
+    with contextlib.closing(made_ahead(batches, device)) as ready, bar:
+        for number, batch in enumerate(ready, start=1):
+            with autocast(device, config.precision):
+                features = clip.model.encode_image(batch.images)  # (P*K, D)
+            terms = training.objective(features, batch.labels, clip.model.logit_scale.exp())
+            loss = sum(terms.values())
+            (loss / config.accumulate).backward()
+            require_finite(terms, epoch=epoch, batch=number, images=[photos.images[i] for i in batch.indices])
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.detach()
+            bar.update()
+            if number % config.accumulate and number < count:
+                continue
+            grad_norm = clipped_step(training.optimizers["model"], config.clip_grad)
+            if "centers" in training.optimizers:
+                training.objective.scale_center_gradients()
+                training.optimizers["centers"].step()
+            for optimizer in training.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            clamp_logit_scale(clip.model)
+            values = {"loss": loss, "grad_norm": grad_norm, "lr": training.scheduler.get_last_lr()[0]}
+            training.log.step(step, values)
+            training.ema.update_parameters(clip.model, now=number == count)
+            training.scheduler.step()
+            step += 1
+    return {name: total.item() / count for name, total in sums.items()}, step
 
 
 def main(config: Config) -> None:
@@ -153,6 +182,7 @@ def main(config: Config) -> None:
     config = complete(config)
     rank, world_size = rank_and_world_size()
     seed_everything(config.seed, rank)
+    keep_freed_memory()
     device = pick_device(config.device)
     terms = parse_terms(config.loss, config.p, config.k)
     apart = "smoke" if config.smoke else ""  # so that a smoke run is never taken for the newest BEST
@@ -172,19 +202,24 @@ def main(config: Config) -> None:
     prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "train")
     start = str(config.resume_ckpt) if config.resume_ckpt else config.pretrained  # a checkpoint knows its image size
     clip = load_clip(config.model, start, image_size=config.image_size, device=device)
-    photos = load_training_data(data, clip, stage=STAGE, seed=config.seed, skip_unreadable=config.skip_unreadable)
+    pictures = load_training_data(
+        data,
+        clip,
+        stage=STAGE,
+        seed=config.seed,
+        skip_unreadable=config.skip_unreadable,
+        fast_decode=config.fast_decode,
+    )
     augmentation = Augmentation(
         min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
     )
-    images = TrainImages(photos.train_table, photos.pixels, augmentation)
-    sampler = PKSampler(images.labels, config.p, config.k, config.seed, rank, world_size)
+    photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation, clip, device)
+    sampler = PKSampler(photos.labels, config.p, config.k, config.seed, rank, world_size)
 
     # ---- model: image encoder trained, text encoder frozen and its prompt features computed once
     freeze_text_encoder(clip.model)
-    texts = [prompts[item_id] for item_id in images.item_ids]  # one or more each: their mean direction is the class
-    class_features = torch.stack([encode_texts(clip, several, device).mean(dim=0) for several in texts])
-    same_text = torch.tensor([texts.index(several) for several in texts])
-    objective = ImageEncoderLoss(terms, F.normalize(class_features, dim=1), same_text).to(device)
+    features, same_text = class_text_features(clip, [prompts[item_id] for item_id in photos.item_ids], device)
+    objective = ImageEncoderLoss(terms, features, same_text).to(device)
 
     # ---- optimisation: AdamW for the network, plain SGD for the centers, cosine with warm-up by step
     groups = decay_groups(clip.model, config.lr, config.weight_decay)
@@ -198,7 +233,7 @@ def main(config: Config) -> None:
         cosine_with_warmup, total_steps=total_steps, warmup_steps=int(config.warmup_fraction * total_steps)
     )
     scheduler = LambdaLR(optimizers["model"], factor)
-    ema = average_weights(clip.model, config.ema_decay)
+    ema = AveragedWeights(clip.model, config.ema_decay)
     best = BestSoFar(config.patience)
 
     # ---- run: its name, the run to resume, the log
@@ -215,25 +250,24 @@ def main(config: Config) -> None:
         first_epoch = last_epoch + 1
     log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
     log.say(
-        f"{run}: {clip.name} ({clip.pretrained}) on {data.name}, {len(images.labels):,} photos of "
-        f"{len(images.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
+        f"{run}: {clip.name} ({clip.pretrained}) on {data.name}, {len(photos.labels):,} photos of "
+        f"{len(photos.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
         f"lr {config.lr:g}, {device}"
     )
     if sampler.num_resampled_identities:
         log.say(f"{sampler.num_resampled_identities} identities have fewer than {config.k} photos: drawn repeatedly")
 
     # ---- training
+    training = Training(config, clip, photos, sampler, objective, optimizers, scheduler, ema, log, rank)
     if first_epoch == 1:  # where it starts from; and a val set that cannot be measured is found before any epoch
-        val = validate(averaged, photos, device)
+        val = validate(averaged, pictures, device)
         log.say(f"before training  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}")
     for epoch in range(first_epoch, config.epochs + 1):
         started = time.perf_counter()
         sampler.set_epoch(epoch)
         lr_now = scheduler.get_last_lr()[0]
-        losses, step = train_one_epoch(
-            clip, images, sampler, objective, optimizers, scheduler, ema, config, device, log, epoch, step
-        )
-        val = validate(averaged, photos, device)
+        losses, step = train_one_epoch(training, epoch, step)
+        val = validate(averaged, pictures, device)
         is_best = best.update(val.mAP, epoch)
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
         row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "seconds": round(time.perf_counter() - started, 2)}

@@ -1,76 +1,85 @@
 """The train photos and prompts of stage 3, as batches.
 
-Shapes: B photos, T prompts of a batch, S image size, L context length, C train identities.
+Shapes: B photos, T prompts of a batch, U distinct ones of them, S image size, L context length, C train identities.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 
-from clipfh.augment import Augmentation, augment
+from clipfh.augment import view_generator
 from clipfh.clip_model import LoadedClip
-from clipfh.images import Pixels, normalise, to_float
+from clipfh.training_data import TrainPhotos
 
 
 class Batch(NamedTuple):
     """What one step needs."""
 
-    images: torch.Tensor  # (B, 3, S, S)
+    indices: list[int]  # B, of the photos
+    place: tuple[int, ...]  # of the batch in the run, which decides what is drawn for it
+    images: torch.Tensor | None  # (B, 3, S, S); None where they come by the chunk
+    tokens: torch.Tensor  # (U, L)
+    token_row: torch.Tensor  # (T,) the row of `tokens` of each prompt: two identities may have the same one
     image_labels: torch.Tensor  # (B,)
-    tokens: torch.Tensor  # (T, L)
     text_labels: torch.Tensor  # (T,)
-    prompt_of_image: torch.Tensor  # (B,) a row of `tokens` of the same identity
+    prompt_of_image: torch.Tensor  # (B,) one of the T prompts, of the same identity
 
 
 class TrainPairs:
-    """Decoded train photos, their labels 0..C-1, and the tokenised prompts of the identities.
+    """Train photos, and the tokenised prompts of their identities.
 
-    An identity's prompt is encoded once a batch, however many of its photos are in it; an identity with several prompts
-    contributes up to as many different ones as it has photos there.
+    A prompt is in a batch once, however many of its photos are; an identity with several prompts contributes up to as
+    many different ones as it has photos there.
 
-    Attributes:
-        item_ids: the C identities, sorted; a label is a place in this list.
-        labels: (N,) int64, of every photo.
-        images: the N paths, to name a photo in a message.
+    Args:
+        photos: of C identities.
+        prompts: {item_id: one or more prompts}.
+        clip: whose tokenizer reads them.
     """
 
-    def __init__(
-        self,
-        table: pd.DataFrame,
-        pixels: Pixels,
-        prompts: dict[str, list[str]],
-        clip: LoadedClip,
-        augmentation: Augmentation,
-    ) -> None:
-        self.item_ids: list[str] = sorted(set(table["item_id"]))
-        index = {item_id: label for label, item_id in enumerate(self.item_ids)}
-        self.labels = np.array([index[item_id] for item_id in table["item_id"]])
-        self.images: list[str] = table["image"].tolist()
-        place = {image: row for row, image in enumerate(pixels.images)}
-        self._rows = np.array([place[image] for image in self.images])
-        self._pixels = pixels.array
-        self._tokens = [clip.tokenizer(prompts[item_id]) for item_id in self.item_ids]  # C of (prompts, L)
-        self._augmentation = augmentation
+    def __init__(self, photos: TrainPhotos, prompts: dict[str, list[str]], clip: LoadedClip) -> None:
+        self.photos = photos
+        distinct = list(dict.fromkeys(prompt for item_id in photos.item_ids for prompt in prompts[item_id]))
+        row = {prompt: number for number, prompt in enumerate(distinct)}
+        self._tokens = clip.tokenizer(distinct)  # (distinct prompts, L)
+        self._rows = [[row[prompt] for prompt in prompts[item_id]] for item_id in photos.item_ids]  # of each identity
 
-    def batch(self, indices: list[int], clip: LoadedClip, device: torch.device) -> Batch:
-        """The photos `indices`, augmented and normalised, with prompts of their identities drawn at random."""
-        images = augment(to_float(self._pixels[self._rows[indices]], device), self._augmentation)
-        images = normalise(images, clip.mean, clip.std).contiguous(memory_format=torch.channels_last)
-        labels = self.labels[indices]
-        tokens, text_labels, prompt_of_image = [], [], np.empty(len(labels), dtype=np.int64)
+    def batches(self, sampler: Iterable[list[int]], *place: int, with_images: bool = True) -> Iterator[Batch]:
+        """The batches of an epoch; `place` = (seed, rank, epoch) decides what is drawn for them."""
+        for number, indices in enumerate(sampler):
+            yield self.batch(indices, *place, number, with_images=with_images)
+
+    def batch(self, indices: list[int], *place: int, with_images: bool = True) -> Batch:
+        """The photos `indices`, with prompts of their identities; `place` decides which views and prompts."""
+        generator, device = view_generator(*place), self.photos.device
+        images = self.photos.views(indices, generator) if with_images else None
+        labels = self.photos.labels[indices]
+        rows, text_labels, prompt_of_image = [], [], np.empty(len(labels), dtype=np.int64)
         for label in dict.fromkeys(labels.tolist()):  # in order of appearance
             places = np.flatnonzero(labels == label)
-            available = self._tokens[label]
-            drawn = torch.randperm(len(available))[: len(places)]
-            prompt_of_image[places] = len(text_labels) + np.arange(len(places)) % len(drawn)
-            tokens.append(available[drawn])
-            text_labels += [label] * len(drawn)
+            available = self._rows[label]
+            if len(available) > 1:
+                order = torch.randperm(len(available), generator=generator)[: len(places)].tolist()
+                available = [available[number] for number in order]
+            prompt_of_image[places] = len(rows) + np.arange(len(places)) % len(available)
+            rows += available
+            text_labels += [label] * len(available)
+        distinct, token_row = np.unique(rows, return_inverse=True)
         return Batch(
+            indices,
+            place,
             images,
+            self._tokens[torch.from_numpy(distinct)].to(device),
+            torch.from_numpy(token_row).to(device),
             torch.from_numpy(labels).to(device),
-            torch.cat(tokens).to(device),
             torch.tensor(text_labels, device=device),
             torch.from_numpy(prompt_of_image).to(device),
         )
+
+    def image_chunks(self, batch: Batch, size: int) -> Iterator[torch.Tensor]:
+        """Views of the photos of `batch`, `size` at a time, (size, 3, S, S): the same ones whenever they are made."""
+        for start in range(0, len(batch.indices), size):
+            generator = view_generator(*batch.place, start)
+            yield self.photos.views(batch.indices[start : start + size], generator)

@@ -17,6 +17,7 @@ Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ bes
          with <run> = clip_joint_YYYYMMDD_HHMMSS
 """
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass, fields, replace
@@ -29,20 +30,23 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 
 # isort: split
 import torch
-from dataset import TrainPairs
+from dataset import Batch, TrainPairs
 from loss import TERMS, JointLoss, parse_terms
 from presets import PRESETS, preset
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
 from clipfh.augment import Augmentation
+from clipfh.averaged_weights import AveragedWeights
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint, require_training_state, write_checkpoint
 from clipfh.cli import option, run_script
-from clipfh.clip_model import canonical_model_name, clamp_logit_scale, encode_texts, load_clip
+from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, encode_texts, load_clip
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
+from clipfh.gradient_cache import Tower, cached_backward
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import (
     CLEAN_PROMPTS,
@@ -53,13 +57,21 @@ from clipfh.prepared import (
     load_prompts,
     prepare_default,
 )
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.run import (
+    RunLog,
+    autocast,
+    keep_freed_memory,
+    new_run_name,
+    pick_device,
+    rank_and_world_size,
+    seed_everything,
+)
 from clipfh.sampler import PKSampler, RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
     BestSoFar,
-    average_weights,
     binding_flags,
+    clipped_step,
     decay_groups,
     epoch_line,
     require_finite,
@@ -67,7 +79,7 @@ from clipfh.training import (
     restore_training_state,
     training_state,
 )
-from clipfh.training_data import load_training_data, validate
+from clipfh.training_data import TrainPhotos, load_training_data, made_ahead, validate
 
 STAGE = 3
 PROMPT_FILES = {"raw": RAW_PROMPTS, "filtered": CLEAN_PROMPTS, "token_safe": TOKEN_SAFE_PROMPTS}
@@ -113,6 +125,12 @@ class Config:
     )
     clip_grad: float = option(1.0, "largest gradient norm", above=0)
     accumulate: int = option(1, "batches whose gradients are added up before a step", at_least=1)
+    grad_cache_chunk: int = option(
+        0,
+        "photos that go through the encoder at once, for batches larger than memory, with the gradients of the whole "
+        "batch (batch norm, as in tiny-rn, normalises by the chunk); 0: all",
+        at_least=0,
+    )
     ema_decay: float = option(
         0.99, "of the moving average of the weights that is validated and saved; 0: none", at_least=0, at_most=0.9999
     )
@@ -127,6 +145,7 @@ class Config:
         0.5, "probability of a mirror image; 0 where left and right tell identities apart", at_least=0, at_most=1
     )
     erase: float = option(0.0, "probability of a blanked rectangle", at_least=0, at_most=1)
+    fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
     precision: str = option("auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     seed: int = option(0, "of everything that is drawn at random", at_least=0)
@@ -166,38 +185,79 @@ def initial_weights(config: Config) -> str | None:
     return str(newest_checkpoint(stage, "*_BEST.pth", made_by=command, **wanted))
 
 
-def train_one_epoch(clip, pairs, sampler, objective, optimizer, scheduler, ema, config, device, log, epoch, step):
-    """One pass; returns the mean of each loss term and the number of steps taken so far."""
-    clip.model.train()
-    sums, batches = {}, len(sampler)
-    bar = tqdm(sampler, f"epoch {epoch}", batches, unit="batch", disable=None, leave=False)
-    for number, indices in enumerate(bar, start=1):
-        batch = pairs.batch(indices, clip, device)
+@dataclass(frozen=True)
+class Training:
+    """What one epoch works with; `main` makes it."""
+
+    config: Config
+    clip: LoadedClip
+    pairs: TrainPairs
+    sampler: PKSampler | RandomBatchSampler
+    objective: JointLoss
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    ema: AveragedWeights
+    log: RunLog
+    rank: int = 0
+
+
+def add_gradients(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
+    """Forward and backward of one batch, at once or, with `--grad_cache_chunk`, chunk by chunk: each loss term."""
+    config, model, device = training.config, training.clip.model, training.pairs.photos.device
+    terms: dict[str, torch.Tensor] = {}
+
+    def encode_image(images: torch.Tensor) -> torch.Tensor:  # (n, 3, S, S) to (n, D)
         with autocast(device, config.precision):
-            image_features = clip.model.encode_image(batch.images)  # (B, D)
-            text_features = clip.model.encode_text(batch.tokens)  # (T, D)
-        scale = clip.model.logit_scale.exp()
-        terms = objective(
-            image_features, text_features, batch.image_labels, batch.text_labels, batch.prompt_of_image, scale
-        )
-        loss = sum(terms.values())
-        require_finite(terms, epoch=epoch, batch=number, images=[pairs.images[i] for i in indices])
-        (loss / config.accumulate).backward()
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        if number % config.accumulate and number < batches:
-            continue
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.clip_grad)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        clamp_logit_scale(clip.model)
-        values = {"loss": loss.item(), "grad_norm": grad_norm.item(), "lr": scheduler.get_last_lr()[0]}
-        log.step(step, {**values, "logit_scale": scale.item()})
-        ema.update_parameters(clip.model)
-        scheduler.step()
-        step += 1
-    return {name: total / batches for name, total in sums.items()}, step
+            return model.encode_image(images)
+
+    def encode_text(tokens: torch.Tensor) -> torch.Tensor:  # (n, L) to (n, D)
+        with autocast(device, config.precision):
+            return model.encode_text(tokens)
+
+    def loss_of(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:  # (B, D), (U, D)
+        labels = batch.image_labels, batch.text_labels, batch.prompt_of_image
+        texts = text_features[batch.token_row]  # (T, D)
+        terms.update(training.objective(image_features, texts, *labels, model.logit_scale.exp()))
+        return sum(terms.values()) / config.accumulate
+
+    size = config.grad_cache_chunk
+    if size == 0:
+        loss_of(encode_image(batch.images), encode_text(batch.tokens)).backward()
+    else:
+        images = Tower(encode_image, lambda: made_ahead(training.pairs.image_chunks(batch, size), device))
+        texts = Tower(encode_text, lambda: batch.tokens.split(size))
+        cached_backward([images, texts], loss_of, modules=[model], device=device)
+    return {name: value.detach() for name, value in terms.items()}
+
+
+def train_one_epoch(training: Training, epoch: int, step: int) -> tuple[dict[str, float], int]:
+    """One pass; returns the mean of each loss term and the number of steps taken so far."""
+    config, model, pairs, optimizer = training.config, training.clip.model, training.pairs, training.optimizer
+    device = pairs.photos.device
+    model.train()
+    sums, count = {}, len(training.sampler)
+    place = (config.seed, training.rank, epoch)
+    batches = pairs.batches(training.sampler, *place, with_images=not config.grad_cache_chunk)
+    bar = tqdm(total=count, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
+    with contextlib.closing(made_ahead(batches, device)) as ready, bar:
+        for number, batch in enumerate(ready, start=1):
+            terms = add_gradients(training, batch)
+            require_finite(terms, epoch=epoch, batch=number, images=[pairs.photos.images[i] for i in batch.indices])
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value
+            bar.update()
+            if number % config.accumulate and number < count:
+                continue
+            values = {"logit_scale": model.logit_scale.detach().exp()}  # of this batch: before the step
+            grad_norm = clipped_step(optimizer, config.clip_grad)
+            optimizer.zero_grad(set_to_none=True)
+            clamp_logit_scale(model)
+            values |= {"loss": sum(terms.values()), "grad_norm": grad_norm, "lr": training.scheduler.get_last_lr()[0]}
+            training.log.step(step, values)
+            training.ema.update_parameters(model, now=number == count)
+            training.scheduler.step()
+            step += 1
+    return {name: total.item() / count for name, total in sums.items()}, step
 
 
 def main(config: Config) -> None:
@@ -205,6 +265,7 @@ def main(config: Config) -> None:
     config = complete(config)
     rank, world_size = rank_and_world_size()
     seed_everything(config.seed, rank)
+    keep_freed_memory()
     device = pick_device(config.device)
     terms = parse_terms(config.loss)
     if config.p * config.k < 2:
@@ -225,21 +286,29 @@ def main(config: Config) -> None:
     )
     prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], "train")
     clip = load_clip(config.model, initial_weights(config), image_size=config.image_size, device=device)
-    photos = load_training_data(data, clip, stage=STAGE, seed=config.seed, skip_unreadable=config.skip_unreadable)
+    pictures = load_training_data(
+        data,
+        clip,
+        stage=STAGE,
+        seed=config.seed,
+        skip_unreadable=config.skip_unreadable,
+        fast_decode=config.fast_decode,
+    )
     augmentation = Augmentation(
         min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
     )
-    pairs = TrainPairs(photos.train_table, photos.pixels, prompts, clip, augmentation)
+    photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation, clip, device)
+    pairs = TrainPairs(photos, prompts, clip)
     if config.batches == "pk":
-        sampler = PKSampler(pairs.labels, config.p, config.k, config.seed, rank, world_size)
+        sampler = PKSampler(photos.labels, config.p, config.k, config.seed, rank, world_size)
     else:
-        sampler = RandomBatchSampler(len(pairs.labels), config.p * config.k, config.seed, rank, world_size)
+        sampler = RandomBatchSampler(len(photos.labels), config.p * config.k, config.seed, rank, world_size)
 
     # ---- optimisation: AdamW for both encoders, by step
     if config.temperature:
         clip.model.logit_scale.data.fill_(torch.tensor(1 / config.temperature).log())
     embed_dim = encode_texts(clip, ["a photo"], device).shape[1]
-    objective = JointLoss(terms, embed_dim, len(pairs.item_ids)).to(device)
+    objective = JointLoss(terms, embed_dim, len(photos.item_ids)).to(device)
     groups = decay_groups(clip.model, config.lr, config.weight_decay)
     groups += decay_groups(objective, config.lr, config.weight_decay)
     optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
@@ -247,7 +316,7 @@ def main(config: Config) -> None:
     warmup_steps = int(config.warmup_fraction * total_steps)
     factor = partial(cosine_with_warmup, total_steps=total_steps, warmup_steps=warmup_steps)
     scheduler = LambdaLR(optimizer, factor if config.schedule == "cosine" else lambda step: 1.0)
-    ema = average_weights(clip.model, config.ema_decay)
+    ema = AveragedWeights(clip.model, config.ema_decay)
     best = BestSoFar(config.patience)
 
     # ---- run: its name, the run to resume, the log
@@ -264,26 +333,27 @@ def main(config: Config) -> None:
         first_epoch = last_epoch + 1
     log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
     log.say(
-        f"{run}: {config.variant}, {clip.name} ({clip.pretrained}) on {data.name}, {len(pairs.labels):,} photos of "
-        f"{len(pairs.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k} ({config.batches}), "
+        f"{run}: {config.variant}, {clip.name} ({clip.pretrained}) on {data.name}, {len(photos.labels):,} photos of "
+        f"{len(photos.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k} ({config.batches}), "
         f"loss {config.loss}, {config.prompts} prompts, lr {config.lr:g} {config.schedule}, {device}"
     )
     if config.batches == "pk" and sampler.num_resampled_identities:
         log.say(f"{sampler.num_resampled_identities} identities have fewer than {config.k} photos: drawn repeatedly")
     if config.batches == "random" and sampler.num_left_out:
         log.say(f"{sampler.num_left_out} photos do not fill a batch: other ones are left out of each epoch")
+    if config.grad_cache_chunk and any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules()):
+        log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, by {config.grad_cache_chunk} photos")
     # ---- training
+    training = Training(config, clip, pairs, sampler, objective, optimizer, scheduler, ema, log, rank)
     if first_epoch == 1:  # where it starts from; and a val set that cannot be measured is found before any epoch
-        val = validate(averaged, photos, device)
+        val = validate(averaged, pictures, device)
         log.say(f"before training  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}")
     for epoch in range(first_epoch, config.epochs + 1):
         started = time.perf_counter()
         sampler.set_epoch(epoch)
         lr_now = scheduler.get_last_lr()[0]
-        losses, step = train_one_epoch(
-            clip, pairs, sampler, objective, optimizer, scheduler, ema, config, device, log, epoch, step
-        )
-        val = validate(averaged, photos, device)
+        losses, step = train_one_epoch(training, epoch, step)
+        val = validate(averaged, pictures, device)
         is_best = best.update(val.mAP, epoch)
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
         row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "logit_scale": clip.model.logit_scale.exp().item()}

@@ -1,14 +1,16 @@
 """What the training loops of the stages share: parameter groups, the state that resumes a run, when to stop."""
 
+import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clipfh.errors import InputError
 from clipfh.run import jsonable, random_state, restore_random_state
@@ -24,34 +26,68 @@ def decay_groups(module: nn.Module, lr: float, weight_decay: float, **other: Any
     return [group for group in groups if group["params"]]
 
 
-class _AveragedWeights(AveragedModel):
-    def update_parameters(self, model: nn.Module) -> None:
-        super().update_parameters(model)
-        # buffers also hold counters, and constants such as the causal mask, whose -inf has no average
-        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            ours.copy_(torch.where(ours.isfinite(), ours, theirs) if ours.is_floating_point() else theirs)
+def clipped_step(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
+    """Step a fused AdamW on its gradients scaled down to `max_norm`, where their norm is larger.
 
-
-def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights and running statistics of `model`.
-
-    `update_parameters(model)` brings it up to date after each step; counters and values that are not finite are copied.
-
-    The average is what is validated and saved: it generalises better than the last step's weights, and its val figure
-    is steadier, so that BEST is less a matter of luck (Izmailov et al. 2018; Morales-Brotons et al. 2024). Frozen
-    parameters stay bit-identical. A decay of 0 follows the model itself.
+    Returns:
+        The norm before, 0-d, on the gradients' device.
     """
-    return _AveragedWeights(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters])
+    if norm.device.type != "cpu":
+        clip_grads_with_norm_(parameters, max_norm, norm)
+        optimizer.step()
+        return norm
+    # the kernel divides by this on its way, as it does for a GradScaler: a pass over all gradients less
+    optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)
+    try:
+        with in_memory_order(optimizer):
+            optimizer.step()
+    finally:
+        del optimizer.grad_scale
+    return norm
+
+
+@contextlib.contextmanager
+def in_memory_order(optimizer: Optimizer) -> Iterator[None]:
+    """Inside, large weights of `optimizer` that are channels last in memory are seen as contiguous, (O, H, W, I).
+
+    The fused AdamW of the CPU computes on contiguous tensors: of a channels-last weight, its gradient and its moments
+    it makes copies in every step, and writes three of them back, which takes as long as the update itself.
+    """
+    turned = [p for group in optimizer.param_groups for p in group["params"] if _is_channels_last(p)]
+    _permute(turned, optimizer, (0, 2, 3, 1))
+    try:
+        yield
+    finally:
+        _permute(turned, optimizer, (0, 3, 1, 2))
+
+
+def _is_channels_last(parameter: nn.Parameter) -> bool:
+    if parameter.ndim != 4 or parameter.numel() < 2**15 or parameter.grad is None:  # small ones are copied faster
+        return False
+    return not parameter.is_contiguous() and parameter.is_contiguous(memory_format=torch.channels_last)
+
+
+def _permute(parameters: Sequence[nn.Parameter], optimizer: Optimizer, order: tuple[int, ...]) -> None:
+    for parameter in parameters:
+        gradient, parameter.grad = parameter.grad, None  # a gradient has its parameter's shape at any moment
+        parameter.data = parameter.data.permute(order)
+        parameter.grad = gradient.permute(order)
+        moments = optimizer.state[parameter]
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.ndim == 4:
+                moments[name] = value.permute(order)
 
 
 def require_finite(terms: dict[str, torch.Tensor], *, epoch: int, batch: int, images: list[str]) -> None:
-    """Stop a run whose loss is no longer a number, naming the batch.
+    """Stop a run whose loss is no longer a number, naming the batch. Waits for the device once.
 
     Raises:
         InputError: a term is NaN or infinite; the message names the term, the epoch, the batch and its images.
     """
-    broken = [name for name, value in terms.items() if not math.isfinite(value.item())]
-    if broken:
+    if not math.isfinite(sum(value.detach() for value in terms.values()).item()):
+        broken = [name for name, value in terms.items() if not math.isfinite(value.item())] or ["their sum"]
         raise InputError(
             f"the loss is not finite ({', '.join(broken)}) in epoch {epoch}, batch {batch}; its images: "
             f"{', '.join(images[:8])}{' ...' if len(images) > 8 else ''}. Lower --lr, or look at these images."
@@ -109,13 +145,15 @@ def require_same_flags(before: dict[str, Any], config: Any) -> None:
     """Refuse to continue a run with flags that would bend it, such as another learning rate or number of epochs.
 
     Args:
-        before: `binding_flags` of the run to continue.
+        before: `binding_flags` of the run to continue; it may be of a version with fewer flags.
         config: of this run.
 
     Raises:
         InputError: flags that differ, with their first values.
     """
     now = binding_flags(config)
+    # a flag that did not exist yet had the effect of its default
+    before = {**{field.name: field.default for field in fields(config)}, **before}
     changed = sorted(name for name in now if before.get(name) != now[name])
     if changed:
         was = ", ".join(f"--{name} {before.get(name)} (now {now[name]})" for name in changed)

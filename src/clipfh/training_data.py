@@ -1,19 +1,28 @@
-"""The photos of a training run: those to learn from, to validate on, and in the way. Shapes: N images, S size."""
+"""The photos of a training run: those to learn from, to validate on, and in the way.
 
+Shapes: N images, B batch, S size, C train identities.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 
+from clipfh.augment import Augmentation, augment
 from clipfh.clip_model import LoadedClip
 from clipfh.errors import InputError
 from clipfh.images import Pixels, drop_unreadable, load_pixels
 from clipfh.metrics import RetrievalFigures
 from clipfh.paths import RESULTS_DIR, processed_dir
+from clipfh.prefetch import prefetch
 from clipfh.prepared import PreparedDataset
 from clipfh.retrieval import draw_distractors, extract_features, val_figures
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,10 +44,59 @@ class TrainingData:
     exclude_same_camera: bool
 
 
+class TrainPhotos:
+    """Decoded train photos with their labels, and random views of them.
+
+    Args:
+        table: N rows of the table of `clipfh.records`.
+        pixels: holds the photos of `table`, among others.
+        augmentation: of the views.
+        clip: whose normalisation the views have.
+        device: of the views.
+
+    Attributes:
+        item_ids: the C identities, sorted; a label is a place in this list.
+        labels: (N,) int64, of every photo.
+        images: the N paths, to name a photo in a message.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, pixels: Pixels, augmentation: Augmentation, clip: LoadedClip, device: torch.device
+    ) -> None:
+        self.item_ids: list[str] = sorted(set(table["item_id"]))
+        index = {item_id: label for label, item_id in enumerate(self.item_ids)}
+        self.labels = np.array([index[item_id] for item_id in table["item_id"]])
+        self.images: list[str] = table["image"].tolist()
+        place = {image: row for row, image in enumerate(pixels.images)}
+        self._rows = np.array([place[image] for image in self.images])
+        self._pixels, self._augmentation = pixels.array, augmentation
+        self._mean, self._std, self.device = clip.mean, clip.std, device
+
+    def views(self, indices: list[int], generator: torch.Generator) -> torch.Tensor:
+        """A random, normalised view of each of the photos `indices`: (B, 3, S, S) float32, channels last."""
+        pixels = torch.from_numpy(self._pixels[self._rows[indices]]).to(self.device, non_blocking=True)
+        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        return augment(images, self._augmentation, generator, mean=self._mean, std=self._std)
+
+
+def made_ahead(batches: Iterator[T], device: torch.device) -> Iterator[T]:
+    """`batches`, made in a thread beside a GPU that works; close it where a loop ends early.
+
+    On the CPU they are made in turn: the encoders use every core there, and two pools of threads slow each other down.
+    """
+    return batches if device.type == "cpu" else prefetch(batches)
+
+
 def load_training_data(
-    data: PreparedDataset, clip: LoadedClip, *, stage: int, seed: int, skip_unreadable: bool
+    data: PreparedDataset,
+    clip: LoadedClip,
+    *,
+    stage: int,
+    seed: int,
+    skip_unreadable: bool,
+    fast_decode: bool = False,
 ) -> TrainingData:
-    """Decode the train and val photos of `data` for `clip`; `seed` draws the distractors.
+    """Decode the train and val photos of `data` for `clip`, as `load_pixels` does; `seed` draws the distractors.
 
     Raises:
         InputError: unreadable photos (listed in `results/<dataset>_stage<N>_train/`, unless skipped), no train or no
@@ -52,6 +110,7 @@ def load_training_data(
         clip.image_size,
         processed_dir(data.name) / "train",
         resize_mode=clip.resize_mode,
+        fast_decode=fast_decode,
     )
     table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
     is_val = (table["split"] == "val").to_numpy()

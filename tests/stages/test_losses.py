@@ -20,6 +20,7 @@ from clipfh.losses import (
     info_nce_loss,
     supcon_loss,
 )
+from clipfh.training_data import TrainPhotos
 
 MODEL = Path(__file__).resolve().parents[2] / "model"
 B, D, C = 8, 6, 4
@@ -101,7 +102,7 @@ def test_stage2_terms_are_the_weighted_losses(all_terms):
         "id": identity_loss(all_terms.classifier(features)[1], LABELS),
         "i2t": image_to_text_loss(
             unit,
-            all_terms.class_text_features,
+            F.normalize(random_features(C, 1), dim=1),
             LABELS,
             SCALE,
             label_smoothing=0.1,
@@ -180,37 +181,81 @@ def make_table(photos_of: dict[str, int]) -> tuple[pd.DataFrame, Pixels]:
     return table, Pixels(array, images, ())
 
 
-CLIP = SimpleNamespace(
-    mean=(0.0, 0.0, 0.0),
-    std=(1 / 255, 1 / 255, 1 / 255),
-    tokenizer=lambda texts: torch.tensor([[int(text)] for text in texts]),  # a prompt is its number
-)
+def tokenize(texts):
+    return torch.tensor([[int(text)] for text in texts])  # a prompt is its number
+
+
+CLIP = SimpleNamespace(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255), tokenizer=tokenize)
 NONE = Augmentation(min_area=1.0, aspect=0.0, rotation=0.0, flip=0.0, color=0.0)
 CPU = torch.device("cpu")
 
 
+def photos_of(counts: dict[str, int], augmentation: Augmentation = NONE) -> TrainPhotos:
+    return TrainPhotos(*make_table(counts), augmentation, CLIP, CPU)
+
+
+def values_of(images: torch.Tensor) -> list[int]:
+    """Which photos they are."""
+    return images.mean(dim=(1, 2, 3)).round().int().tolist()
+
+
 def test_stage2_batches_hold_the_photos_asked_for():
-    table, pixels = make_table({"b": 2, "a": 3})
-    photos = image_batches.TrainImages(table, pixels, NONE)
+    photos = photos_of({"b": 2, "a": 3})
     assert photos.item_ids == ["a", "b"] and photos.labels.tolist() == [1, 1, 0, 0, 0]
-    images, labels = photos.batch([4, 0], CLIP, CPU)
-    torch.testing.assert_close(images.mean(dim=(1, 2, 3)), torch.tensor([5.0, 1.0]))
-    assert images.shape == (2, 3, 4, 4) and labels.tolist() == [0, 1]
+    first, second = image_batches.make_batches(photos, [[4, 0], [1, 2, 3]], 0, 0, 1)
+    assert values_of(first.images) == [5, 1] and values_of(second.images) == [2, 3, 4]
+    assert first.images.shape == (2, 3, 4, 4) and first.labels.tolist() == [0, 1] and first.indices == [4, 0]
+
+
+def test_views_depend_on_their_place_alone():
+    photos = photos_of({"a": 4}, Augmentation())
+    sampler = [[0, 1], [0, 1], [2, 3]]
+    runs = [[batch.images for batch in image_batches.make_batches(photos, sampler, 3, 0, 1)] for _ in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+    assert not torch.equal(runs[0][0], runs[0][1])  # another batch of the epoch
+    for place in ((4, 0, 1), (3, 1, 1), (3, 0, 2)):
+        assert not torch.equal(next(image_batches.make_batches(photos, sampler, *place)).images, runs[0][0])
+
+
+def test_stage2_classes_encode_each_prompt_once(monkeypatch):
+    encoded = []
+
+    def encode_texts(clip, texts, device):
+        encoded.extend(texts)
+        return F.one_hot(tokenize(texts)[:, 0], 5).float()
+
+    monkeypatch.setattr(image_batches, "encode_texts", encode_texts)
+    features, same = image_batches.class_text_features(CLIP, [["1", "2"], ["3"], ["1"], ["3"], ["1", "2"]], CPU)
+    assert encoded == ["1", "2", "3"] and same.tolist() == [0, 1, 2, 1, 0]
+    half = 0.5**0.5
+    expected = torch.tensor([[0, half, half, 0, 0], [0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
+    torch.testing.assert_close(features, expected[[0, 1, 2, 1, 0]])
 
 
 def test_stage3_batches_hold_each_prompt_once_and_point_at_it():
-    table, pixels = make_table({"a": 3, "b": 2, "c": 1})
-    pairs = joint_batches.TrainPairs(table, pixels, {"a": ["10", "11"], "b": ["20"], "c": ["30", "31"]}, CLIP, NONE)
-    torch.manual_seed(0)
+    photos = photos_of({"a": 3, "b": 2, "c": 1, "d": 1})
+    prompts = {"a": ["10", "11"], "b": ["20"], "c": ["30", "31"], "d": ["20"]}  # b and d have the same words
+    pairs = joint_batches.TrainPairs(photos, prompts, CLIP)
     seen = set()
-    for _ in range(20):
-        batch = pairs.batch([0, 3, 1, 4, 5, 2], CLIP, CPU)
-        torch.testing.assert_close(batch.images.mean(dim=(1, 2, 3)), torch.tensor([1.0, 4, 2, 5, 6, 3]))
-        assert batch.image_labels.tolist() == [0, 1, 0, 1, 2, 0]
-        texts = batch.tokens.flatten()
-        assert len(set(texts.tolist())) == len(texts) == 4  # both of a, the one of b, one of c: it has one photo
-        assert batch.text_labels.tolist() == [int(text) // 10 - 1 for text in texts]
+    for batch in pairs.batches([[0, 3, 1, 4, 5, 2, 6]] * 20, 0, 0, 1):
+        assert values_of(batch.images) == [1, 4, 2, 5, 6, 3, 7]
+        assert batch.image_labels.tolist() == [0, 1, 0, 1, 2, 0, 3]
+        distinct = batch.tokens.flatten().tolist()
+        assert len(set(distinct)) == len(distinct) == 4  # both of a, the one of b and d, one of c: it has one photo
+        texts = batch.tokens[batch.token_row].flatten()
+        assert len(texts) == 5 and batch.text_labels.tolist() == [0, 0, 1, 2, 3]
+        assert texts[2] == texts[4] == 20 and set(texts[:2].tolist()) == {10, 11} and texts[3] // 10 == 3
         assert torch.equal(batch.text_labels[batch.prompt_of_image], batch.image_labels)
         assert set(batch.prompt_of_image[[0, 2, 5]].tolist()) == {0, 1}  # the photos of a share out its prompts
         seen.update(texts.tolist())
     assert seen == {10, 11, 20, 30, 31}  # drawn anew in every batch
+
+
+def test_stage3_views_by_the_chunk_are_the_same_whenever_they_are_made():
+    pairs = joint_batches.TrainPairs(photos_of({"a": 7}, Augmentation()), {"a": ["1"]}, CLIP)
+    batch, other = pairs.batches([[0, 1, 2, 3, 4, 5, 6]] * 2, 0, 0, 1, with_images=False)
+    assert batch.images is None and batch.image_labels.tolist() == [0] * 7
+    first, again, elsewhere = (list(pairs.image_chunks(which, 3)) for which in (batch, batch, other))
+    assert [len(chunk) for chunk in first] == [3, 3, 1]
+    for one, two, three in zip(first, again, elsewhere, strict=True):
+        assert torch.equal(one, two) and not torch.equal(one, three)
