@@ -260,7 +260,7 @@ def peers(kind: str, scale: float) -> list[Case]:
 def main(quick: bool) -> None:
     """Check, then time: the limit, ours, ours on other inputs, the peers."""
     scale, rounds = (0.1, 1) if quick else (1.0, 5)
-    differences = check_figures(0.05 if quick else 0.3)
+    differences = check_figures(0.05 if quick else 0.2)
     rows, bars = [], []
     for threads in (1,) if quick else (1, 2):
         cases = [
@@ -291,7 +291,8 @@ def main(quick: bool) -> None:
     what = "5 x the queries and the gallery: memory over the features'"
     bars.append(bar(what, median(times["ours, 5 x"], "peak_mib"), at_most=40, unit="MiB"))
     if not quick:  # tens of seconds each: once is enough to tell 10 from 100
-        for name, samples in run_in_turn(peers("even", scale), rounds=1).items():
+        slow = [case for case in peers("even", scale) if case.name != "torchmetrics, similarities + 2"]
+        for name, samples in run_in_turn(slow, rounds=1).items():
             rows.append(row(f"{name}, 1 thread", samples, **differences[name]))
     save_results("retrieval_metrics", rows, bars, quick=quick)
 
