@@ -47,34 +47,36 @@ def cached_backward(
     """
     buffers = [buffer for module in modules for buffer in module.buffers()]
     before = [buffer.clone() for buffer in buffers]
-    states: list[list[list[Tensor]]] = []  # tower, chunk, generator
-    features = []
-    with torch.no_grad():
-        for tower in towers:
-            states.append([])
-            parts = []
-            for inputs in tower.chunks():
-                states[-1].append(_random_states(device))
-                parts.append(tower.encode(inputs))
-            features.append(torch.cat(parts).requires_grad_())
-            del parts, inputs
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+    features, states = zip(*[_encode(tower, device) for tower in towers], strict=True)
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)
     loss = objective(*features)
     loss.backward()
-    for tower, whole, tower_states in zip(towers, features, states, strict=True):
-        if whole.grad is not None:  # the objective used them
-            _backward_by_chunk(tower, whole.grad, tower_states, device)
+    gradients = [whole.grad for whole in features]
+    del features
+    for tower, gradient, tower_states in zip(towers, gradients, states, strict=True):
+        if gradient is not None:  # the objective used these features
+            _backward(tower, gradient, tower_states, device)
     return loss.detach()
 
 
-def _backward_by_chunk(tower: Tower, gradient: Tensor, states: list[list[Tensor]], device: torch.device) -> None:
+@torch.no_grad()
+def _encode(tower: Tower, device: torch.device) -> tuple[Tensor, list[list[Tensor]]]:
+    """The features of all chunks (N, D), to take gradients with respect to, and the random states before each chunk."""
+    parts, states = [], []
+    for inputs in tower.chunks():
+        states.append(_random_states(device))
+        parts.append(tower.encode(inputs))
+    return torch.cat(parts).requires_grad_(), states
+
+
+def _backward(tower: Tower, gradient: Tensor, states: list[list[Tensor]], device: torch.device) -> None:
     """Encode each chunk once more, as the first time, and send its rows of `gradient` (N, D) backward."""
-    start = 0
+    start, chunks = 0, iter(tower.chunks())
     with _keeping_random_states(device):
-        for inputs, state in zip(tower.chunks(), states, strict=True):
+        for state in states:
             _set_random_states(device, state)
-            features = tower.encode(inputs)  # (n, D)
+            features = tower.encode(next(chunks))  # (n, D); a name for the inputs would keep them for another turn
             features.backward(gradient[start : start + len(features)])
             start += len(features)
 
