@@ -190,7 +190,9 @@ def main(quick: bool) -> None:
     if difference > 1e-3:
         raise RuntimeError(f"gradient caching gives other gradients: {agreement}")
     rows, bars = [], []
-    for name, arguments in {"tiny-rn 64 px": {**TINY, "turns": 2, "steps": 4}}.items() if quick else MODELS.items():
+    for name, arguments in (
+        {"tiny-rn 64 px": {**TINY, "p": 8, "turns": 1, "steps": 4}}.items() if quick else MODELS.items()
+    ):
         batch = f"{arguments['p']} x {arguments['k']}"
         cases = [
             Case(f"stage {stage}, {name}, {batch}", "prepare_in_turn", {"stage": stage, **arguments})
