@@ -46,7 +46,7 @@ def bare_forward(model: str, num_images: int, batch_size: int, folder: str):
     """The image encoder alone."""
     import torch
 
-    from clipfh.images import to_input
+    from clipfh.transforms import to_input
 
     clip = build_clip(model)
     pixels = random_pixels(num_images, clip.image_size, folder)

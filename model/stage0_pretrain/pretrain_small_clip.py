@@ -35,7 +35,7 @@ from clipfh.cli import option, run_script
 from clipfh.clip_model import clamp_logit_scale, load_clip
 from clipfh.datasets import Description, inshop, synthetic
 from clipfh.files import writable_folder
-from clipfh.images import load_pixels, normalise, to_float
+from clipfh.images import load_pixels
 from clipfh.losses import info_nce_loss
 from clipfh.paths import TINY_MODELS, display, processed_dir, stage_dir
 from clipfh.run import RunLog, autocast, jsonable, pick_device, seed_everything
@@ -43,8 +43,9 @@ from clipfh.sampler import RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.structured_prompts import token_safe_prompt
 from clipfh.training import decay_groups, require_finite
+from clipfh.transforms import to_float
 
-SETTINGS_VERSION = 1  # raise it when a change of this script changes the weights
+SETTINGS_VERSION = 2  # raise it when a change of this script changes the weights
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ def train_one_epoch(clip, pixels, tokens, labels, sampler, optimizer, scheduler,
     augmentation, total = Augmentation(), 0.0
     bar = tqdm(sampler, f"epoch {epoch}", len(sampler), unit="batch", disable=None, leave=False)
     for number, indices in enumerate(bar, start=1):
-        images = normalise(augment(to_float(pixels.array[indices], device), augmentation), clip.mean, clip.std)
+        images = augment(to_float(pixels.array[indices], device), augmentation, mean=clip.mean, std=clip.std)
         with autocast(device, config.precision):
-            image_features = clip.model.encode_image(images.contiguous(memory_format=torch.channels_last))  # (B, D)
+            image_features = clip.model.encode_image(images)  # (B, D)
             text_features = clip.model.encode_text(tokens[indices])  # (B, D)
         loss = info_nce_loss(
             F.normalize(image_features.float(), dim=1),

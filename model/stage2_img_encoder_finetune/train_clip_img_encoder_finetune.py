@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from clipfh.augment import Augmentation
 from clipfh.averaged_weights import AveragedWeights
-from clipfh.checkpoint import read_checkpoint, require_training_state, write_checkpoint
+from clipfh.checkpoint import read_checkpoint, require_training_state, write_best_and_last
 from clipfh.cli import option, run_script
 from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, freeze_text_encoder, load_clip
 from clipfh.figures import training_curves_figure
@@ -275,15 +275,8 @@ def main(config: Config) -> None:
         log.say(epoch_line(row, config.epochs, is_best=is_best))
         if rank == 0:
             content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": averaged.model.state_dict()}
-            if is_best:
-                write_checkpoint(checkpoints / f"{run}_BEST.pth", content)
-            write_checkpoint(
-                checkpoints / f"{run}_LAST.pth",
-                {
-                    **content,
-                    "training": {**training_state(**parts, epoch=epoch, step=step), "flags": binding_flags(config)},
-                },
-            )
+            state = {**training_state(**parts, epoch=epoch, step=step), "flags": binding_flags(config)}
+            write_best_and_last(checkpoints, run, content, is_best=is_best, training=state)
         if best.should_stop(epoch):
             log.say(f"no better val mAP for {config.patience} epochs: stopped early")
             break

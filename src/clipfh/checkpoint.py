@@ -17,6 +17,15 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, temporary)
 
 
+def write_best_and_last(
+    folder: Path, run: str, content: dict[str, Any], *, is_best: bool, training: dict[str, Any]
+) -> None:
+    """Save an epoch of a run: `<run>_LAST.pth` with the state that continues it, and a new best as `<run>_BEST.pth`."""
+    if is_best:
+        write_checkpoint(folder / f"{run}_BEST.pth", content)
+    write_checkpoint(folder / f"{run}_LAST.pth", {**content, "training": training})
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU.
 

@@ -21,9 +21,7 @@ from tqdm import tqdm
 from clipfh.errors import InputError
 from clipfh.files import replace_atomically, write_json, write_text
 from clipfh.paths import display
-from clipfh.transforms import TRANSFORM_VERSION, decode, normalise, to_float, to_input
-
-__all__ = ["Pixels", "decode", "drop_unreadable", "load_pixels", "normalise", "to_float", "to_input"]
+from clipfh.transforms import TRANSFORM_VERSION, decode
 
 BLOCK = 64  # images of a checksum: about 10 MB at 224 px
 

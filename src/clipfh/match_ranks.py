@@ -10,8 +10,8 @@ N pairs of a query of the chunk and a gallery image of its identity.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -57,15 +57,16 @@ class SameIdentity:
     query_cameras: np.ndarray | None = None
     gallery_cameras: np.ndarray | None = None
     query_positions: np.ndarray | None = None
-    _by_code: np.ndarray = field(init=False)  # (G,) the gallery sorted by identity
-    _starts: np.ndarray = field(init=False)  # for each identity, where it begins there
-    num_pairs: np.ndarray = field(init=False)  # (Q,)
 
-    def __post_init__(self) -> None:
-        sizes = np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)
-        object.__setattr__(self, "_by_code", np.argsort(self.gallery_codes, kind="stable"))
-        object.__setattr__(self, "_starts", np.cumsum(sizes) - sizes)
-        object.__setattr__(self, "num_pairs", sizes[self.query_codes])
+    @cached_property
+    def _by_code(self) -> np.ndarray:
+        """(G,) places in the gallery, sorted by identity."""
+        return np.argsort(self.gallery_codes, kind="stable")
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """Of each identity in the gallery."""
+        return np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)
 
     def chunks(self, size: int) -> list[np.ndarray]:
         """Places of all queries, in chunks.
@@ -73,15 +74,16 @@ class SameIdentity:
         They come by number of pairs, then by identity: the queries of a chunk need about as many comparisons each, and
         share their gallery images.
         """
-        queries = np.lexsort((self.query_codes, self.num_pairs))
+        queries = np.lexsort((self.query_codes, self._sizes[self.query_codes]))
         return np.split(queries, range(size, len(queries), size))
 
     def pairs(self, queries: np.ndarray) -> Pairs:
         """All pairs of some queries."""
-        num = self.num_pairs[queries]
+        codes = self.query_codes[queries]
+        num, starts = self._sizes[codes], (np.cumsum(self._sizes) - self._sizes)[codes]
         row = np.repeat(np.arange(len(queries)), num)
         within = np.arange(len(row)) - np.repeat(np.cumsum(num) - num, num)
-        position = self._by_code[np.repeat(self._starts[self.query_codes[queries]], num) + within]
+        position = self._by_code[np.repeat(starts, num) + within]
         counted = np.ones(len(row), dtype=bool)
         if self.query_cameras is not None:
             counted &= self.query_cameras[queries][row] != self.gallery_cameras[position]

@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from clipfh.clip_model import LoadedClip
-from clipfh.images import to_input
 from clipfh.metrics import RetrievalFigures, evaluate_retrieval
 from clipfh.prefetch import prefetch
+from clipfh.transforms import to_input
 
 MAX_DISTRACTORS = 1000  # train images in the gallery of the val queries
 

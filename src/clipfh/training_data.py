@@ -21,6 +21,7 @@ from clipfh.paths import RESULTS_DIR, processed_dir
 from clipfh.prefetch import prefetch
 from clipfh.prepared import PreparedDataset
 from clipfh.retrieval import draw_distractors, extract_features, val_figures
+from clipfh.transforms import to_float
 
 T = TypeVar("T")
 
@@ -74,8 +75,7 @@ class TrainPhotos:
 
     def views(self, indices: list[int], generator: torch.Generator) -> torch.Tensor:
         """A random, normalised view of each of the photos `indices`: (B, 3, S, S) float32, channels last."""
-        pixels = torch.from_numpy(self._pixels[self._rows[indices]]).to(self.device, non_blocking=True)
-        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        images = to_float(self._pixels[self._rows[indices]], self.device)
         return augment(images, self._augmentation, generator, mean=self._mean, std=self._std)
 
 

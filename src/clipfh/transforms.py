@@ -186,14 +186,6 @@ def to_float(pixels: np.ndarray, device: str | torch.device) -> torch.Tensor:
     return images.permute(0, 3, 1, 2)
 
 
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Subtract the channel means and divide by the deviations: (B, 3, S, S) to the same, in the same layout."""
-    shape = (1, 3, 1, 1)
-    mean_ = torch.tensor(mean, device=images.device, dtype=images.dtype).view(shape)
-    std_ = torch.tensor(std, device=images.device, dtype=images.dtype).view(shape)
-    return (images - mean_).div_(std_)
-
-
 def _tensor(pixels: np.ndarray) -> torch.Tensor:
     """`pixels` as a tensor, copied only where torch could not share the memory: of a read-only map."""
     return torch.from_numpy(pixels if pixels.flags.writeable else np.array(pixels))
