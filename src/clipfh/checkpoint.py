@@ -1,10 +1,12 @@
 """Checkpoints: plain tensors and plain values, written whole or not at all, loaded with `weights_only=True`."""
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from clipfh.errors import InputError
 from clipfh.files import replace_atomically
@@ -75,3 +77,12 @@ def require_training_state(content: dict[str, Any], path: Path, model: str, stag
     if "training" not in content:
         raise InputError(f"{path} holds weights only; resume from the _LAST checkpoint of the same run")
     return content["training"]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all parameters and buffers: bit-identical weights have the same."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -63,24 +63,21 @@ def parse_config(config_class: type[C], description: str | None, arguments: Sequ
     )
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        _add_flag(parser, field, hints[field.name])
+        add_flag(parser, field, hints[field.name], field.name, field.default)
     return config_class(**vars(parser.parse_args(arguments)))
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any) -> None:
-    names = [f"--{field.name}", *field.metadata.get("aliases", ())]
-    required = field.default is dataclasses.MISSING
-    keywords: dict[str, Any] = {
-        "dest": field.name,
-        "required": required,
-        "default": None if required else field.default,
-    }
+def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any, name: str, default: Any) -> None:
+    """Add the flag `--name` of a field of type `hint`; without a default (`dataclasses.MISSING`) it is required."""
+    names = [f"--{name}", *field.metadata.get("aliases", ())]
+    required = default is dataclasses.MISSING
+    keywords: dict[str, Any] = {"dest": name, "required": required, "default": None if required else default}
     text = field.metadata.get("help", "")
-    if not required and field.default not in (None, ""):
-        text += f" (default: {field.default})"
+    if not required and default not in (None, ""):
+        text += f" (default: {default})"
     keywords["help"] = text.replace("%", "%%")
-    value_type = _value_type(hint)
-    if value_type is bool:
+    wanted = value_type(hint)
+    if wanted is bool:
         keywords["action"] = argparse.BooleanOptionalAction
         keywords["help"] = (
             keywords["help"]
@@ -89,20 +86,20 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: A
         )
     else:
         bounds = field.metadata.get("bounds", {})
-        keywords["type"] = _bounded(value_type, bounds) if value_type in (int, float) else value_type
+        keywords["type"] = bounded(wanted, bounds) if wanted in (int, float) else wanted
         if field.metadata.get("choices"):
             keywords["choices"] = list(field.metadata["choices"])
         else:
-            keywords["metavar"] = {Path: "PATH", int: "N", float: "X"}.get(value_type, "TEXT")
+            keywords["metavar"] = {Path: "PATH", int: "N", float: "X"}.get(wanted, "TEXT")
     parser.add_argument(*names, **keywords)
 
 
-def _bounded(value_type: type, bounds: dict[str, float | None]) -> Callable[[str], Any]:
-    """`value_type` as argparse wants it, refusing what is not finite or beyond the bounds."""
+def bounded(wanted: type, bounds: dict[str, float | None]) -> Callable[[str], Any]:
+    """The number type `wanted` as argparse wants it, refusing what is not finite or beyond the bounds."""
     keeps = {"more than": operator.gt, "at least": operator.ge, "at most": operator.le}
 
     def convert(text: str) -> Any:
-        value = value_type(text)
+        value = wanted(text)
         stated = [f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None]
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
@@ -110,11 +107,11 @@ def _bounded(value_type: type, bounds: dict[str, float | None]) -> Callable[[str
             raise argparse.ArgumentTypeError(f"it must be {' and '.join(stated)}, not {text}")
         return value
 
-    convert.__name__ = value_type.__name__  # argparse: "invalid int value"
+    convert.__name__ = wanted.__name__  # argparse: "invalid int value"
     return convert
 
 
-def _value_type(hint: Any) -> type:
+def value_type(hint: Any) -> type:
     """The type a flag's text is turned into: `int` for `int | None`."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         inner = [part for part in typing.get_args(hint) if part is not type(None)]
@@ -124,14 +121,18 @@ def _value_type(hint: Any) -> type:
     return hint
 
 
-def run_script(main: Callable[[C], None], config_class: type[C], description: str | None) -> None:
+def run_script(
+    main: Callable[[C], None],
+    config_class: type[C],
+    description: str | None,
+    parse: Callable[[type[C], str | None], C] = parse_config,
+) -> None:
     """Parse the command line and call `main(config)`; a user's mistake ends with a message and exit code 2.
 
     `CLIPFH_DEBUG=1` shows the traceback of such an error as well.
     """
-    config = parse_config(config_class, description)
     try:
-        main(config)
+        main(parse(config_class, description))
     except (InputError, OSError) as error:
         if os.environ.get("CLIPFH_DEBUG"):
             raise

@@ -59,16 +59,28 @@ def prepare_default(model: str, pretrained: str | None = None) -> None:
     Raises:
         InputError: a script that makes something failed; its own message is above.
     """
-    folder = metadata_dir(DEFAULT_DATASET)
-    scripts = [ROOT / "preprocessing" / name for name in PREPROCESSING] if not _is_prepared(folder) else []
-    commands = [[str(script)] for script in scripts]
+    if not _is_prepared(metadata_dir(DEFAULT_DATASET)):
+        for name in PREPROCESSING:
+            _run_script(ROOT / "preprocessing" / name)
+    prepare_weights(model, pretrained)
+
+
+def prepare_weights(model: str, pretrained: str | None = None) -> None:
+    """Make the weights of a tiny model with stage 0, where there are none and no others are asked for.
+
+    Raises:
+        InputError: stage 0 failed; its own message is above.
+    """
     if model in TINY_MODELS and pretrained is None and not any((stage_dir(0) / "checkpoints").glob(f"{model}_*.pth")):
-        commands.append([str(stage_dir(0) / "pretrain_small_clip.py"), "--model", model])
-    for command in commands:
-        shown = " ".join(["python", display(Path(command[0])), *command[1:]])
-        print(f"not there yet, preparing the embedded default: {shown}", flush=True)
-        if subprocess.run([sys.executable, *command]).returncode:
-            raise InputError(f"{display(Path(command[0]))} failed; its message is above")
+        _run_script(stage_dir(0) / "pretrain_small_clip.py", "--model", model)
+
+
+def _run_script(script: Path, *arguments: str) -> None:
+    print(
+        f"not there yet, preparing the embedded default: python {' '.join([display(script), *arguments])}", flush=True
+    )
+    if subprocess.run([sys.executable, str(script), *arguments]).returncode:
+        raise InputError(f"{display(script)} failed; its message is above")
 
 
 def _is_prepared(folder: Path) -> bool:

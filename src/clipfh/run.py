@@ -149,8 +149,12 @@ def git_commit() -> str | None:
 
 
 def jsonable(config: Any) -> dict[str, Any]:
-    """A dataclass as JSON values; paths become strings."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    """A dataclass as JSON values, by the names of its flags: paths become strings, a nested field is `outer.inner`."""
+    values = {}
+    for name, value in asdict(config).items():
+        inner = {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        values.update({key: str(v) if isinstance(v, Path) else v for key, v in inner.items()})
+    return values
 
 
 def new_run_name(prefix: str) -> str:
@@ -222,6 +226,11 @@ class RunLog:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "epoch":
                     self._tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Show an image in TensorBoard: (H, W, 3) uint8."""
+        if self.is_writer:
+            self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl` so far, those of a resumed run's earlier part included."""

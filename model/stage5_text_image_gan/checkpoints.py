@@ -1,0 +1,164 @@
+"""The checkpoint files of stage 5: `{img2text,text2img}_{generator,discriminator}_epoch_N.pth`, and `LAST.pth`.
+
+A generator's file says all that its use needs: the network's settings, the CLIP it stands on, the captions.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from captions import CaptionSpace
+from networks import (
+    Img2TextDiscriminator,
+    Img2TextGenerator,
+    Text2ImageDiscriminator,
+    Text2ImageGenerator,
+)
+from settings import Config
+from torch import nn
+
+from clipfh.checkpoint import read_checkpoint, weights_digest
+from clipfh.clip_model import LoadedClip, load_clip
+from clipfh.errors import InputError
+from clipfh.paths import ROOT, display, stage_dir
+
+STAGE = 5
+GANS = ("img2text", "text2img")
+FINETUNED_CLIP = "clip_finetuned.pth"
+_NAME = re.compile(r"(img2text|text2img)_(generator|discriminator)_epoch_(\d+)\.pth")
+
+
+def build_networks(gan: str, config: Config, dim: int) -> tuple[nn.Module, nn.Module]:
+    """The generator and the discriminator of one GAN, for embeddings of size `dim`."""
+    shape = {"latent_dim": dim, "image_size": config.text2img.image_size, "channels": config.text2img.channels}
+    judging = {"conditional": config.conditional, "spectral": config.spectral_norm}
+    if gan == "img2text":
+        generator = Img2TextGenerator(**shape, width=config.img2text.width)
+        discriminator = Img2TextDiscriminator(**shape, width=config.img2text.width, **judging)
+    else:
+        generator = Text2ImageGenerator(**shape, noise_dim=config.text2img.noise_dim, ngf=config.text2img.ngf)
+        discriminator = Text2ImageDiscriminator(**shape, ndf=config.text2img.ndf, **judging)
+    return generator.to(memory_format=torch.channels_last), discriminator.to(memory_format=torch.channels_last)
+
+
+def generator_settings(gan: str, config: Config, dim: int) -> dict[str, Any]:
+    """What builds the generator again, as plain values."""
+    shape = {"latent_dim": dim, "image_size": config.text2img.image_size, "channels": config.text2img.channels}
+    if gan == "img2text":
+        return {**shape, "width": config.img2text.width}
+    return {**shape, "noise_dim": config.text2img.noise_dim, "ngf": config.text2img.ngf}
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A generator of a checkpoint, ready to use, and what the file says of it."""
+
+    network: nn.Module
+    space: CaptionSpace
+    recorded: dict[str, Any]
+    path: Path
+
+
+def find_run(folder: Path | None, *, variant: str | None = None, made_by: str) -> Path:
+    """The folder of a run: `folder`, or the one with the newest text-to-image generator of `variant`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if folder is not None:
+        if not folder.is_dir():
+            raise InputError(f"there is no folder {folder}; give the checkpoints of a run")
+        return folder
+    root = stage_dir(STAGE) / "checkpoints"
+    found = sorted(root.glob("*/text2img_generator_epoch_*.pth"), key=lambda path: path.stat().st_mtime_ns)
+    for path in reversed(found):
+        if path.parent.name != "smoke" and variant in (None, read_checkpoint(path).get("variant")):
+            return path.parent
+    raise InputError(
+        f"no run{f' of variant {variant}' if variant else ''} in {display(root)}. Make one with: {made_by}"
+    )
+
+
+def newest_epoch(folder: Path, gan: str, part: str = "generator") -> Path:
+    """The file of the last epoch of one network.
+
+    Raises:
+        InputError: there is none.
+    """
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob(f"{gan}_{part}_epoch_*.pth")]
+    epochs = {int(match[3]): path for match, path in matches if match}
+    if not epochs:
+        raise InputError(f"{display(folder)} holds no {gan}_{part}_epoch_N.pth. Train with --gans both or {gan}")
+    return epochs[max(epochs)]
+
+
+def load_generator(path: Path, gan: str, device: torch.device, *, image_size: int | None = None) -> TrainedGenerator:
+    """Read one generator's file.
+
+    Args:
+        path: the file.
+        gan: what it has to be.
+        device: where to put it.
+        image_size: what the other networks of this run work with.
+
+    Raises:
+        InputError: another stage's or network's file, or one of another image size.
+    """
+    content = read_checkpoint(path)
+    if content.get("stage") != STAGE or content.get("gan") != gan or content.get("part") != "generator":
+        raise InputError(f"{path} is no {gan} generator of stage {STAGE}")
+    settings = content["settings"]
+    if image_size is not None and settings["image_size"] != image_size:
+        raise InputError(
+            f"{path} is of {settings['image_size']} px, not of {image_size} px; take checkpoints of one run, or train "
+            f"with --text2img.image_size {settings['image_size']}"
+        )
+    network = {"img2text": Img2TextGenerator, "text2img": Text2ImageGenerator}[gan](**settings)
+    network.load_state_dict(content["state_dict"])
+    network = network.to(device, memory_format=torch.channels_last).eval()
+    recorded = {name: value for name, value in content.items() if name != "state_dict"}
+    return TrainedGenerator(network, CaptionSpace.from_state(content["captions"]).to(device), recorded, path)
+
+
+def clip_record(clip: LoadedClip) -> dict[str, Any]:
+    """Which CLIP a run stands on: the name, where its weights came from, their digest."""
+    return {"model": clip.name, "pretrained": clip.pretrained, "digest": weights_digest(clip.model)}
+
+
+def load_recorded_clip(generator: TrainedGenerator, pretrained: str | None, device: torch.device) -> LoadedClip:
+    """The CLIP that a generator was trained around.
+
+    Args:
+        generator: of a checkpoint.
+        pretrained: where its weights are now, if not where they were.
+        device: where to put it.
+
+    Raises:
+        InputError: the weights are not the same.
+    """
+    record = generator.recorded["clip"]
+    candidates = (generator.path.parent / FINETUNED_CLIP, ROOT / record["pretrained"])
+    files = [str(path) for path in candidates if path.is_file()]
+    clip = load_clip(record["model"], pretrained or (files or [record["pretrained"]])[0], device=str(device))
+    if weights_digest(clip.model) != record["digest"]:
+        raise InputError(
+            f"{generator.path} was trained around other weights of {record['model']} than {clip.pretrained}; "
+            f"give the ones it knows with --pretrained (then: {record['pretrained']})"
+        )
+    return clip
+
+
+def require_same_shape(state: dict[str, Any], config: Config, path: Path) -> None:
+    """A run continues with the image size it began with.
+
+    Raises:
+        InputError: it does not.
+    """
+    before = state["flags"].get("text2img.image_size")
+    if before != config.text2img.image_size:
+        raise InputError(
+            f"{path} is a run at {before} px, this one is at {config.text2img.image_size} px; continue it with "
+            f"--text2img.image_size {before}"
+        )

@@ -1,0 +1,108 @@
+"""The faces of stage 5, and what becomes of them on the way into a network.
+
+Shapes: B batch, N faces, C channels, S image size in pixels.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from clipfh.clip_model import LoadedClip
+from clipfh.datasets import face_rendering
+from clipfh.datasets.fer2013 import EMOTIONS, Faces, read_faces
+from clipfh.errors import InputError
+from clipfh.paths import RESULTS_DIR, ROOT, processed_dir
+from clipfh.transforms import to_float
+
+DEFAULT_DATASET = Path("data/fer2013")  # of config/default.yaml; where it is absent, faces are generated
+GENERATED = "generated_faces"
+LUMA = (0.299, 0.587, 0.114)
+
+
+def find_dataset(dataset: Path, smoke: bool) -> Path:
+    """The folder or file of the faces; the embedded default is generated where the configured one is not there."""
+    found = dataset if dataset.is_absolute() or dataset.exists() else ROOT / dataset
+    if found.exists() or dataset != DEFAULT_DATASET:
+        return found
+    num_train, num_test = (16, 8) if smoke else (200, 60)
+    folder = ROOT / "data" / "raw" / (GENERATED + "_smoke" * smoke)
+    print(f"there is no {dataset}: generated faces in {folder.relative_to(ROOT)}", flush=True)
+    face_rendering.generate(folder, num_train=num_train, num_test=num_test, seed=0)
+    return folder
+
+
+def load_faces(
+    source: Path, image_size: int, *, seed: int, val_fraction: float, skip_unreadable: bool
+) -> tuple[dict[str, Faces], int]:
+    """The splits train and val, and test where there is one; val comes out of train where the data has none.
+
+    Train faces that are pixel for pixel in another split are left out, which is why their number is returned too:
+    FER2013 has some.
+
+    Raises:
+        InputError: as `read_faces`; an emotion with fewer than two train faces.
+    """
+    listing = RESULTS_DIR / f"{source.stem}_stage5_train" / "unreadable_images.csv"
+    splits = read_faces(
+        source, image_size, processed_dir(f"{source.stem}_faces"), listing, skip_unreadable=skip_unreadable
+    )
+    if "val" not in splits:
+        rng, held_out = np.random.default_rng(seed), []
+        for label, emotion in enumerate(EMOTIONS):
+            rows = np.flatnonzero(splits["train"].labels == label)
+            if len(rows) < 2:
+                raise InputError(f"{source}: {len(rows)} train face of {emotion}; one to train and one to validate on")
+            held_out.append(rng.permutation(rows)[: max(1, round(val_fraction * len(rows)))])
+        val = np.sort(np.concatenate(held_out))
+        splits["val"] = splits["train"].take(val)
+        splits["train"] = splits["train"].take(np.setdiff1d(np.arange(len(splits["train"])), val))
+    elsewhere = {_digest(image) for name, faces in splits.items() if name != "train" for image in faces.pixels}
+    kept = [row for row, image in enumerate(splits["train"].pixels) if _digest(image) not in elsewhere]
+    repeated = len(splits["train"]) - len(kept)
+    if repeated:
+        splits["train"] = splits["train"].take(np.array(kept))
+    return splits, repeated
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+
+
+def to_signed(pixels: np.ndarray, channels: int, device: torch.device) -> torch.Tensor:
+    """(B, S, S, 3) uint8 to (B, C, S, S) in -1..1; one channel is the luma."""
+    images = to_float(np.ascontiguousarray(pixels), device)
+    if channels == 1:
+        images = (images * torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return images.mul(2).sub(1)
+
+
+def mirrored(images: torch.Tensor) -> torch.Tensor:
+    """Each image as it is or mirrored, by chance: a face's mirror image shows the same emotion."""
+    flip = (torch.rand(len(images), 1, 1, 1) < 0.5).to(images.device)
+    return torch.where(flip, images.flip(3), images)
+
+
+def for_clip(images: torch.Tensor, clip: LoadedClip) -> torch.Tensor:
+    """(B, C, S, S) in -1..1 to CLIP's input (B, 3, clip.image_size, clip.image_size); gradients pass."""
+    images = (images + 1) / 2
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    if images.shape[2] != clip.image_size:
+        images = F.interpolate(images, (clip.image_size,) * 2, mode="bilinear", antialias=True)
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (clip.mean, clip.std))
+    return (images - mean) / std
+
+
+def to_pixels(images: torch.Tensor) -> np.ndarray:
+    """(B, C, S, S) in -1..1 to (B, S, S, 3) uint8."""
+    images = ((images.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+    return images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+
+
+def tiled(pixels: np.ndarray, columns: int) -> np.ndarray:
+    """Images (N, S, S, 3) row by row in one, (rows * S, columns * S, 3); N is a multiple of `columns`."""
+    N, S = pixels.shape[:2]
+    return pixels.reshape(N // columns, columns, S, S, 3).transpose(0, 2, 1, 3, 4).reshape(-1, columns * S, 3)

@@ -1,0 +1,206 @@
+"""The four networks of stage 5.
+
+Shapes: B batch, C channels (1 grey, 3 colour), S image size in pixels (64, 128 or 256), E caption embedding, Z noise,
+F features. Images lie in -1..1, embeddings have unit length.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+IMAGE_SIZES = (64, 128, 256)
+MAX_WIDTH = 8  # of a layer, in units of the first one's width
+SLOPE = 0.2  # of LeakyReLU, as in DCGAN
+
+
+def widths(image_size: int, first: int) -> list[int]:
+    """Channels after each halving of S down to 4 px: first, twice that, ... up to `MAX_WIDTH` times that."""
+    halvings = image_size.bit_length() - 3  # 64 = 4 * 2^4
+    return [first * min(2**number, MAX_WIDTH) for number in range(halvings)]
+
+
+class Img2TextGenerator(nn.Module):
+    """An image to the embedding of its caption: (B, C, S, S) to (B, E) of unit length.
+
+    Args:
+        latent_dim: E.
+        image_size: S.
+        channels: C.
+        width: channels of the first convolution.
+        dropout: before the last layer.
+    """
+
+    def __init__(self, latent_dim: int, image_size: int, channels: int, width: int, dropout: float = 0.3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = channels
+        for after in widths(image_size, width):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+            before = after
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(before * 16, latent_dim))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, S, S) to (B, E)."""
+        return F.normalize(self.head(self.trunk(images)).float(), dim=1)
+
+
+class _ImageFeatures(nn.Sequential):
+    """Strided convolutions as in DCGAN, without batch norm: (B, C, S, S) to (B, F), F = 16 of the last width."""
+
+    def __init__(self, image_size: int, channels: int, width: int, spectral: bool) -> None:
+        layers: list[nn.Module] = []
+        before = channels
+        for after in widths(image_size, width):
+            layers += [_maybe_spectral(nn.Conv2d(before, after, 4, stride=2, padding=1), spectral), nn.LeakyReLU(SLOPE)]
+            before = after
+        super().__init__(*layers)
+        self.num_features = before
+
+
+def _maybe_spectral(layer: nn.Module, spectral: bool) -> nn.Module:
+    """Spectral normalisation bounds a discriminator's slope (Miyato et al. 2018)."""
+    return spectral_norm(layer) if spectral else layer
+
+
+class Img2TextDiscriminator(nn.Module):
+    """Is this embedding a caption's, or a generator's? Conditional: a caption's of *this image*?
+
+    A conditional one adds a projection of the embedding on features of the image (Miyato, Koyama 2018). The two steps
+    are apart, so that one image is judged with several embeddings at the price of one.
+    """
+
+    def __init__(
+        self, latent_dim: int, image_size: int, channels: int, width: int, *, conditional: bool, spectral: bool
+    ) -> None:
+        super().__init__()
+        hidden = 256
+        self.embedding = nn.Sequential(
+            _maybe_spectral(nn.Linear(latent_dim, hidden), spectral), nn.LeakyReLU(SLOPE)
+        )  # (B, E) to (B, hidden)
+        self.judge = _maybe_spectral(nn.Linear(hidden, 1), spectral)
+        self.trunk = self.projection = None
+        if conditional:
+            self.trunk = _ImageFeatures(image_size, channels, width, spectral)
+            self.projection = _maybe_spectral(nn.Linear(self.trunk.num_features, hidden), spectral)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor | None:
+        """What `score` needs of the images: (B, hidden), or None where the discriminator does not see them."""
+        return self.projection(self.trunk(images).mean(dim=(2, 3))) if self.trunk is not None else None
+
+    def score(self, features: torch.Tensor | None, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B,) logits of embeddings (B, E) for images of these features."""
+        hidden = self.embedding(embeddings)
+        logits = self.judge(hidden)[:, 0]
+        return logits if features is None else logits + (features * hidden).sum(dim=1)
+
+    def forward(self, images: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B,) logits."""
+        return self.score(self.features(images), embeddings)
+
+
+class _ConditionalNorm(nn.Module):
+    """Batch norm whose gain and bias come from the condition (de Vries et al. 2017)."""
+
+    def __init__(self, channels: int, condition_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.affine = nn.Linear(condition_dim, 2 * channels)
+        nn.init.normal_(self.affine.weight, std=0.02)
+        nn.init.zeros_(self.affine.bias)
+
+    def forward(self, maps: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        gain, bias = self.affine(condition)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(bias, self.norm(maps), 1 + gain)
+
+
+class Text2ImageGenerator(nn.Module):
+    """A caption's embedding and noise to an image: (B, E), (B, Z) to (B, C, S, S).
+
+    Transposed convolutions from 4 x 4 px up, as in DCGAN (Radford et al. 2016); the embedding and the noise enter at
+    the bottom and, by the gains of the batch norms, at every resolution.
+    """
+
+    def __init__(self, latent_dim: int, noise_dim: int, image_size: int, channels: int, ngf: int) -> None:
+        super().__init__()
+        self.noise_dim = noise_dim
+        sizes = widths(image_size, ngf)[::-1]  # widest first
+        self.widest = sizes[0]
+        condition_dim = 128
+        self.text = nn.Sequential(nn.Linear(latent_dim, condition_dim), nn.LeakyReLU(SLOPE))
+        condition_dim += noise_dim
+        self.bottom = nn.Linear(condition_dim, self.widest * 16)
+        self.norms = nn.ModuleList(_ConditionalNorm(size, condition_dim) for size in sizes)
+        pairs = zip(sizes, [*sizes[1:], channels], strict=True)
+        self.deconvolutions = nn.ModuleList(
+            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=after == channels) for before, after in pairs
+        )
+        for layer in self.deconvolutions:
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, embeddings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """(B, E), (B, Z) to (B, C, S, S)."""
+        condition = torch.cat([self.text(embeddings), noise], dim=1)
+        maps = self.bottom(condition).view(-1, self.widest, 4, 4).contiguous(memory_format=torch.channels_last)
+        for norm, deconvolution in zip(self.norms, self.deconvolutions, strict=True):
+            maps = deconvolution(F.relu(norm(maps, condition)))
+        return torch.tanh(maps.float())
+
+
+class Text2ImageDiscriminator(nn.Module):
+    """Is this image a photograph, or a generator's? Conditional: a photograph of *this caption*?
+
+    An unconditional one lets the generator ignore its text. `features` and `score` as in `Img2TextDiscriminator`.
+    """
+
+    def __init__(
+        self, latent_dim: int, image_size: int, channels: int, ndf: int, *, conditional: bool, spectral: bool
+    ) -> None:
+        super().__init__()
+        self.trunk = _ImageFeatures(image_size, channels, ndf, spectral)
+        self.judge = _maybe_spectral(nn.Linear(self.trunk.num_features * 16, 1), spectral)
+        size = self.trunk.num_features
+        self.projection = _maybe_spectral(nn.Linear(latent_dim, size), spectral) if conditional else None
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, F, 4, 4)."""
+        return self.trunk(images)
+
+    def score(self, features: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B,) logits of images of these features with captions (B, E)."""
+        logits = self.judge(features.flatten(1))[:, 0]
+        if self.projection is None:
+            return logits
+        return logits + (self.projection(embeddings) * features.sum(dim=(2, 3))).sum(dim=1)
+
+    def forward(self, images: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """(B,) logits."""
+        return self.score(self.features(images), embeddings)
+
+
+class FaceClassifier(nn.Module):
+    """The judge of `evaluate.py`, trained on real faces alone: (B, C, S, S) to logits of the emotions.
+
+    `features` (B, F) are what FID and KID compare.
+    """
+
+    def __init__(self, num_classes: int, image_size: int, channels: int, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = channels
+        for after in widths(image_size, width):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2))
+            before = after
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(before * 16, 128), nn.ReLU())
+        self.last = nn.Linear(128, num_classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 128)."""
+        return self.trunk(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, classes)."""
+        return self.last(self.features(images))
