@@ -13,24 +13,25 @@ from clipfh.clip_model import LoadedClip, encode_texts
 from clipfh.datasets.fer2013 import EMOTIONS
 from clipfh.errors import InputError
 
-CAPTIONS = {
-    "angry": ("a photo of an angry face", "an angry person", "a person who is furious", "a face full of anger",
-              "someone frowning with lowered brows", "the expression of rage"),
-    "disgust": ("a photo of a disgusted face", "a disgusted person", "a person who is repelled",
-                "a face full of disgust", "someone wrinkling the nose", "the expression of revulsion"),
-    "fear": ("a photo of a fearful face", "a fearful person", "a person who is scared", "a face full of fear",
-             "someone terrified with wide eyes", "the expression of horror"),
-    "happy": ("a photo of a happy face", "a happy person", "a person who is glad", "a face full of joy",
-              "someone smiling broadly", "the expression of happiness"),
-    "neutral": ("a photo of a neutral face", "a neutral person", "a person who is calm", "a face without emotion",
-                "someone looking straight ahead", "the expression of indifference"),
-    "sad": ("a photo of a sad face", "a sad person", "a person who is unhappy", "a face full of sorrow",
-            "someone about to cry", "the expression of sadness"),
-    "surprise": ("a photo of a surprised face", "a surprised person", "a person who is astonished",
-                 "a face full of surprise", "someone with raised brows and an open mouth",
-                 "the expression of amazement"),
-}  # fmt: skip
-MAX_CAPTIONS = 6
+# One wording for all emotions: what tells two captions apart is the emotion. Free paraphrases ("someone about to cry")
+# lie further from their own emotion's captions than from others', with the text encoder of stage 0.
+TEMPLATES = (
+    "a photo of a {} face",
+    "a {} face",
+    "a face that looks {}",
+    "the face of a {} person",
+    "a {} person",
+    "a person who looks {}",
+)
+WORDS = {
+    "angry": "angry",
+    "disgust": "disgusted",
+    "fear": "fearful",
+    "happy": "happy",
+    "neutral": "neutral",
+    "sad": "sad",
+    "surprise": "surprised",
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class CaptionSpace:
 
 def caption_space(clip: LoadedClip, num_captions: int, device: torch.device, *, center: bool = True) -> CaptionSpace:
     """Encode the first `num_captions` captions of every emotion with the text encoder of `clip`."""
-    captions = tuple(CAPTIONS[emotion][:num_captions] for emotion in EMOTIONS)
+    templates = TEMPLATES[:num_captions]
+    captions = tuple(tuple(template.format(WORDS[emotion]) for template in templates) for emotion in EMOTIONS)
     features = encode_texts(clip, [text for texts in captions for text in texts], device)  # (C * K, E)
     mean = features.mean(dim=0) if center else torch.zeros(features.shape[1])
     features = F.normalize(features - mean, dim=1)

@@ -61,24 +61,16 @@ class TrainedGenerator:
     path: Path
 
 
-def find_run(folder: Path | None, *, variant: str | None = None, made_by: str) -> Path:
-    """The folder of a run: `folder`, or the one with the newest text-to-image generator of `variant`.
-
-    Raises:
-        InputError: there is none.
-    """
-    if folder is not None:
-        if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}; give the checkpoints of a run")
-        return folder
+def newest_run(variant: str, dataset: str | None = None, image_size: int | None = None) -> Path | None:
+    """The folder with the newest text-to-image generator of a variant, on some faces and of some size if given."""
     root = stage_dir(STAGE) / "checkpoints"
     found = sorted(root.glob("*/text2img_generator_epoch_*.pth"), key=lambda path: path.stat().st_mtime_ns)
     for path in reversed(found):
-        if path.parent.name != "smoke" and variant in (None, read_checkpoint(path).get("variant")):
+        content = read_checkpoint(path)
+        suits = content["variant"] == variant and dataset in (None, content["dataset"])
+        if suits and image_size in (None, content["settings"]["image_size"]):
             return path.parent
-    raise InputError(
-        f"no run{f' of variant {variant}' if variant else ''} in {display(root)}. Make one with: {made_by}"
-    )
+    return None
 
 
 def newest_epoch(folder: Path, gan: str, part: str = "generator") -> Path:

@@ -5,6 +5,7 @@ Shapes: B batch, N faces, C channels, S image size in pixels.
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +66,31 @@ def load_faces(
     if repeated:
         splits["train"] = splits["train"].take(np.array(kept))
     return splits, repeated
+
+
+def recorded_faces(
+    recorded: dict[str, Any], dataset: Path | None, image_size: int, *, skip_unreadable: bool
+) -> dict[str, Faces]:
+    """The splits that a run was trained on.
+
+    Args:
+        recorded: what its checkpoints say of the faces: source, seed, val_fraction.
+        dataset: where they are now, if elsewhere.
+        image_size: S.
+        skip_unreadable: go on without images that cannot be read.
+
+    Raises:
+        InputError: as `load_faces`.
+    """
+    source = dataset or ROOT / recorded["source"]
+    splits, _ = load_faces(
+        source,
+        image_size,
+        seed=recorded["seed"],
+        val_fraction=recorded["val_fraction"],
+        skip_unreadable=skip_unreadable,
+    )
+    return splits
 
 
 def _digest(image: np.ndarray) -> bytes:

@@ -20,6 +20,18 @@ def widths(image_size: int, first: int) -> list[int]:
     return [first * min(2**number, MAX_WIDTH) for number in range(halvings)]
 
 
+def _convolutions(image_size: int, channels: int, width: int) -> nn.Sequential:
+    """Convolutions with batch norm: (B, C, S, S) to (B, 16 * the last width). The first has a stride, others a pool."""
+    first, *others = widths(image_size, width)
+    layers = [nn.Conv2d(channels, first, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
+    before = first
+    for after in others:
+        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+        before = after
+    return nn.Sequential(*layers, nn.Flatten())
+
+
 class Img2TextGenerator(nn.Module):
     """An image to the embedding of its caption: (B, C, S, S) to (B, E) of unit length.
 
@@ -33,14 +45,8 @@ class Img2TextGenerator(nn.Module):
 
     def __init__(self, latent_dim: int, image_size: int, channels: int, width: int, dropout: float = 0.3) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        before = channels
-        for after in widths(image_size, width):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            layers.append(nn.MaxPool2d(2))
-            before = after
-        self.trunk = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(before * 16, latent_dim))
+        self.trunk = _convolutions(image_size, channels, width)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(widths(image_size, width)[-1] * 16, latent_dim))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, C, S, S) to (B, E)."""
@@ -88,11 +94,12 @@ class Img2TextDiscriminator(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor | None:
         """What `score` needs of the images: (B, hidden), or None where the discriminator does not see them."""
-        return self.projection(self.trunk(images).mean(dim=(2, 3))) if self.trunk is not None else None
+        return self.projection(self.trunk(images).sum(dim=(2, 3))) if self.trunk is not None else None
 
     def score(self, features: torch.Tensor | None, embeddings: torch.Tensor) -> torch.Tensor:
         """(B,) logits of embeddings (B, E) for images of these features."""
-        hidden = self.embedding(embeddings)
+        # a unit vector's coordinates are of size 1 / sqrt(E): behind spectral norms no logit could reach a margin of 1
+        hidden = self.embedding(embeddings * embeddings.shape[1] ** 0.5)
         logits = self.judge(hidden)[:, 0]
         return logits if features is None else logits + (features * hidden).sum(dim=1)
 
@@ -188,13 +195,9 @@ class FaceClassifier(nn.Module):
 
     def __init__(self, num_classes: int, image_size: int, channels: int, width: int = 32) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        before = channels
-        for after in widths(image_size, width):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            layers.append(nn.MaxPool2d(2))
-            before = after
-        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(before * 16, 128), nn.ReLU())
+        last = widths(image_size, width)[-1] * 16
+        head = (nn.Dropout(0.3), nn.Linear(last, 128), nn.ReLU())
+        self.trunk = nn.Sequential(*_convolutions(image_size, channels, width), *head)
         self.last = nn.Linear(128, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

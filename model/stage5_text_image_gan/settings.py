@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from captions import MAX_CAPTIONS
+from captions import TEMPLATES
 from loss import LOSSES
 from networks import IMAGE_SIZES
 
@@ -30,6 +30,7 @@ class Img2Text:
     latent_dim: int | None = option(IN_FILE, "size of an embedding; null: the CLIP's (512 of ViT-B/32)", at_least=1)
     width: int = option(IN_FILE, "channels of the first convolution", at_least=1)
     epochs: int | None = option(IN_FILE, "passes over the train faces; null: `epochs`", at_least=1)
+    lr: float | None = option(IN_FILE, "learning rate of this GAN; null: `lr`", above=0)
     matching: float = option(IN_FILE, "weight of the matching loss of the generator; 0: adversarial alone", at_least=0)
 
 
@@ -74,7 +75,7 @@ class Config:
     r1_interval: int = option(IN_FILE, "batches from one R1 penalty to the next", at_least=1)
     ema_decay: float = option(IN_FILE, "a step, of the averaged generator; 0: none", at_least=0, at_most=0.99999)
     augment: str = option(IN_FILE, "before the discriminators: any of color,translation,cutout")
-    captions: int = option(IN_FILE, "captions of each emotion", at_least=1, at_most=MAX_CAPTIONS)
+    captions: int = option(IN_FILE, "captions of each emotion", at_least=1, at_most=len(TEMPLATES))
     center_captions: bool = option(IN_FILE, "take the captions' mean off their embeddings")
     embedding_noise: float = option(IN_FILE, "length of the noise on a caption's embedding (of length 1)", at_least=0)
     flip: bool = option(IN_FILE, "mirror faces by chance")

@@ -86,7 +86,8 @@ def make_gan(name: str, config: Config, clip: LoadedClip, space: CaptionSpace, d
     """Seed, build, and give every network its optimiser."""
     seed_everything(config.seed)  # each GAN on its own: the second is the same, whether the first was trained here
     generator, discriminator = (network.to(device) for network in build_networks(name, config, space.dim))
-    adam = {"lr": config.lr, "betas": (config.beta1, config.beta2), "fused": True}
+    lr = config.img2text.lr if name == "img2text" and config.img2text.lr else config.lr
+    adam = {"lr": lr, "betas": (config.beta1, config.beta2), "fused": True}
     optimizers = {"generator": Adam(generator.parameters(), **adam)}
     optimizers["discriminator"] = Adam(discriminator.parameters(), **adam)
     joint = None
@@ -352,7 +353,8 @@ def main(config: Config) -> None:
     space = space.to(device)
 
     # ---- the two GANs
-    recorded = {"stage": STAGE, "dataset": source.stem, "clip": record, "captions": space.state()}
+    faces = {"source": display(source), "seed": config.seed, "val_fraction": config.val_fraction}
+    recorded = {"stage": STAGE, "dataset": source.stem, "faces": faces, "clip": record, "captions": space.state()}
     recorded |= {"variant": "conditional" if config.conditional else "unconditional"}
     for name in GANS:
         if config.gans not in ("both", name) or (state and GANS.index(name) < GANS.index(state["gan"])):

@@ -1,0 +1,273 @@
+"""Stage 5: measure both GANs of a run on test faces, beside zero-shot CLIP, chance and an unconditional baseline.
+
+    python model/stage5_text_image_gan/evaluate.py
+    python model/stage5_text_image_gan/evaluate.py --run_dir PATH --baseline_dir PATH
+
+Without --run_dir it takes the newest conditional run, and says which. The baseline is a run of train.py with
+--config config/plain.yaml; without one its rows are left out.
+
+Image to text: the share of faces whose embedding is nearest to a caption of their emotion. Text to image: FID, KID,
+whether a classifier finds the emotion that was asked for, diversity, CLIP similarity. The features of FID and KID, and
+the classifier, are of a network trained here on the real train faces (not Inception: compare runs, not papers).
+
+Reads:   checkpoints of train.py, the faces they were trained on
+Writes:  results/<dataset>_stage5_<time>/ (metrics.json, metrics.md, generated.png, mean_faces.png)
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+
+# isort: split
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captions import CaptionSpace
+from checkpoints import STAGE, TrainedGenerator, load_generator, load_recorded_clip, newest_epoch, newest_run
+from dataset import for_clip, recorded_faces, to_pixels
+from face_classifier import EPOCHS, classified, classifier_accuracy, signed_batches, trained_classifier
+from networks import FaceClassifier
+
+from clipfh.cli import option, run_script
+from clipfh.clip_model import LoadedClip, encode_texts
+from clipfh.datasets.fer2013 import EMOTIONS, Faces
+from clipfh.errors import InputError
+from clipfh.files import writable_folder, write_json, write_text
+from clipfh.generative_metrics import frechet_distance, kernel_distance
+from clipfh.image_grid import image_grid_figure
+from clipfh.paths import RESULTS_DIR, display, stage_dir
+from clipfh.run import environment, new_run_name, pick_device, seed_everything
+
+TRAIN = "python model/stage5_text_image_gan/train.py"
+PLAIN = f"{TRAIN} --config model/stage5_text_image_gan/config/plain.yaml --gans text2img"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The command line."""
+
+    run_dir: Path | None = option(None, "checkpoints of a run (default: the newest conditional one)")
+    baseline_dir: Path | None = option(None, "those of an unconditional run (default: the newest on the same faces)")
+    dataset: Path | None = option(None, "the faces, if they are not where they were in training")
+    split: str = option("test", "val is for choosing settings, test for the figures", choices=("val", "test"))
+    num_per_emotion: int = option(120, "generated faces of each emotion", at_least=4)
+    classifier_epochs: int = option(EPOCHS, "of the judge", at_least=1)
+    classifier_dir: Path | None = option(None, "where the judge is kept (default: checkpoints/ beside this script)")
+    pretrained: str | None = option(None, "the weights of CLIP, if they are not where they were in training")
+    results_dir: Path = option(RESULTS_DIR, "folder of the results")
+    skip_unreadable: bool = option(False, "go on without images that cannot be read")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = option(0, "of the noise", at_least=0)
+
+
+@torch.inference_mode()
+def generate(generator: TrainedGenerator, num_per_emotion: int, seed: int, device: torch.device) -> torch.Tensor:
+    """Faces of every emotion, in the emotions' order, of captions and noise drawn anew: (7 * n, C, S, S) on the CPU."""
+    torch.manual_seed(seed)
+    labels = torch.arange(len(EMOTIONS)).repeat_interleave(num_per_emotion)
+    parts = []
+    for part in labels.split(256):
+        noise = torch.randn(len(part), generator.network.noise_dim).to(device)
+        parts.append(generator.network(generator.space.draw(part.to(device), 0.0), noise).cpu())
+    return torch.cat(parts)
+
+
+@torch.inference_mode()
+def image_to_text(
+    generator: TrainedGenerator, clip: LoadedClip, classifier: FaceClassifier, faces: Faces, device: torch.device
+) -> dict[str, float]:
+    """Accuracies on real faces: of the generator, of zero-shot CLIP, of the classifier, of chance."""
+    channels, space = generator.recorded["settings"]["channels"], generator.space
+    captions = encode_texts(clip, [text for texts in space.captions for text in texts], device)
+    prototypes = F.normalize(captions.view(len(EMOTIONS), -1, space.dim).mean(dim=1), dim=1).to(device)
+    nearest, zero_shot = [], []
+    for images in signed_batches(faces, channels, device):
+        nearest.append(space.nearest(generator.network(images))[0].cpu())
+        features = clip.model.encode_image(for_clip(images, clip), normalize=True)
+        zero_shot.append((features @ prototypes.T).argmax(dim=1).cpu())
+    right = torch.cat(nearest).numpy() == faces.labels
+    judged = classifier_accuracy(classifier, signed_batches(faces, channels, device), faces.labels)
+    figures = {"accuracy": float(right.mean()), "classifier": judged, "chance": 1 / len(EMOTIONS)}
+    figures["zero_shot_clip"] = float((torch.cat(zero_shot).numpy() == faces.labels).mean())
+    by_emotion = {f"accuracy_{name}": float(right[faces.labels == label].mean()) for label, name in enumerate(EMOTIONS)}
+    return {**figures, **by_emotion}
+
+
+def text_to_image(
+    images: torch.Tensor, labels: np.ndarray, classifier: FaceClassifier, real_features: np.ndarray, real: Faces
+) -> dict[str, float]:
+    """What is measured of a set of faces against real ones.
+
+    Args:
+        images: (N, C, S, S) in -1..1, on the CPU.
+        labels: (N,) the emotions that were asked for.
+        classifier: the judge.
+        real_features: (M, F), the classifier's, of `real`.
+        real: the real faces.
+    """
+    device = next(classifier.parameters()).device
+    features, emotions = classified(classifier, (part.to(device) for part in images.split(256)))
+    classes = range(len(EMOTIONS))
+    within = [kernel_distance(real_features[real.labels == c], features[labels == c]) for c in classes]
+    pixels = images.flatten(1).numpy() * 127.5  # grey levels
+    means = np.stack([pixels[labels == c].mean(axis=0) for c in classes])
+    apart = np.sqrt(np.square(means[:, None] - means[None]).mean(axis=2))  # (7, 7)
+    return {
+        "fid": frechet_distance(real_features, features),
+        "kid": kernel_distance(real_features, features),
+        "kid_within_emotion": float(np.mean(within)),
+        "accuracy": float((emotions == labels).mean()),
+        "diversity": float(np.mean([spread(features[labels == c]) for c in classes])),
+        "diversity_pixels": float(np.mean([spread(pixels[labels == c]) for c in classes])),
+        "mean_images_apart": float(apart[~np.eye(len(classes), dtype=bool)].min()),
+    }
+
+
+def spread(vectors: np.ndarray) -> float:
+    """The root mean square difference, a coordinate, of two different rows of (N, F): sqrt(2) standard deviations."""
+    return float(np.sqrt(2 * vectors.var(axis=0, ddof=1).mean()))
+
+
+@torch.inference_mode()
+def clip_similarity(
+    images: torch.Tensor, labels: np.ndarray, space: CaptionSpace, clip: LoadedClip, device: torch.device
+) -> float:
+    """The mean cosine similarity of images (N, C, S, S) to the first caption of the emotions (N,), with plain CLIP."""
+    captions = encode_texts(clip, [texts[0] for texts in space.captions], device)  # (7, E)
+    inputs = (for_clip(part.to(device), clip) for part in images.split(256))
+    features = torch.cat([clip.model.encode_image(part, normalize=True).cpu() for part in inputs])
+    return float((features * captions[torch.from_numpy(labels)]).sum(dim=1).mean())
+
+
+def find_baseline(config: Config, generator: TrainedGenerator) -> TrainedGenerator | None:
+    """The unconditional run to compare with: the one asked for, else the newest on the same faces, else none."""
+    size = generator.recorded["settings"]["image_size"]
+    folder = config.baseline_dir or newest_run("unconditional", generator.recorded["dataset"], size)
+    if folder is None:
+        print(f"no unconditional baseline of these faces at {size} px; make one with: {PLAIN} --dataset ...")
+        return None
+    path = newest_epoch(folder, "text2img")
+    print(f"unconditional baseline: {display(path)}")
+    return load_generator(path, "text2img", torch.device("cpu"), image_size=size)
+
+
+def main(config: Config) -> None:
+    """Load, generate, measure, draw."""
+    device = pick_device(config.device)
+    seed_everything(config.seed)
+    folder = config.run_dir or newest_run("conditional")
+    if folder is None:
+        raise InputError(f"there is no run of stage 5. Make one with: {TRAIN}")
+    writer = load_generator(newest_epoch(folder, "text2img"), "text2img", device)
+    size, channels = writer.recorded["settings"]["image_size"], writer.recorded["settings"]["channels"]
+    reader = load_generator(newest_epoch(folder, "img2text"), "img2text", device, image_size=size)
+    print(f"run: {display(folder)}, {reader.path.name} and {writer.path.name}")
+    baseline = find_baseline(config, writer)
+    clip = load_recorded_clip(writer, config.pretrained, device)
+    splits = recorded_faces(writer.recorded["faces"], config.dataset, size, skip_unreadable=config.skip_unreadable)
+    if config.split not in splits:
+        raise InputError(f"the faces have no split {config.split}; it has {', '.join(splits)}")
+    real = splits[config.split]
+    results = writable_folder(
+        config.results_dir / new_run_name(f"{writer.recorded['dataset']}_stage5"), "--results_dir"
+    )
+
+    # ---- the judge: a classifier of real train faces
+    judges = config.classifier_dir or stage_dir(STAGE) / "checkpoints"
+    classifier = trained_classifier(splits, channels, judges, device, epochs=config.classifier_epochs)
+    real_features, real_emotions = classified(classifier, signed_batches(real, channels, device))
+
+    # ---- every set of faces, measured in the same way against the real ones
+    labels = np.arange(len(EMOTIONS)).repeat(config.num_per_emotion)
+    made = generate(writer, config.num_per_emotion, config.seed, device)
+    train = splits["train"].take(balanced_rows(splits["train"].labels, config.num_per_emotion))
+    sets = {"real train faces": (all_signed(train, channels), train.labels), "generated": (made, labels)}
+    if baseline:
+        sets["unconditional baseline"] = (generate(baseline, config.num_per_emotion, config.seed, device), labels)
+    sets["noise"] = (torch.rand_like(made) * 2 - 1, labels)
+    similarity = partial(clip_similarity, space=writer.space, clip=clip, device=device)
+    rows = {f"real {config.split} faces": {"accuracy": float((real_emotions == real.labels).mean())}}
+    rows[f"real {config.split} faces"]["clip_similarity"] = similarity(all_signed(real, channels), real.labels)
+    for name, (images, asked) in sets.items():
+        rows[name] = text_to_image(images, asked, classifier, real_features, real)
+        rows[name]["clip_similarity"] = similarity(images, asked)
+    judge = f"a classifier trained on {len(splits['train']):,} real train faces, {real_features.shape[1]} a face"
+    metrics = {
+        "run": display(folder),
+        "split": config.split,
+        "faces": len(real),
+        "features": judge,
+        "image_to_text": image_to_text(reader, clip, classifier, real, device),
+        "text_to_image": rows,
+    }
+    write_json(results / "metrics.json", {**metrics, "environment": environment()})
+    write_text(results / "metrics.md", report(metrics))
+    print(report(metrics))
+    draw(results, made, all_signed(real, channels), real.labels)
+    print(f"wrote {display(results)}")
+
+
+def balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
+    """The rows of the first `count` faces of each emotion, emotion by emotion."""
+    return np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(EMOTIONS))])
+
+
+def all_signed(faces: Faces, channels: int) -> torch.Tensor:
+    """All faces as (N, C, S, S) in -1..1 on the CPU."""
+    return torch.cat(list(signed_batches(faces, channels, torch.device("cpu"))))
+
+
+COLUMNS = (
+    *("accuracy", "fid", "kid", "kid_within_emotion", "diversity", "diversity_pixels", "mean_images_apart"),
+    "clip_similarity",
+)
+
+
+def report(metrics: dict) -> str:
+    """Two tables in Markdown, and what to beware of."""
+    read, rows = metrics["image_to_text"], metrics["text_to_image"]
+    lines = [
+        f"# {metrics['run']}, {metrics['split']} split, {metrics['faces']} faces",
+        "",
+        f"FID and KID compare the features of {metrics['features']}.",
+        "",
+        "| image to text | accuracy |",
+        "|---|---|",
+        f"| generator, nearest caption | {read['accuracy']:.3f} |",
+        f"| classifier of real faces | {read['classifier']:.3f} |",
+        f"| zero-shot CLIP | {read['zero_shot_clip']:.3f} |",
+        f"| chance | {read['chance']:.3f} |",
+        "",
+        f"| text to image | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for name, row in rows.items():
+        cells = [f"{row[column]:.4g}" if column in row else "" for column in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    real = next(row for name, row in rows.items() if name.startswith("real"))["clip_similarity"]
+    if rows["generated"]["clip_similarity"] > real:
+        lines += ["", "Generated faces are more similar to their captions than real ones, for this CLIP: a generator"]
+        lines += [
+            "can please a CLIP beyond what photographs do. It says nothing of how real they look; FID and KID do."
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(folder: Path, made: torch.Tensor, real: torch.Tensor, labels: np.ndarray) -> None:
+    """The generated faces by emotion, and the mean images of real and generated ones."""
+    by_emotion = to_pixels(made).reshape(len(EMOTIONS), -1, *made.shape[2:], 3)
+    rows = [(emotion, faces[:12]) for emotion, faces in zip(EMOTIONS, by_emotion, strict=True)]
+    image_grid_figure(folder / "generated.png", rows, title="generated faces, the first 12 of each emotion")
+    means = torch.stack([real[torch.from_numpy(labels == label)].mean(dim=0) for label in range(len(EMOTIONS))])
+    generated = made.view(len(EMOTIONS), -1, *made.shape[1:]).mean(dim=1)
+    rows = [("real", to_pixels(means)), ("generated", to_pixels(generated))]
+    image_grid_figure(folder / "mean_faces.png", rows, title="mean images by emotion", columns=EMOTIONS)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)
