@@ -65,6 +65,7 @@ class Config:
     epochs: int = option(IN_FILE, "passes over the train faces, of each GAN", at_least=1)
     batch_size: int = option(IN_FILE, "faces a batch", at_least=2)
     lr: float = option(IN_FILE, "learning rate of Adam", above=0)
+    lr_discriminator: float | None = option(IN_FILE, "of the discriminators, null: that of the generators", above=0)
     beta1: float = option(IN_FILE, "of Adam", at_least=0, at_most=0.999)
     beta2: float = option(IN_FILE, "of Adam", at_least=0, at_most=0.9999)
     loss: str = option(IN_FILE, "adversarial loss", choices=LOSSES)

@@ -87,9 +87,9 @@ def make_gan(name: str, config: Config, clip: LoadedClip, space: CaptionSpace, d
     seed_everything(config.seed)  # each GAN on its own: the second is the same, whether the first was trained here
     generator, discriminator = (network.to(device) for network in build_networks(name, config, space.dim))
     lr = config.img2text.lr if name == "img2text" and config.img2text.lr else config.lr
-    adam = {"lr": lr, "betas": (config.beta1, config.beta2), "fused": True}
-    optimizers = {"generator": Adam(generator.parameters(), **adam)}
-    optimizers["discriminator"] = Adam(discriminator.parameters(), **adam)
+    adam = {"betas": (config.beta1, config.beta2), "fused": True}
+    optimizers = {"generator": Adam(generator.parameters(), lr=lr, **adam)}
+    optimizers["discriminator"] = Adam(discriminator.parameters(), lr=config.lr_discriminator or lr, **adam)
     joint = None
     if config.clip == "joint" and name == "text2img":
         joint = JointClip(clip, space, device)

@@ -1,0 +1,141 @@
+"""Stage 5: use a run. Image to its best caption, text to images, image to text to image.
+
+    python model/stage5_text_image_gan/inference.py
+    python model/stage5_text_image_gan/inference.py --image PHOTO_OR_FOLDER
+    python model/stage5_text_image_gan/inference.py --task text_to_image --text "a photo of a happy face" --num 16
+
+Without --run_dir it takes the newest run; without --image, val faces that the run was not trained on; without --text,
+the first caption of every emotion.
+
+Reads:   checkpoints of train.py
+Writes:  results/stage5_inference_<time>/: captions.json, text_to_image.png, image_to_image.png
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+
+# isort: split
+import numpy as np
+import torch
+from checkpoints import TrainedGenerator, load_generator, load_recorded_clip, newest_epoch, newest_run
+from dataset import recorded_faces, to_pixels, to_signed
+
+from clipfh.cli import option, run_script
+from clipfh.datasets.fer2013 import EMOTIONS
+from clipfh.datasets.layout import IMAGE_SUFFIXES, list_images
+from clipfh.errors import InputError
+from clipfh.files import writable_folder, write_json
+from clipfh.image_grid import image_grid_figure
+from clipfh.paths import RESULTS_DIR, display
+from clipfh.run import new_run_name, pick_device
+from clipfh.transforms import decode
+
+TASKS = ("all", "image_to_text", "text_to_image", "image_to_image")
+MAX_ROWS = 40  # of a grid
+
+
+@dataclass(frozen=True)
+class Config:
+    """The command line."""
+
+    task: str = option("all", "what to do", choices=TASKS)
+    run_dir: Path | None = option(None, "checkpoints of a run (default: the newest conditional one)")
+    image: Path | None = option(None, "a photo or a folder of photos, each of one face")
+    text: str | None = option(None, "what to draw (default: the first caption of every emotion)")
+    num: int = option(8, "images for each text", at_least=1, at_most=32)
+    pretrained: str | None = option(None, "the weights of CLIP, if they are not where they were in training")
+    results_dir: Path = option(RESULTS_DIR, "folder of the results")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = option(0, "of the noise", at_least=0)
+
+
+def read_photos(path: Path, image_size: int) -> tuple[list[str], np.ndarray]:
+    """Names and pixels (N, S, S, 3) of one photo or of a folder's; what cannot be read is said and left out.
+
+    Raises:
+        InputError: nothing to read.
+    """
+    if path.is_dir():
+        files = [path / name for name in list_images(path)]
+    elif path.is_file():
+        files = [path]
+    else:
+        raise InputError(f"--image {path} does not exist")
+    names, photos = [], []
+    for file in files:
+        try:
+            photos.append(decode(file, image_size))
+            names.append(file.name)
+        except Exception as error:  # decoders raise anything
+            print(f"left out {file}: {type(error).__name__}")
+    if not photos:
+        raise InputError(f"--image {path}: no image can be read ({', '.join(IMAGE_SUFFIXES)}); {len(files)} were there")
+    if len(photos) < len(files):
+        print(f"left out {len(files) - len(photos)} of {len(files)} images that cannot be read")
+    return names, np.stack(photos)
+
+
+def val_faces(reader: TrainedGenerator, image_size: int) -> tuple[list[str], np.ndarray]:
+    """The first val face of each emotion."""
+    faces = recorded_faces(reader.recorded["faces"], None, image_size, skip_unreadable=True)["val"]
+    rows = np.array([np.flatnonzero(faces.labels == label)[0] for label in range(len(EMOTIONS))])
+    chosen = faces.take(rows)
+    return list(chosen.names), chosen.pixels
+
+
+def draw_images(writer: TrainedGenerator, embeddings: torch.Tensor, num: int, device: torch.device) -> np.ndarray:
+    """`num` images of each embedding (N, E): (N, num, S, S, 3) uint8. Every embedding gets the same noise."""
+    noise = torch.randn(num, writer.network.noise_dim).to(device)
+    made = [writer.network(row.expand(num, -1).to(device), noise) for row in embeddings]
+    return np.stack([to_pixels(images) for images in made])
+
+
+@torch.inference_mode()
+def main(config: Config) -> None:
+    """Load what the task needs, do it, write it."""
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    folder = config.run_dir or newest_run("conditional")
+    if folder is None:
+        raise InputError("there is no run of stage 5. Make one with: python model/stage5_text_image_gan/train.py")
+    print(f"run: {display(folder)}")
+    wanted = TASKS[1:] if config.task == "all" else (config.task,)
+    reader = writer = size = None
+    if wanted != ("text_to_image",):
+        reader = load_generator(newest_epoch(folder, "img2text"), "img2text", device)
+        size = reader.recorded["settings"]["image_size"]
+    if wanted != ("image_to_text",):
+        writer = load_generator(newest_epoch(folder, "text2img"), "text2img", device, image_size=size)
+    results = writable_folder(config.results_dir / new_run_name("stage5_inference"), "--results_dir")
+
+    if reader is not None:
+        names, pixels = read_photos(config.image, size) if config.image else val_faces(reader, size)
+        embeddings = reader.network(to_signed(pixels, reader.recorded["settings"]["channels"], device))
+        emotions, places = reader.space.nearest(embeddings)
+        captions = [reader.space.captions[c][k] for c, k in zip(emotions.tolist(), places.tolist(), strict=True)]
+        for name, caption in zip(names, captions, strict=True):
+            print(f"{name}: {caption}")
+        write_json(results / "captions.json", dict(zip(names, captions, strict=True)))
+    if "text_to_image" in wanted:
+        if config.text:
+            clip = load_recorded_clip(writer, config.pretrained, device)
+            texts, asked = [config.text], writer.space.embed(clip, [config.text], device)
+        else:
+            texts, asked = [texts[0] for texts in writer.space.captions], writer.space.features[:, 0]
+        rows = list(zip(texts, draw_images(writer, asked, config.num, device), strict=True))
+        image_grid_figure(results / "text_to_image.png", rows, title="text to image")
+    if "image_to_image" in wanted:
+        made = draw_images(writer, embeddings[:MAX_ROWS], config.num, device)
+        given = zip(captions[:MAX_ROWS], pixels[:MAX_ROWS], made, strict=True)
+        rows = [(caption, np.concatenate([photo[None], images])) for caption, photo, images in given]
+        image_grid_figure(results / "image_to_image.png", rows, title="image to text to image", columns=("given",))
+    print(f"wrote {display(results)}")
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)
