@@ -36,7 +36,7 @@ def build_networks(gan: str, config: Config, dim: int) -> tuple[nn.Module, nn.Mo
     judging = {"conditional": config.conditional, "spectral": config.spectral_norm}
     if gan == "img2text":
         generator = Img2TextGenerator(**shape, width=config.img2text.width)
-        discriminator = Img2TextDiscriminator(**shape, width=config.img2text.width, **judging)
+        discriminator = Img2TextDiscriminator(**shape, width=max(1, config.img2text.width // 2), **judging)
     else:
         generator = Text2ImageGenerator(**shape, noise_dim=config.text2img.noise_dim, ngf=config.text2img.ngf)
         discriminator = Text2ImageDiscriminator(**shape, ndf=config.text2img.ndf, **judging)

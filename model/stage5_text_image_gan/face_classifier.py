@@ -22,7 +22,7 @@ from clipfh.paths import display
 from clipfh.run import autocast
 from clipfh.sampler import RandomBatchSampler
 
-VERSION = 1  # raise it when a change here changes the weights
+VERSION = 2  # raise it when a change here changes the weights
 EPOCHS, BATCH_SIZE, LR = 30, 64, 2e-3
 
 
@@ -49,7 +49,7 @@ def trained_classifier(
         classifier.train()
         sampler.set_epoch(epoch)
         for rows in sampler:
-            images = diff_augment(mirrored(to_signed(train.pixels[rows], channels, device)), ("color", "translation"))
+            images = diff_augment(mirrored(to_signed(train.pixels[rows], channels, device)), ("translation",))
             labels = torch.from_numpy(train.labels[rows]).to(device)
             with autocast(device, "auto"):
                 loss = F.cross_entropy(classifier(images).float(), labels, label_smoothing=0.1)

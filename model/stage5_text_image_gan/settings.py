@@ -66,6 +66,7 @@ class Config:
     batch_size: int = option(IN_FILE, "faces a batch", at_least=2)
     lr: float = option(IN_FILE, "learning rate of Adam", above=0)
     lr_discriminator: float | None = option(IN_FILE, "of the discriminators, null: that of the generators", above=0)
+    lr_decay: bool = option(IN_FILE, "all learning rates fall to 0 along a cosine")
     beta1: float = option(IN_FILE, "of Adam", at_least=0, at_most=0.999)
     beta2: float = option(IN_FILE, "of Adam", at_least=0, at_most=0.9999)
     loss: str = option(IN_FILE, "adversarial loss", choices=LOSSES)

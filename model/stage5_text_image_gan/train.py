@@ -57,6 +57,7 @@ from clipfh.run import (
     seed_everything,
 )
 from clipfh.sampler import RandomBatchSampler
+from clipfh.schedule import cosine_with_warmup
 from clipfh.training import binding_flags, require_finite, require_same_flags
 
 GRID_COLUMNS = 8
@@ -119,6 +120,14 @@ def update(optimizer: Adam, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
+def set_learning_rates(gan: Gan, step: int, total_steps: int) -> None:
+    """A function of the step alone, so that a continued run needs no scheduler's state."""
+    factor = cosine_with_warmup(step, total_steps=total_steps, warmup_steps=0) if gan.config.lr_decay else 1.0
+    for optimizer in gan.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
 def wrong_captions(gan: Gan, labels: torch.Tensor) -> torch.Tensor | None:
     """Embeddings (B, E) of captions of other emotions, where mismatched pairs are to be refused."""
     if not (gan.config.mismatch and gan.config.conditional):
@@ -162,8 +171,8 @@ def text2img_step(gan: Gan, images: torch.Tensor, labels: torch.Tensor, number: 
     noise = torch.randn(len(labels), config.text2img.noise_dim).to(images.device)
     with precision:
         made = gan.generator(captions, noise)
-        both = diff_augment(torch.cat([images, made.detach()]), gan.policy)
-        of_real, of_fake = judge.features(both).chunk(2)
+        of_real = judge.features(diff_augment(images, gan.policy))  # apart, for their batch norms, where there are some
+        of_fake = judge.features(diff_augment(made.detach(), gan.policy))
         real, fake = judge.score(of_real, captions), judge.score(of_fake, captions)
         refused = None if wrong is None else judge.score(of_real, wrong).float()
     loss_d = discriminator_loss(config.loss, real.float(), fake.float(), refused)
@@ -199,6 +208,7 @@ def train_one_epoch(gan: Gan, faces: Faces, sampler: RandomBatchSampler, device:
         images = mirrored(images) if config.flip else images
         labels = torch.from_numpy(faces.labels[rows]).to(device)
         step = (epoch - 1) * len(sampler) + number
+        set_learning_rates(gan, step - 1, getattr(config, gan.name).epochs * len(sampler))
         values = {name: value.detach() for name, value in STEPS[gan.name](gan, images, labels, step).items()}
         gan.average.update_parameters(gan.generator, now=number == len(sampler))
         log.step(step, {f"{gan.name}/{name}": value for name, value in values.items()})
