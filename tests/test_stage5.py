@@ -1,6 +1,7 @@
 """The scripts of stage 5 as processes, on a few generated faces."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -52,6 +53,17 @@ def baseline(project, faces, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     train(project, folder, "--dataset", faces, "--config", project.root / FOLDER / "config" / "plain.yaml")
     return folder / "checkpoints"
+
+
+def test_every_script_documents_itself(project):
+    for script in (TRAIN, EVALUATE, INFERENCE):
+        result = project.server.run(script, "--help")
+        assert result.returncode == 0 and "usage:" in result.stdout and "Writes:" in result.stdout
+    assert "--text2img.image_size" in project.server.run(TRAIN, "--help").stdout
+    for script in (TRAIN, EVALUATE, INFERENCE):
+        bare = [sys.executable, "-S", str(project.root / script)]
+        result = subprocess.run(bare, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+        assert result.returncode == 2 and "--setup-only" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_without_data_it_trains_on_generated_faces_and_writes_apart(project):

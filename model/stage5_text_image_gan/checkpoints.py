@@ -18,15 +18,17 @@ from networks import (
 )
 from settings import Config
 from torch import nn
+from unfrozen import FINETUNED_CLIP
 
-from clipfh.checkpoint import read_checkpoint, weights_digest
+from clipfh.checkpoint import read_checkpoint, weights_digest, write_checkpoint
 from clipfh.clip_model import LoadedClip, load_clip
 from clipfh.errors import InputError
+from clipfh.files import writable_folder
 from clipfh.paths import ROOT, display, stage_dir
+from clipfh.training import require_same_flags
 
 STAGE = 5
 GANS = ("img2text", "text2img")
-FINETUNED_CLIP = "clip_finetuned.pth"
 _NAME = re.compile(r"(img2text|text2img)_(generator|discriminator)_epoch_(\d+)\.pth")
 
 
@@ -49,6 +51,25 @@ def generator_settings(gan: str, config: Config, dim: int) -> dict[str, Any]:
     if gan == "img2text":
         return {**shape, "width": config.img2text.width}
     return {**shape, "noise_dim": config.text2img.noise_dim, "ngf": config.text2img.ngf}
+
+
+def save_networks(
+    gan: str, config: Config, networks: dict[str, nn.Module], recorded: dict[str, Any], epoch: int, folder: Path
+) -> None:
+    """Write the generator and the discriminator of one GAN after an epoch.
+
+    Args:
+        gan: which.
+        config: of the run.
+        networks: `generator` (the averaged one) and `discriminator`.
+        recorded: what a file says beside the weights.
+        epoch: finished ones.
+        folder: of the checkpoints.
+    """
+    settings = generator_settings(gan, config, len(recorded["captions"]["mean"]))
+    for part, network in networks.items():
+        content = {**recorded, "gan": gan, "part": part, "epoch": epoch, "settings": settings}
+        write_checkpoint(folder / f"{gan}_{part}_epoch_{epoch}.pth", {**content, "state_dict": network.state_dict()})
 
 
 @dataclass(frozen=True)
@@ -142,15 +163,36 @@ def load_recorded_clip(generator: TrainedGenerator, pretrained: str | None, devi
     return clip
 
 
-def require_same_shape(state: dict[str, Any], config: Config, path: Path) -> None:
-    """A run continues with the image size it began with.
+def fresh_folder(folder: Path) -> Path:
+    """A folder for the checkpoints of a new run.
 
     Raises:
-        InputError: it does not.
+        InputError: it cannot be written, or holds those of another run.
     """
-    before = state["flags"].get("text2img.image_size")
-    if before != config.text2img.image_size:
+    writable_folder(folder, "--checkpoint_dir")
+    held = [path.name for path in folder.glob("*_epoch_*.pth")]
+    if held:
         raise InputError(
-            f"{path} is a run at {before} px, this one is at {config.text2img.image_size} px; continue it with "
-            f"--text2img.image_size {before}"
+            f"{folder} holds checkpoints of another run ({held[0]}); choose another --checkpoint_dir, or continue "
+            f"that run with --resume_ckpt {folder / 'LAST.pth'}"
         )
+    return folder
+
+
+def read_state(path: Path, config: Config) -> dict[str, Any]:
+    """The state of the run to continue.
+
+    Raises:
+        InputError: it is no LAST.pth of this stage, or of a run with other flags.
+    """
+    state = read_checkpoint(path)
+    if state.get("stage") != STAGE or "optimizers" not in state:
+        raise InputError(f"{path} does not hold the state of a run of stage {STAGE}; give its LAST.pth")
+    size = state["flags"].get("text2img.image_size")
+    if size != config.text2img.image_size:
+        raise InputError(
+            f"{path} is of a run at {size} px, this one is at {config.text2img.image_size} px; continue it with "
+            f"--text2img.image_size {size}"
+        )
+    require_same_flags(state["flags"], config)
+    return state

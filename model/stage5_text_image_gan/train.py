@@ -26,22 +26,31 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 import torch
 from captions import CaptionSpace, caption_space, require_latent_dim
-from checkpoints import FINETUNED_CLIP, GANS, STAGE, build_networks, clip_record, generator_settings, require_same_shape
-from clip_training import JointClip, finetune_clip
+from checkpoints import (
+    GANS,
+    STAGE,
+    build_networks,
+    clip_record,
+    fresh_folder,
+    load_generator,
+    newest_epoch,
+    read_state,
+    save_networks,
+)
 from dataset import find_dataset, load_faces, mirrored, tiled, to_pixels, to_signed
 from loss import discriminator_loss, generator_loss, matching_loss, r1_penalty
 from PIL import Image
 from settings import Config, complete, parse_settings
 from torch import nn
 from torch.optim import Adam
+from unfrozen import JointClip, finetuned
 
 from clipfh.averaged_weights import AveragedWeights
-from clipfh.checkpoint import read_checkpoint, weights_digest, write_checkpoint
+from clipfh.checkpoint import weights_digest, write_checkpoint
 from clipfh.cli import run_script
 from clipfh.clip_model import LoadedClip, load_clip
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
 from clipfh.diff_augment import diff_augment, parse_policy
-from clipfh.errors import InputError
 from clipfh.files import replace_atomically, writable_folder
 from clipfh.paths import display, stage_dir
 from clipfh.prepared import prepare_weights
@@ -58,7 +67,7 @@ from clipfh.run import (
 )
 from clipfh.sampler import RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
-from clipfh.training import binding_flags, require_finite, require_same_flags
+from clipfh.training import binding_flags, require_finite
 
 GRID_COLUMNS = 8
 
@@ -76,6 +85,7 @@ class Gan:
     average: AveragedWeights  # of the generator: what is validated and saved
     optimizers: dict[str, Adam]
     joint: JointClip | None  # a CLIP that is trained along
+    reader: nn.Module | None  # the finished generator of the first GAN, which reads what the second one draws
 
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint has to hold, by name."""
@@ -83,7 +93,9 @@ class Gan:
         return {**found, **({"joint": self.joint} if self.joint else {})}
 
 
-def make_gan(name: str, config: Config, clip: LoadedClip, space: CaptionSpace, device: torch.device) -> Gan:
+def make_gan(
+    name: str, config: Config, clip: LoadedClip, space: CaptionSpace, reader: nn.Module | None, device: torch.device
+) -> Gan:
     """Seed, build, and give every network its optimiser."""
     seed_everything(config.seed)  # each GAN on its own: the second is the same, whether the first was trained here
     generator, discriminator = (network.to(device) for network in build_networks(name, config, space.dim))
@@ -97,7 +109,7 @@ def make_gan(name: str, config: Config, clip: LoadedClip, space: CaptionSpace, d
         optimizers["joint"] = Adam(joint.parameters(), lr=config.clip_lr, betas=(0.9, 0.98), fused=True)
     average = AveragedWeights(generator, config.ema_decay)
     policy = parse_policy(config.augment)
-    return Gan(name, config, space, policy, generator, discriminator, average, optimizers, joint)
+    return Gan(name, config, space, policy, generator, discriminator, average, optimizers, joint, reader)
 
 
 @contextlib.contextmanager
@@ -187,8 +199,12 @@ def text2img_step(gan: Gan, images: torch.Tensor, labels: torch.Tensor, number: 
         update(gan.optimizers["joint"], losses["loss_clip_real"])
 
     with frozen(judge, *([gan.joint] if gan.joint else [])), precision:
-        fake = judge(diff_augment(made, gan.policy), captions)
+        seen = diff_augment(made, gan.policy)
+        fake = judge(seen, captions)
         loss = losses["loss_generator"] = generator_loss(config.loss, fake.float())
+        if gan.reader:
+            losses["loss_cycle"] = matching_loss(gan.reader(seen), gan.space.features, labels)
+            loss = loss + config.text2img.cycle * losses["loss_cycle"]
         if gan.joint:
             losses["loss_clip_generated"] = gan.joint.pair_loss(made, labels)
             loss = loss + config.clip_weight * losses["loss_clip_generated"]
@@ -269,16 +285,11 @@ def train_gan(gan, splits, recorded, flags, folder: Path, resumed: dict | None, 
         figures = " ".join(f"{key.removeprefix(f'{name}_')} {value:.3f}" for key, value in row.items())
         log.say(f"{name} epoch {epoch}/{epochs}  {figures}")
         if epoch % config.save_interval == 0 or epoch == epochs:
-            content = {**recorded, "gan": name, "epoch": epoch}
-            settings = generator_settings(name, config, gan.space.dim)
-            made = {**content, "part": "generator", "settings": settings, "state_dict": gan.average.module.state_dict()}
-            write_checkpoint(folder / f"{name}_generator_epoch_{epoch}.pth", made)
-            judge = {**content, "part": "discriminator", "state_dict": gan.discriminator.state_dict()}
-            write_checkpoint(folder / f"{name}_discriminator_epoch_{epoch}.pth", judge)
+            networks = {"generator": gan.average.module, "discriminator": gan.discriminator}
+            save_networks(name, config, networks, recorded, epoch, folder)
             if gan.joint:
-                write_checkpoint(
-                    folder / f"clip_joint_epoch_{epoch}.pth", {"stage": STAGE, "epoch": epoch, **gan.joint.checkpoint()}
-                )
+                joint = {"stage": STAGE, "epoch": epoch, **gan.joint.checkpoint()}
+                write_checkpoint(folder / f"clip_joint_epoch_{epoch}.pth", joint)
             if name == "text2img":
                 grid = sample_grid(gan, device)
                 log.image("samples", grid, epoch)
@@ -288,36 +299,6 @@ def train_gan(gan, splits, recorded, flags, folder: Path, resumed: dict | None, 
         state["modules"] = {part: module.state_dict() for part, module in gan.modules().items()}
         state["optimizers"] = {part: optimizer.state_dict() for part, optimizer in gan.optimizers.items()}
         write_checkpoint(folder / "LAST.pth", {"stage": STAGE, "run": log.folder.name, **state})
-
-
-def fresh_folder(folder: Path) -> Path:
-    """A folder for the checkpoints of a new run.
-
-    Raises:
-        InputError: it cannot be written, or holds those of another run.
-    """
-    writable_folder(folder, "--checkpoint_dir")
-    held = [path.name for path in folder.glob("*_epoch_*.pth")]
-    if held:
-        raise InputError(
-            f"{folder} holds checkpoints of another run ({held[0]}); choose another --checkpoint_dir, or continue "
-            f"that run with --resume_ckpt {folder / 'LAST.pth'}"
-        )
-    return folder
-
-
-def read_state(path: Path, config: Config) -> dict:
-    """The state of the run to continue.
-
-    Raises:
-        InputError: it is no LAST.pth of this stage, or of a run with other flags.
-    """
-    state = read_checkpoint(path)
-    if state.get("stage") != STAGE or "optimizers" not in state:
-        raise InputError(f"{path} does not hold the state of a run of stage {STAGE}; give its LAST.pth")
-    require_same_shape(state, config, path)
-    require_same_flags(state["flags"], config)
-    return state
 
 
 def main(config: Config) -> None:
@@ -358,7 +339,7 @@ def main(config: Config) -> None:
     if repeated:
         log.say(f"left out {repeated} train faces that are pixel for pixel in another split")
     if config.clip == "finetuned":
-        clip, space = finetuned(clip, space, splits, config, folder, device, log)
+        clip, space = finetuned(clip, space, splits["train"], config, folder, device, log)
     record = clip_record(clip)
     space = space.to(device)
 
@@ -369,7 +350,11 @@ def main(config: Config) -> None:
     for name in GANS:
         if config.gans not in ("both", name) or (state and GANS.index(name) < GANS.index(state["gan"])):
             continue
-        gan = make_gan(name, config, clip, space, device)
+        reader = None
+        if name == "text2img" and config.text2img.cycle and config.gans == "both":
+            reader = load_generator(newest_epoch(folder, "img2text"), "img2text", device).network
+            reader.requires_grad_(False)
+        gan = make_gan(name, config, clip, space, reader, device)
         resumed = state if state and state["gan"] == name else None
         train_gan(gan, splits, recorded, binding_flags(config), folder, resumed, device, log)
     if weights_digest(clip.model) != record["digest"]:
@@ -377,18 +362,6 @@ def main(config: Config) -> None:
     log.say(f"CLIP is bit-identical to what it was before the GANs (SHA-256 {record['digest'][:12]})")
     log.say(f"wrote {display(folder)}")
     log.close()
-
-
-def finetuned(clip, space, splits, config: Config, folder: Path, device, log) -> tuple[LoadedClip, CaptionSpace]:
-    """CLIP after its fine-tuning, which a continued run takes from its folder, and the captions as it sees them now."""
-    path = folder / FINETUNED_CLIP
-    if not path.is_file():
-        clip.model.requires_grad_(True)
-        finetune_clip(clip, space, splits["train"], config, device, log)
-        write_checkpoint(path, {"stage": STAGE, **clip.architecture(), "state_dict": clip.model.state_dict()})
-    clip = load_clip(config.model, str(path), device=str(device))
-    clip.model.requires_grad_(False).eval()
-    return clip, caption_space(clip, config.captions, device, center=config.center_captions)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,26 @@ other's negatives. Shapes: B batch, E embedding.
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from captions import CaptionSpace
+from captions import CaptionSpace, caption_space
 from dataset import for_clip, mirrored, to_signed
 from settings import Config
 from torch import nn
 from torch.optim import AdamW
 
-from clipfh.clip_model import LoadedClip, clamp_logit_scale
+from clipfh.checkpoint import write_checkpoint
+from clipfh.clip_model import LoadedClip, clamp_logit_scale, load_clip
 from clipfh.datasets.fer2013 import Faces
 from clipfh.losses import info_nce_loss
 from clipfh.run import RunLog, autocast
 from clipfh.sampler import RandomBatchSampler
 from clipfh.training import decay_groups
+
+FINETUNED_CLIP = "clip_finetuned.pth"
 
 
 def pair_loss(
@@ -90,3 +94,17 @@ class JointClip(nn.Module):
     def pair_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The contrastive loss of images in -1..1 with random captions of their emotions."""
         return pair_loss(self._clip, self.model, images, drawn_tokens(self.tokens, labels), labels)
+
+
+def finetuned(
+    clip: LoadedClip, space: CaptionSpace, faces: Faces, config: Config, folder: Path, device: torch.device, log: RunLog
+) -> tuple[LoadedClip, CaptionSpace]:
+    """CLIP after its fine-tuning, which a continued run takes from its folder, and the captions as it sees them now."""
+    path = folder / FINETUNED_CLIP
+    if not path.is_file():
+        clip.model.requires_grad_(True)
+        finetune_clip(clip, space, faces, config, device, log)
+        write_checkpoint(path, {"stage": 5, **clip.architecture(), "state_dict": clip.model.state_dict()})
+    clip = load_clip(config.model, str(path), device=str(device))
+    clip.model.requires_grad_(False).eval()
+    return clip, caption_space(clip, config.captions, device, center=config.center_captions)
