@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from clipfh import checkpoint
-from clipfh.checkpoint import newest_checkpoint, read_checkpoint, require_training_state, write_checkpoint
+from clipfh.checkpoint import (
+    newest_checkpoint,
+    read_checkpoint,
+    require_training_state,
+    weights_digest,
+    write_checkpoint,
+)
 from clipfh.errors import InputError
 
 
@@ -113,3 +119,16 @@ def test_training_state_is_of_the_same_stage_and_model(tmp_path):
     del content["training"]
     with pytest.raises(InputError, match=r"holds weights only; resume from the _LAST checkpoint"):
         require_training_state(content, path, "tiny-rn", 2)
+
+
+def test_a_digest_tells_the_last_bit_of_parameters_and_buffers_apart():
+    model = torch.nn.BatchNorm1d(3)
+    digest = weights_digest(model)
+    assert weights_digest(torch.nn.BatchNorm1d(3)) == digest
+    model.running_mean[1] = torch.nextafter(model.running_mean[1], torch.tensor(1.0))
+    changed = weights_digest(model)
+    assert changed != digest
+    with torch.no_grad():
+        model.weight[0] += 2**-20
+    assert weights_digest(model) not in (digest, changed)
+    assert weights_digest(torch.nn.Linear(2, 2).to(memory_format=torch.channels_last)) != digest

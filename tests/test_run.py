@@ -110,6 +110,25 @@ def test_config_as_json():
     assert json.loads(json.dumps(jsonable(Config()))) == {"lr": 0.1, "folder": "a/b", "ckpt": None}
 
 
+@dataclass(frozen=True)
+class Nested:
+    inner: Config = Config()
+    seed: int = 3
+
+
+def test_sections_of_a_config_are_named_as_their_flags():
+    assert jsonable(Nested()) == {"inner.lr": 0.1, "inner.folder": "a/b", "inner.ckpt": None, "seed": 3}
+
+
+def test_images_are_shown_in_tensorboard(tmp_path):
+    log = RunLog(tmp_path, Config())
+    log.image("samples", np.zeros((4, 6, 3), np.uint8), 2)
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (image,) = events.Images("samples")
+    assert (image.step, image.width, image.height) == (2, 6, 4)
+
+
 def test_run_name():
     name = new_run_name("clip_joint")
     assert len(name) == len("clip_joint_20260301_093000")
