@@ -144,7 +144,7 @@ def clip_similarity(
     return float((features * captions[torch.from_numpy(labels)]).sum(dim=1).mean())
 
 
-def find_baseline(config: Config, generator: TrainedGenerator) -> TrainedGenerator | None:
+def find_baseline(config: Config, generator: TrainedGenerator, device: torch.device) -> TrainedGenerator | None:
     """The unconditional run to compare with: the one asked for, else the newest on the same faces, else none."""
     size = generator.recorded["settings"]["image_size"]
     folder = config.baseline_dir or newest_run("unconditional", generator.recorded["dataset"], size)
@@ -153,7 +153,7 @@ def find_baseline(config: Config, generator: TrainedGenerator) -> TrainedGenerat
         return None
     path = newest_epoch(folder, "text2img")
     print(f"unconditional baseline: {display(path)}")
-    return load_generator(path, "text2img", torch.device("cpu"), image_size=size)
+    return load_generator(path, "text2img", device, image_size=size)
 
 
 def main(config: Config) -> None:
@@ -167,7 +167,7 @@ def main(config: Config) -> None:
     size, channels = writer.recorded["settings"]["image_size"], writer.recorded["settings"]["channels"]
     reader = load_generator(newest_epoch(folder, "img2text"), "img2text", device, image_size=size)
     print(f"run: {display(folder)}, {reader.path.name} and {writer.path.name}")
-    baseline = find_baseline(config, writer)
+    baseline = find_baseline(config, writer, device)
     clip = load_recorded_clip(writer, config.pretrained, device)
     splits = recorded_faces(writer.recorded["faces"], config.dataset, size, skip_unreadable=config.skip_unreadable)
     if config.split not in splits:

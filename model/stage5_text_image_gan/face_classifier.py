@@ -23,7 +23,7 @@ from clipfh.run import autocast
 from clipfh.sampler import RandomBatchSampler
 
 VERSION = 2  # raise it when a change here changes the weights
-EPOCHS, BATCH_SIZE, LR = 30, 64, 2e-3
+EPOCHS, BATCH_SIZE, LR = 20, 64, 2e-3
 
 
 def trained_classifier(
