@@ -207,12 +207,14 @@ def test_wrong_input_is_refused_with_the_way_out(project, trained, faces, tmp_pa
     shutil.copytree(faces, strange)
     (strange / "train" / "sad").rename(strange / "train" / "bored")
     last = trained / "LAST.pth"
-    other = tmp_path / "other"
-    other.mkdir()
-    for name in ("img2text_generator", "text2img_generator"):
-        content = load(trained / f"{name}_epoch_1.pth")
-        content["settings"]["image_size"] = {"img2text_generator": 64, "text2img_generator": 128}[name]
-        torch.save(content, other / f"{name}_epoch_1.pth")
+    mixed = {}  # run folders in which one file says that it is of another size
+    for changed in ("img2text", "text2img"):
+        mixed[changed] = tmp_path / f"other_{changed}"
+        shutil.copytree(trained, mixed[changed])
+        path = mixed[changed] / f"{changed}_generator_epoch_1.pth"
+        content = load(path)
+        content["settings"]["image_size"] = 128
+        torch.save(content, path)
     wrong_size = ("--dataset", faces, "--text2img.latent_dim", 512)
     new = ("--smoke", "--checkpoint_dir", tmp_path / "new", "--log_dir", tmp_path / "new")
     for script, flags, says in (
@@ -236,8 +238,9 @@ def test_wrong_input_is_refused_with_the_way_out(project, trained, faces, tmp_pa
         ),
         (TRAIN, (*new, "--text2img.image_size", 63), ["--text2img.image_size", "64"]),
         (TRAIN, (*new, "--lr", 0), ["--lr", "more than 0"]),
-        (EVALUATE, ("--run_dir", other), ["text2img_generator_epoch_1.pth", "64 px", "128 px"]),
-        (INFERENCE, ("--run_dir", other), [str(other), "is of 128 px, not of 64 px"]),
+        (EVALUATE, ("--run_dir", mixed["img2text"]), ["img2text_generator_epoch_1.pth is of 128 px, not of 64 px"]),
+        (INFERENCE, ("--run_dir", mixed["text2img"]), ["text2img_generator_epoch_1.pth is of 128 px, not of 64 px"]),
+        (INFERENCE, ("--run_dir", mixed["img2text"]), ["its weights are not those of its settings"]),
         (INFERENCE, ("--run_dir", tmp_path), ["holds no img2text_generator_epoch_N.pth"]),
         (INFERENCE, ("--run_dir", trained, "--image", tmp_path / "gone.jpg"), ["gone.jpg does not exist"]),
         (INFERENCE, ("--run_dir", trained, "--image", csv), ["no image can be read", "1 were there"]),

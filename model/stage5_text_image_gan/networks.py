@@ -109,14 +109,14 @@ class Img2TextDiscriminator(nn.Module):
         """What `score` needs of the images: (B, hidden), or None where the discriminator does not see them."""
         if self.trunk is None:
             return None
-        return self.projection(self.trunk(self.standardized(images)).sum(dim=(2, 3)))
+        return self.projection(self.trunk(self.standardized(images)).mean(dim=(2, 3)))
 
     def score(self, features: torch.Tensor | None, embeddings: torch.Tensor) -> torch.Tensor:
         """(B,) logits of embeddings (B, E) for images of these features."""
-        # a unit vector's coordinates are of size 1 / sqrt(E): behind spectral norms no logit could reach a margin of 1
+        # a unit vector's coordinates are of size 1 / sqrt(E): too small for layers that expect about 1
         hidden = self.embedding(embeddings * embeddings.shape[1] ** 0.5)
         logits = self.judge(hidden)[:, 0]
-        return logits if features is None else logits + (features * hidden).sum(dim=1)
+        return logits if features is None else logits + (features * hidden).sum(dim=1) / hidden.shape[1] ** 0.5
 
     def forward(self, images: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """(B,) logits."""
