@@ -132,7 +132,9 @@ def load_generator(path: Path, gan: str, device: torch.device, *, image_size: in
     try:
         network.load_state_dict(content["state_dict"])
     except RuntimeError as error:
-        raise InputError(f"{path}: its weights are not those of its settings; train again ({error})") from None
+        raise InputError(
+            f"{path}: its weights are not those of its settings; train again ({str(error).splitlines()[0]})"
+        ) from None
     network = network.to(device, memory_format=torch.channels_last).eval()
     recorded = {name: value for name, value in content.items() if name != "state_dict"}
     return TrainedGenerator(network, CaptionSpace.from_state(content["captions"]).to(device), recorded, path)
