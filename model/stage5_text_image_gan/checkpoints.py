@@ -175,7 +175,7 @@ def fresh_folder(folder: Path) -> Path:
         InputError: it cannot be written, or holds those of another run.
     """
     writable_folder(folder, "--checkpoint_dir")
-    held = [path.name for path in folder.glob("*_epoch_*.pth")]
+    held = [path.name for path in folder.glob("*.pth")]
     if held:
         raise InputError(
             f"{folder} holds checkpoints of another run ({held[0]}); choose another --checkpoint_dir, or continue "

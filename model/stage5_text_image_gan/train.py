@@ -18,12 +18,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
+import numpy as np
 import torch
 from captions import CaptionSpace, caption_space, require_latent_dim
 from checkpoints import (
@@ -215,7 +217,9 @@ def text2img_step(gan: Gan, images: torch.Tensor, labels: torch.Tensor, number: 
 STEPS = {"img2text": img2text_step, "text2img": text2img_step}
 
 
-def train_one_epoch(gan: Gan, faces: Faces, sampler: RandomBatchSampler, device: torch.device, epoch: int, log: RunLog):
+def train_one_epoch(
+    gan: Gan, faces: Faces, sampler: RandomBatchSampler, device: torch.device, epoch: int, log: RunLog
+) -> dict[str, float]:
     """One pass over the faces; returns the mean of each loss term."""
     config, sums = gan.config, {}
     sampler.set_epoch(epoch)
@@ -250,7 +254,7 @@ def caption_accuracy(gan: Gan, faces: Faces, device: torch.device) -> float:
 
 
 @torch.inference_mode()
-def sample_grid(gan: Gan, device: torch.device):
+def sample_grid(gan: Gan, device: torch.device) -> np.ndarray:
     """A row of generated faces for each emotion, always of the same captions and noise: uint8 (H, W, 3)."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(len(EMOTIONS)).repeat_interleave(GRID_COLUMNS).to(device)
@@ -259,8 +263,17 @@ def sample_grid(gan: Gan, device: torch.device):
     return tiled(to_pixels(gan.average.module(gan.space.features[labels, 0], noise)), GRID_COLUMNS)
 
 
-def train_gan(gan, splits, recorded, flags, folder: Path, resumed: dict | None, device: torch.device, log: RunLog):
-    """All epochs of one GAN, with its checkpoints."""
+def train_gan(
+    gan: Gan,
+    splits: dict[str, Faces],
+    recorded: dict[str, Any],
+    flags: dict[str, Any],
+    folder: Path,
+    resumed: dict[str, Any] | None,
+    device: torch.device,
+    log: RunLog,
+) -> None:
+    """All epochs of one GAN, with its checkpoints; `resumed` is the state of LAST.pth after some of them."""
     config, name = gan.config, gan.name
     faces, epochs = splits["train"], getattr(gan.config, gan.name).epochs
     batch_size = min(config.batch_size, len(faces))
@@ -328,10 +341,10 @@ def main(config: Config) -> None:
     prepare_weights(config.model, config.pretrained)
     clip = load_clip(config.model, config.pretrained, device=str(device))
     clip.model.requires_grad_(False).eval()
-    folder = config.resume_ckpt.parent if state else fresh_folder(config.checkpoint_dir or default_folder)
     space = caption_space(clip, config.captions, device, center=config.center_captions)
     for gan in GANS:
         require_latent_dim(f"{gan}.latent_dim", getattr(config, gan).latent_dim, clip, space.dim)
+    folder = config.resume_ckpt.parent if state else fresh_folder(config.checkpoint_dir or default_folder)
     log = RunLog(logs / run, config)
     counts = ", ".join(f"{len(faces):,} {name}" for name, faces in splits.items())
     pixels = f"{config.text2img.image_size} px"
