@@ -21,7 +21,7 @@ def widths(image_size: int, first: int) -> list[int]:
 
 
 class _Standardized(nn.Module):
-    """Each image to mean 0 and deviation 1: expressions do not depend on the light, and are learned twice as fast."""
+    """Each image to mean 0 and deviation 1: expressions do not depend on the light."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mean, deviation = images.mean(dim=(1, 2, 3), keepdim=True), images.std(dim=(1, 2, 3), keepdim=True)
