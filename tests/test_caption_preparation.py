@@ -81,5 +81,5 @@ def test_the_same_captions_are_prepared_once_and_changed_ones_again(raw, tmp_pat
 
 
 def test_without_raw_data_and_preparation_the_command_is_named(raw):
-    with pytest.raises(InputError, match="prepare_captions.py --dataset coco --data_root DIR"):
+    with pytest.raises(InputError, match=r"prepare_captions\.py --dataset coco --data_root DIR"):
         prepare_captions("coco", None)

@@ -85,7 +85,7 @@ def test_flickr8k_in_its_original_form(tmp_path):
     (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\tA dog .\n1.jpg#1\tA wet dog .\n")
     assert read_captions("flickr8k", tmp_path).images[0].captions == ("A dog .", "A wet dog .")
     (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\tA dog .\n1.jpg A wet dog .\n")
-    with pytest.raises(InputError, match="Flickr8k.token.txt, line 2"):
+    with pytest.raises(InputError, match=r"Flickr8k\.token\.txt, line 2"):
         read_captions("flickr8k", tmp_path)
 
 
@@ -97,7 +97,7 @@ def test_flickr30k_with_the_line_that_lacks_a_bar(tmp_path):
     assert raw.image_dir == tmp_path / "flickr30k_images"
     assert [text.strip() for text in raw.images[0].captions] == ["Two | men .", "A dog runs ."]
     (tmp_path / "results.csv").write_text("\n".join([*lines, "2.jpg a caption"]))
-    with pytest.raises(InputError, match="results.csv, line 4"):
+    with pytest.raises(InputError, match=r"results\.csv, line 4"):
         read_captions("flickr30k", tmp_path)
 
 

@@ -1,6 +1,5 @@
 """The generated pictures with captions: the same again, apart between splits, five different true captions."""
 
-import json
 import random
 
 import pytest
@@ -12,7 +11,7 @@ from clipfh.datasets.caption_scenes import generate, plan_pictures
 from clipfh.datasets.garment_captions import garment_captions
 from clipfh.datasets.garment_catalogue import Garment, make_catalogue, pool_of
 from clipfh.datasets.garment_descriptions import noun
-from clipfh.datasets.scene_captions import Scene, draw_scene, scene_captions
+from clipfh.datasets.scene_captions import draw_scene, scene_captions
 from clipfh.datasets.scene_drawing import LIGHTS, OBJECT_COLORS, OBJECTS, PLACES, render_scene
 from clipfh.errors import InputError
 
@@ -111,10 +110,9 @@ def test_every_object_shows_in_its_color_on_its_side():
 
 
 def test_places_and_lights_differ():
-    pictures = {
-        (place, light): render_scene(place, light, [], random.Random(2)).tobytes() for place in PLACES for light in LIGHTS
-    }
-    assert len(set(pictures.values())) == len(PLACES) * len(LIGHTS)
+    kinds = [(place, light) for place in PLACES for light in LIGHTS]
+    pictures = {render_scene(place, light, [], random.Random(2)).tobytes() for place, light in kinds}
+    assert len(pictures) == len(kinds)
 
 
 def test_scenes_are_drawn_from_all_that_there_is():
@@ -124,4 +122,3 @@ def test_scenes_are_drawn_from_all_that_there_is():
     parts = [part for scene in scenes for part in scene.objects]
     assert {kind for kind, *_ in parts} == set(OBJECTS) and {color for _, color, *_ in parts} == set(OBJECT_COLORS)
     assert all(len({kind for kind, *_ in scene.objects}) == len(scene.objects) for scene in scenes)
-    assert len(json.dumps([part for part in parts])) and isinstance(scenes[0], Scene)

@@ -86,7 +86,7 @@ def test_a_broken_table_is_refused_with_the_command_that_makes_it(tmp_path, tabl
 
 def test_prepared_identities_are_not_captions(tmp_path):
     (tmp_path / "dataset.json").write_text('{"name": "inshop", "image_dir": "x"}')
-    with pytest.raises(InputError, match="no prepared captions. Make them with: prepare it"):
+    with pytest.raises(InputError, match=r"no prepared captions\. Make them with: prepare it"):
         read_caption_dataset(tmp_path, "prepare it")
 
 

@@ -43,8 +43,8 @@ class DataConfig:
 
 
 def smaller(config: C) -> C:
-    """The data of a smoke run, in a folder of their own: few generated pictures, or the real data as they are."""
-    sizes = {"num_train": 64, "num_val": 16, "num_test": 24} if config.dataset == "synthetic" else {}
+    """The data of a smoke run, few images in a folder of their own."""
+    sizes = {"num_train": config.num_train or 64, "num_val": config.num_val or 16, "num_test": config.num_test or 24}
     return replace(config, name=config.name or f"{config.dataset}_captions_smoke", **sizes)
 
 
@@ -100,8 +100,8 @@ class Batch(NamedTuple):
 
     indices: list[int]
     images: torch.Tensor  # (B, 3, S, S)
-    text_features: torch.Tensor  # (B, D)
-    texts: torch.Tensor  # (B,) numbers of the drawn captions
+    text_features: torch.Tensor  # (B + further, D)
+    texts: torch.Tensor  # (B + further,) numbers of the drawn captions
     captions: torch.Tensor  # (B, M) numbers of all captions of each image
 
 
@@ -111,23 +111,32 @@ def make_batches(
     augmentation: Augmentation,
     device: torch.device,
     *place: int,
+    further: int = 0,
 ) -> Iterator[Batch]:
     """The batches of an epoch; `place` = (seed, rank, epoch) decides which views and captions they hold."""
     for number, indices in enumerate(sampler):
         generator = view_generator(*place, number)
         images = to_float(data.pixels[indices], device)
         views = augment(images, augmentation, generator, mean=MEAN, std=STD)
-        yield Batch(indices, views, *draw_captions(data, indices, generator, device))
+        yield Batch(indices, views, *draw_captions(data, indices, generator, device, further))
 
 
 def draw_captions(
-    data: CaptionedPixels, indices: list[int], generator: torch.Generator, device: torch.device
+    data: CaptionedPixels, indices: list[int], generator: torch.Generator, device: torch.device, further: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One caption of each image, every one equally likely: features (B, D), numbers (B,), all numbers (B, M)."""
+    """One caption of each image, every one equally likely, then `further` ones of all captions, whosever they are.
+
+    Returns:
+        Features (B + further, D) and numbers (B + further,) of what was drawn; all captions' numbers of each image
+        (B, M), -1 where it has fewer.
+    """
     captions = data.captions[indices]  # (B, M)
     counts = (captions >= 0).sum(axis=1)
     places = (torch.rand(len(indices), generator=generator).numpy() * counts).astype(np.int64)
     texts = captions[np.arange(len(indices)), places]
+    if further:
+        drawn = torch.randperm(len(data.text_features), generator=generator)[:further].numpy()
+        texts = np.concatenate([texts, drawn])
     features = torch.from_numpy(np.array(data.text_features[texts])).to(device)
     return features, torch.from_numpy(texts).to(device), torch.from_numpy(captions).to(device)
 

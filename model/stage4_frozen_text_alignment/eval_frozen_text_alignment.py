@@ -148,7 +148,7 @@ def draw_figures(
         own = set(pixels.captions_of_image[image].tolist())
         found = [(pixels.texts[t], s, t in own) for t, s in zip(best.tolist(), similarities.tolist(), strict=True)]
         rows.append(RetrievedCaptions(pixels.images[image].image, int(ranks[image]), found))
-    title = f"{data.name}: captions for held-out images, from the best query to the worst"
+    title = f"{data.name}: captions for images, best to worst"
     retrieved_captions_figure(folder / "captions_for_images.png", data.image_dir, rows, title=title)
 
     ranks = figures["text_to_image"].first_match_rank
@@ -162,8 +162,8 @@ def draw_figures(
             gallery.append(RankedImage(pixels.images[image].image, label, similarity, is_match))
         label = f"caption {text}"
         queries.append(RankedQuery(label, gallery, prompt=pixels.texts[text], first_match_rank=int(ranks[text])))
-    title = f"{data.name}: held-out images for captions, from the best query to the worst"
-    ranked_results_figure(folder / "images_for_captions.png", data.image_dir, queries, title=title)
+    title = f"{data.name}: images for captions, best to worst"
+    ranked_results_figure(folder / "images_for_captions.png", data.image_dir, queries, title=title, kind="caption")
 
 
 def _spread(ranks: np.ndarray) -> list[int]:

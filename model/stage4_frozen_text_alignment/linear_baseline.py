@@ -42,6 +42,7 @@ def train_linear_head(
     epochs: int,
     batch_size: int,
     temperature: float,
+    further: int,
     seed: int,
     device: torch.device,
 ) -> tuple[nn.Linear, float, int]:
@@ -65,7 +66,7 @@ def train_linear_head(
         sampler.set_epoch(epoch)
         for number, indices in enumerate(sampler):
             generator = view_generator(seed, 0, epoch, number, 1)
-            drawn, numbers, captions = draw_captions(train, indices, generator, device)
+            drawn, numbers, captions = draw_captions(train, indices, generator, device, further)
             out = F.normalize(head(inputs[indices]), dim=1)
             loss = caption_info_nce_loss(out, drawn, logit_scale.exp(), is_caption_of(captions, numbers))
             optimizer.zero_grad()

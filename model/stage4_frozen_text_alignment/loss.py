@@ -1,6 +1,6 @@
 """What stage 4 minimises: symmetric InfoNCE in which no true caption of an image is its negative.
 
-Shapes: B pairs, D embedding, M most captions of an image.
+Shapes: B images, T texts (B, or more), D embedding, M most captions of an image.
 """
 
 import torch
@@ -12,10 +12,10 @@ def is_caption_of(captions_of_image: torch.Tensor, texts: torch.Tensor) -> torch
 
     Args:
         captions_of_image: (B, M) the caption numbers of each image, -1 where it has fewer than M.
-        texts: (B,) the caption number that was drawn for each image.
+        texts: (T,) caption numbers; the first B were drawn for the images.
 
     Returns:
-        (B, B) bool: row i, column j is whether text j is one of the captions of image i.
+        (B, T) bool: row i, column j is whether text j is one of the captions of image i.
     """
     return (captions_of_image[:, :, None] == texts[None, None, :]).any(dim=1)
 
@@ -26,7 +26,7 @@ def caption_info_nce_loss(
     logit_scale: torch.Tensor | float,
     is_caption: torch.Tensor,
 ) -> torch.Tensor:
-    """Cross entropy of each image over the batch's texts, and of each text over its images, averaged.
+    """Cross entropy of each image over the texts, and of each image's own text over the images, averaged.
 
         loss = 1/2 * mean over i of [ log sum over j of exp s(i, j) - s(i, i) ]
              + 1/2 * mean over j of [ log sum over i of exp s(i, j) - s(j, j) ]
@@ -39,17 +39,19 @@ def caption_info_nce_loss(
 
     Args:
         image_features: (B, D) unit rows, float32.
-        text_features: (B, D) unit rows; row i was drawn for image i.
+        text_features: (T, D) unit rows; row i < B was drawn for image i. Further rows are negatives of the images: of
+            frozen texts whose features are at hand, each costs a row of one product.
         logit_scale: 1 / temperature.
-        is_caption: (B, B) bool, of `is_caption_of`.
+        is_caption: (B, T) bool, of `is_caption_of`.
 
     Returns:
         A scalar.
 
     Source: Radford et al. 2021, figure 3; van den Oord et al. 2018 for the name.
     """
-    logits = logit_scale * image_features @ text_features.T  # (B, B)
-    others = is_caption & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    B, T = is_caption.shape
+    logits = logit_scale * image_features @ text_features.T  # (B, T)
+    others = is_caption & ~torch.eye(B, T, dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(others, -torch.inf)
-    target = torch.arange(len(logits), device=logits.device)
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    target = torch.arange(B, device=logits.device)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, :B].T, target))

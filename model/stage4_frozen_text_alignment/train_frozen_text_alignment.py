@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -28,7 +29,7 @@ from clip_model import CLIP, HEAD_NORMS, create_clip_model
 from dataset import MEAN, STD, CaptionedPixels, DataConfig, make_batches, prepare, smaller
 from linear_baseline import mean_recall, recall_of, train_linear_head, with_linear_head
 from loss import caption_info_nce_loss, is_caption_of
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
@@ -98,6 +99,7 @@ class Config(DataConfig):
     head_warmup_epochs: int = option(0, "first epochs in which the head trains alone", at_least=0)
     epochs: int = option(20, "passes over the images", at_least=1)
     batch_size: int = option(128, "images a batch", at_least=2)
+    further_captions: int = option(0, "captions drawn from all others as more negatives of each image", at_least=0)
     backbone_lr: float | None = option(
         None, "peak learning rate of the backbone (default: 1e-4; 1e-3 from random weights)", above=0
     )
@@ -165,7 +167,8 @@ def train_one_epoch(training: Training, epoch: int, step: int) -> tuple[float, i
     device, total, count = model.logit_scale.device, 0.0, len(sampler)
     model.train()
     model.image_encoder.hold_backbone(config.freeze_backbone or epoch <= config.head_warmup_epochs)
-    batches = make_batches(training.data, sampler, training.augmentation, device, config.seed, training.rank, epoch)
+    place, further = (config.seed, training.rank, epoch), config.further_captions
+    batches = make_batches(training.data, sampler, training.augmentation, device, *place, further=further)
     bar = tqdm(total=count, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
     with contextlib.closing(made_ahead(batches, device)) as ready, bar:
         for number, batch in enumerate(ready, start=1):
@@ -187,6 +190,49 @@ def train_one_epoch(training: Training, epoch: int, step: int) -> tuple[float, i
             total, step = total + loss.detach(), step + 1
             bar.update()
     return total.item() / count, step
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """What a checkpoint records of its run, so that it can be built again and is never taken for another."""
+    names = ("image_encoder", "image_weights", "image_size", "head_layers", "head_norm", "head_dropout")
+    parts = {name: getattr(config, name) for name in names}
+    parts |= {"stage": STAGE, "model": f"{config.image_encoder}+{config.model}", "variant": ""}
+    return {**parts, "text_model": config.model, "mean": MEAN, "std": STD}
+
+
+def full_state(model: CLIP, image_encoder: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the whole model with the given one of the image encoder."""
+    rest = {name: value for name, value in model.state_dict().items() if not name.startswith("image_encoder.")}
+    return {**rest, **{f"image_encoder.{name}": value for name, value in image_encoder.items()}}
+
+
+def train_baseline(
+    config: Config,
+    model: CLIP,
+    train: CaptionedPixels,
+    val: CaptionedPixels,
+    recorded: dict[str, Any],
+    path: Path,
+    log: RunLog,
+) -> None:
+    """Train a linear head on the backbone as it is now, and save both as a model of their own."""
+    started = time.perf_counter()
+    head, value, epoch = train_linear_head(
+        model.image_encoder.backbone,
+        train,
+        val,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        temperature=config.temperature,
+        further=config.further_captions,
+        seed=config.seed,
+        device=model.logit_scale.device,
+    )
+    state = full_state(model, with_linear_head(model.image_encoder, head))
+    content = {**recorded, "head_layers": 1, "head_norm": "none", "head_dropout": 0.0, "variant": "linear"}
+    write_checkpoint(path, {**content, "epoch": epoch, "val_recall": value, "state_dict": state})
+    seconds = time.perf_counter() - started
+    log.say(f"baseline, a linear head on the frozen backbone: val recall {100 * value:.1f}  {seconds:.1f} s")
 
 
 def main(config: Config) -> None:
@@ -231,9 +277,9 @@ def main(config: Config) -> None:
 
     # ---- optimisation: two learning rates, cosine with warm-up by step; the temperature goes with the head
     encoder = model.image_encoder
-    groups = decay_groups(encoder.backbone, config.backbone_lr, config.weight_decay)
-    groups += decay_groups(encoder.head, config.head_lr, config.weight_decay)
-    groups.append({"params": [model.logit_scale], "lr": config.head_lr, "weight_decay": 0.0})
+    groups = decay_groups(encoder.backbone, config.backbone_lr, config.weight_decay, name="backbone")
+    groups += decay_groups(encoder.head, config.head_lr, config.weight_decay, name="head")
+    groups.append({"params": [model.logit_scale], "lr": config.head_lr, "weight_decay": 0.0, "name": "head"})
     optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
     total_steps = config.epochs * len(sampler)
     warmup_steps = int(config.warmup_fraction * total_steps)
@@ -247,10 +293,8 @@ def main(config: Config) -> None:
     modules = {"image_encoder": encoder, "temperature": nn.ParameterList([model.logit_scale]), "ema": ema}
     parts = {"modules": modules, "optimizers": {"model": optimizer}, "scheduler": scheduler, "sampler": sampler}
     parts["best"] = best
-    recorded = {name: getattr(config, name) for name in ("image_encoder", "image_size", "head_norm", "head_dropout")}
-    recorded |= {"text_model": config.model, "quick_gelu": model.text_encoder.quick_gelu, "mean": MEAN, "std": STD}
-    recorded |= {"stage": STAGE, "model": f"{config.image_encoder}+{config.model}", "dataset": data.name, "variant": ""}
-    recorded |= {"text_digest": text_digest, "image_weights": config.image_weights}
+    recorded = {**describe(config), "dataset": data.name, "text_digest": text_digest}
+    recorded["quick_gelu"] = model.text_encoder.quick_gelu
     first_epoch, step = 1, 0
     if config.resume_ckpt:
         content = read_checkpoint(config.resume_ckpt)
@@ -269,31 +313,15 @@ def main(config: Config) -> None:
     )
 
     # ---- baseline: before anything moves
-    state_of = partial(full_state, model)
     if first_epoch == 1 and config.baseline:
-        started = time.perf_counter()
-        head, value, at = train_linear_head(
-            encoder.backbone,
-            train,
-            val,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            temperature=config.temperature,
-            seed=config.seed,
-            device=device,
-        )
-        content = {**recorded, "head_layers": 1, "head_norm": "none", "head_dropout": 0.0, "variant": "linear"}
-        content |= {"epoch": at, "val_recall": value, "state_dict": state_of(with_linear_head(encoder, head))}
-        write_checkpoint(checkpoints / f"{run}_LINEAR.pth", content)
-        seconds = time.perf_counter() - started
-        log.say(f"baseline, a linear head on the frozen backbone: val recall {100 * value:.1f}  {seconds:.1f} s")
+        train_baseline(config, model, train, val, recorded, checkpoints / f"{run}_LINEAR.pth", log)
 
     # ---- training
     training = Training(config, model, train, sampler, augmentation, optimizer, scheduler, ema, log, rank)
     for epoch in range(first_epoch, config.epochs + 1):
         started = time.perf_counter()
         sampler.set_epoch(epoch)
-        row = {"epoch": epoch, "lr_backbone": scheduler.get_last_lr()[0], "lr_head": scheduler.get_last_lr()[-1]}
+        row = {"epoch": epoch, **{f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups}}
         row["loss_infonce"], step = train_one_epoch(training, epoch, step)
         to_text, to_image = recall_of(ema.module, val, device)
         value = mean_recall((to_text, to_image))
@@ -308,8 +336,8 @@ def main(config: Config) -> None:
             f"{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
         )
         if rank == 0:
-            content = {**recorded, "head_layers": config.head_layers, "epoch": epoch, "val_recall": value}
-            content["state_dict"] = state_of(ema.module.state_dict())
+            content = {**recorded, "epoch": epoch, "val_recall": value}
+            content["state_dict"] = full_state(model, ema.module.state_dict())
             state = {**training_state(**parts, epoch=epoch, step=step), "flags": binding_flags(config)}
             write_best_and_last(checkpoints, run, content, is_best=is_best, training=state)
         if best.should_stop(epoch):
@@ -322,12 +350,6 @@ def main(config: Config) -> None:
     log.say(f"text encoder unchanged, bit for bit: sha256 {text_digest[:16]} before and after")
     log.say(f"BEST: epoch {best.epoch}, val recall {100 * best.value:.1f}: {display(checkpoints / f'{run}_BEST.pth')}")
     log.close()
-
-
-def full_state(model: CLIP, image_encoder: dict) -> dict:
-    """The state of the whole model with the given one of the image encoder: what a checkpoint holds."""
-    rest = {name: value for name, value in model.state_dict().items() if not name.startswith("image_encoder.")}
-    return {**rest, **{f"image_encoder.{name}": value for name, value in image_encoder.items()}}
 
 
 if __name__ == "__main__":

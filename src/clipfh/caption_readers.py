@@ -116,7 +116,7 @@ def read_flickr(data_root: Path) -> RawCaptions:
         ("results_20130124.token", _token_lines),
     )
     for name, parse in known:
-        for path in (data_root / name, folder / name):
+        for path in (data_root / name, folder / name, folder.parent / name):
             if path.is_file():
                 texts: dict[str, list[str]] = {}
                 for image, caption in parse(path):

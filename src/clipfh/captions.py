@@ -6,7 +6,7 @@ On disk `metadata/<name>/captions.json` is `{image: {"captions": [texts], "split
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class CaptionDataset:
         return [image for image in self.images if image.split == split]
 
 
-@dataclass
+@dataclass(frozen=True)
 class CaptionIndex:
     """The captions of some images as numbers: each distinct text has one, whichever images it belongs to.
 
@@ -66,8 +66,8 @@ class CaptionIndex:
         of_image: for each image the numbers of its captions.
     """
 
-    texts: list[str] = field(default_factory=list)
-    of_image: list[np.ndarray] = field(default_factory=list)
+    texts: list[str]
+    of_image: list[np.ndarray]
 
     def padded(self) -> np.ndarray:
         """(N, M) the caption numbers of each image, -1 where it has fewer than M."""

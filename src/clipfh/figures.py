@@ -73,7 +73,7 @@ class RankedQuery:
 
 
 def ranked_results_figure(
-    path: Path, image_dir: Path, rows: Sequence[RankedQuery], *, title: str, top: int = 8
+    path: Path, image_dir: Path, rows: Sequence[RankedQuery], *, title: str, top: int = 8, kind: str = "item"
 ) -> None:
     """Draw one row a query: the query at the left, then its `top` gallery images, matches and others told apart.
 
@@ -85,6 +85,7 @@ def ranked_results_figure(
         rows: the queries, from top to bottom.
         title: above the figure.
         top: gallery images a row.
+        kind: what a match shares with its query, for the legend: "same item", "other item".
 
     Raises:
         InputError: an image is missing or unreadable (it is named), or `path` cannot be written.
@@ -101,7 +102,7 @@ def ranked_results_figure(
     height = cell / _common_aspect(photos.values())
     pitch = height + _CAPTION + _GAP
     axes = _blank_axes(head := 0.72, len(rows) * pitch + head)
-    _draw_head(axes, title, top, cell, query_width)
+    _draw_head(axes, title, top, cell, query_width, kind)
     for index, row in enumerate(rows):
         y = head + index * pitch
         _draw_query(axes, row, photos, _MARGIN, y, query_width, height)
@@ -114,10 +115,10 @@ def ranked_results_figure(
     save_figure(axes.figure, path)
 
 
-def _draw_head(axes: Axes, title: str, top: int, cell: float, query_width: float) -> None:
+def _draw_head(axes: Axes, title: str, top: int, cell: float, query_width: float, kind: str) -> None:
     write_lines(axes, _MARGIN, 0.055, wrapped(title, _WIDTH - 2.8, 13, 1), size=12, weight="bold")
     x = _WIDTH - _MARGIN
-    for is_match, label in ((False, "other item"), (True, "same item")):  # from the right edge
+    for is_match, label in ((False, f"other {kind}"), (True, f"same {kind}")):  # from the right edge
         x -= text_width(label, _POINTS)
         write_lines(axes, x, 0.11, [label])
         x -= 0.23
