@@ -84,7 +84,7 @@ class Config(DataConfig):
         None, "its weights: a tag, a file or random (default: openai; for a tiny model the newest of stage 0)"
     )
     image_encoder: str | None = option(
-        None, "torchvision ResNet or timm model (default: resnet50; resnet18 without a GPU or beside a tiny CLIP)"
+        None, "torchvision ResNet or timm model (default: resnet50; resnet10t without a GPU or beside a tiny CLIP)"
     )
     image_weights: str | None = option(
         None,
@@ -98,7 +98,9 @@ class Config(DataConfig):
     freeze_backbone: bool = option(False, "train the head alone")
     head_warmup_epochs: int = option(0, "first epochs in which the head trains alone", at_least=0)
     epochs: int = option(20, "passes over the images", at_least=1)
-    batch_size: int = option(128, "images a batch", at_least=2)
+    batch_size: int | None = option(
+        None, "images a batch (default: 128; 64 without a GPU or beside a tiny CLIP)", at_least=2
+    )
     further_captions: int = option(0, "captions drawn from all others as more negatives of each image", at_least=0)
     backbone_lr: float | None = option(
         None, "peak learning rate of the backbone (default: 1e-4; 1e-3 from random weights)", above=0
@@ -133,13 +135,15 @@ def complete(config: Config, on_cpu: bool) -> Config:
     """Fill in what suits the data and the machine, and shrink a smoke run."""
     model = canonical_model_name(config.model or ("tiny-rn" if config.dataset == "synthetic" else "ViT-B/32"))
     is_tiny = model in TINY_MODELS  # a machine without pretrained weights
+    is_small = is_tiny or on_cpu
     image_weights = config.image_weights or ("random" if is_tiny else "pretrained")
     config = replace(
         config,
         model=model,
         image_weights=image_weights,
-        image_encoder=config.image_encoder or ("resnet18" if is_tiny or on_cpu else "resnet50"),
-        image_size=config.image_size or (64 if is_tiny or on_cpu else 224),
+        image_encoder=config.image_encoder or ("resnet10t" if is_small else "resnet50"),
+        image_size=config.image_size or (64 if is_small else 224),
+        batch_size=config.batch_size or (64 if is_small else 128),
         backbone_lr=config.backbone_lr or (1e-3 if image_weights == "random" else 1e-4),
     )
     return replace(smaller(config), epochs=1, batch_size=16) if config.smoke else config
