@@ -54,7 +54,7 @@ def test_a_run_leaves_its_files(project, stage4):
     run = stage4.stem.removesuffix("_BEST")
     logs = (project.root / STAGE4).parent / "logs" / run
     recorded = read_json(logs / "config.json")
-    assert recorded["config"]["model"] == "tiny-rn" and recorded["config"]["image_encoder"] == "resnet10t"
+    assert recorded["config"]["model"] == "tiny-rn" and recorded["config"]["image_encoder"] == "resnet18"
     rows = [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
     expected = {"loss_infonce", "lr_backbone", "lr_head", "val_recall", "val_image_to_text_recall1", "seconds"}
     assert len(rows) == 1 and expected <= rows[0].keys()
@@ -74,7 +74,7 @@ def test_the_text_encoder_is_bit_identical_before_and_after(project, stage4):
         assert torch.equal(before[name.removeprefix("text_encoder.tower.")], value), name
     assert "text encoder unchanged, bit for bit" in project.runs["stage4"].stdout
     linear = load(stage4.with_name(stage4.name.replace("BEST", "LINEAR")))["state_dict"]
-    conv = "image_encoder.backbone.conv1.0.weight"
+    conv = "image_encoder.backbone.conv1.weight"
     assert not torch.equal(load(stage4)["state_dict"][conv], linear[conv])
 
 
@@ -215,7 +215,7 @@ def test_weights_and_models_that_cannot_be_had_name_the_way_out(project, photos,
     project.refused(STAGE4, *flags, says=["ViT-B-32,openai cannot be downloaded", "--pretrained PATH"])
     smoke = ("--dataset", "synthetic", "--smoke", *out)
     for further, says in (
-        (("--image_weights", "pretrained"), ["resnet10t cannot be downloaded", "--image_weights PATH"]),
+        (("--image_weights", "pretrained"), ["resnet18 cannot be downloaded", "--image_weights PATH"]),
         (("--image_weights", "gone.pth"), ["gone.pth does not exist", "--image_weights random"]),
         (("--image_encoder", "resnet81"), ["unknown image encoder 'resnet81'", "resnet18"]),
         (("--resume_ckpt", stage4), ["weights only", "_LAST"]),

@@ -84,7 +84,7 @@ class Config(DataConfig):
         None, "its weights: a tag, a file or random (default: openai; for a tiny model the newest of stage 0)"
     )
     image_encoder: str | None = option(
-        None, "torchvision ResNet or timm model (default: resnet50; resnet10t without a GPU or beside a tiny CLIP)"
+        None, "torchvision ResNet or timm model (default: resnet50; resnet18 without a GPU or beside a tiny CLIP)"
     )
     image_weights: str | None = option(
         None,
@@ -97,7 +97,7 @@ class Config(DataConfig):
     head_dropout: float = option(0.0, "dropout in the head, between its layers", at_least=0, at_most=0.9)
     freeze_backbone: bool = option(False, "train the head alone")
     head_warmup_epochs: int = option(0, "first epochs in which the head trains alone", at_least=0)
-    epochs: int = option(20, "passes over the images", at_least=1)
+    epochs: int = option(16, "passes over the images", at_least=1)
     batch_size: int | None = option(
         None, "images a batch (default: 128; 64 without a GPU or beside a tiny CLIP)", at_least=2
     )
@@ -141,7 +141,7 @@ def complete(config: Config, on_cpu: bool) -> Config:
         config,
         model=model,
         image_weights=image_weights,
-        image_encoder=config.image_encoder or ("resnet10t" if is_small else "resnet50"),
+        image_encoder=config.image_encoder or ("resnet18" if is_small else "resnet50"),
         image_size=config.image_size or (64 if is_small else 224),
         batch_size=config.batch_size or (64 if is_small else 128),
         backbone_lr=config.backbone_lr or (1e-3 if image_weights == "random" else 1e-4),
