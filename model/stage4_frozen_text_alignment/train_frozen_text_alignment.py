@@ -97,10 +97,8 @@ class Config(DataConfig):
     head_dropout: float = option(0.0, "dropout in the head, between its layers", at_least=0, at_most=0.9)
     freeze_backbone: bool = option(False, "train the head alone")
     head_warmup_epochs: int = option(0, "first epochs in which the head trains alone", at_least=0)
-    epochs: int = option(16, "passes over the images", at_least=1)
-    batch_size: int | None = option(
-        None, "images a batch (default: 128; 64 without a GPU or beside a tiny CLIP)", at_least=2
-    )
+    epochs: int = option(20, "passes over the images", at_least=1)
+    batch_size: int = option(128, "images a batch", at_least=2)
     further_captions: int = option(0, "captions drawn from all others as more negatives of each image", at_least=0)
     backbone_lr: float | None = option(
         None, "peak learning rate of the backbone (default: 1e-4; 1e-3 from random weights)", above=0
@@ -143,7 +141,6 @@ def complete(config: Config, on_cpu: bool) -> Config:
         image_weights=image_weights,
         image_encoder=config.image_encoder or ("resnet18" if is_small else "resnet50"),
         image_size=config.image_size or (64 if is_small else 224),
-        batch_size=config.batch_size or (64 if is_small else 128),
         backbone_lr=config.backbone_lr or (1e-3 if image_weights == "random" else 1e-4),
     )
     return replace(smaller(config), epochs=1, batch_size=16) if config.smoke else config
