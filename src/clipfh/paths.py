@@ -10,6 +10,8 @@ STAGES = {
     1: "stage1_zeroshot",
     2: "stage2_img_encoder_finetune",
     3: "stage3_joint_img_text_finetune",
+    4: "stage4_frozen_text_alignment",
+    5: "stage5_text_image_gan",
 }
 
 

@@ -61,9 +61,21 @@ def prepare_default(model: str, pretrained: str | None = None) -> None:
     """
     folder = metadata_dir(DEFAULT_DATASET)
     scripts = [ROOT / "preprocessing" / name for name in PREPROCESSING] if not _is_prepared(folder) else []
-    commands = [[str(script)] for script in scripts]
+    _run([[str(script)] for script in scripts])
+    prepare_weights(model, pretrained)
+
+
+def prepare_weights(model: str, pretrained: str | None = None) -> None:
+    """Make the weights of a small model with stage 0 where there are none; other models have weights of their own.
+
+    Raises:
+        InputError: stage 0 failed; its own message is above.
+    """
     if model in TINY_MODELS and pretrained is None and not any((stage_dir(0) / "checkpoints").glob(f"{model}_*.pth")):
-        commands.append([str(stage_dir(0) / "pretrain_small_clip.py"), "--model", model])
+        _run([[str(stage_dir(0) / "pretrain_small_clip.py"), "--model", model]])
+
+
+def _run(commands: list[list[str]]) -> None:
     for command in commands:
         shown = " ".join(["python", display(Path(command[0])), *command[1:]])
         print(f"not there yet, preparing the embedded default: {shown}", flush=True)

@@ -133,6 +133,7 @@ def epoch_line(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
 _MAY_DIFFER = {
     *("device", "precision", "patience", "skip_unreadable", "resume_ckpt", "save_path", "log_dir"),
     *("pretrained", "init_ckpt", "metadata_dir", "image_dir", "image_meta", "prompt_json"),
+    *("data_root", "baseline"),
 }
 
 
