@@ -42,12 +42,12 @@ from clipfh.clip_model import canonical_model_name
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
+from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import prepare_weights
 from clipfh.run import (
     RunLog,
     autocast,
-    keep_freed_memory,
     new_run_name,
     pick_device,
     rank_and_world_size,
