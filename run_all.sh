@@ -6,7 +6,7 @@
 set -euo pipefail
 here=$PWD
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
-last_stage=3
+last_stage=4
 
 usage() {
     cat <<'EOF'
@@ -20,16 +20,20 @@ What to run on
   --dataset NAME      synthetic (default), inshop, hands11k, hd, market1501, grocery, folder
   --data_root DIR     folder of the raw dataset; needed by all but synthetic (default there: data/raw/synthetic)
 
+  --captions NAME     captioned images of stage 4: synthetic (default), coco, flickr8k, flickr30k, grocery, jsonl
+  --captions_root DIR folder of those; needed by all but synthetic
+
 What to train
   --model NAME        tiny-rn (default), tiny-vit, ViT-B/16, ViT-B/32, ViT-L/14, RN50, or another open_clip name
   --pretrained NAME   weights to start from: a tag of open_clip such as openai, or a weights file
                       (default: the weights of stage 0 for the tiny models, openai for the others)
-  --stages LIST       which stages: 1-3, 2, 1,3 or 0-3 (default: 0-3 where stage 0 makes the weights, else 1-3)
+  --stages LIST       which stages: 1-3, 2, 1,3 or 0-4 (default: 0-3 where stage 0 makes the weights, else 1-3)
                         0  pretrain a small CLIP       2  fine-tune the image encoder
                         1  evaluate zero-shot          3  fine-tune both encoders
+                        4  align an image encoder to the frozen text encoder, on captions
                       A tiny model without weights is always pretrained first.
   --variant NAME      preset of stage 3: v1, v2, v3, v4 (default); v3 goes on from v2, which is trained first
-  --epochs N          epochs of stages 2 and 3 (default: what each stage finds best)
+  --epochs N          epochs of stages 2 to 4 (default: what each stage finds best)
   --seed N            seed of the training (default: 0). The identities and splits of the data stay the same, so that
                       runs with several seeds can be compared
   --device NAME       auto (default), cpu, cuda, cuda:1, mps
@@ -61,7 +65,7 @@ one_of() { # OPTION VALUE VALID...
 # --- options ---------------------------------------------------------------------------------------------------------
 
 dataset=synthetic data_root='' model=tiny-rn pretrained='' stage_list='' variant=v4 epochs='' seed=0 device=auto
-smoke=no force=no setup_only=no
+smoke=no force=no setup_only=no captions=synthetic captions_root=''
 
 while [ $# -gt 0 ]; do
     option=$1
@@ -78,13 +82,15 @@ while [ $# -gt 0 ]; do
         --smoke) smoke=yes && continue ;;
         --force) force=yes && continue ;;
         --setup-only) setup_only=yes && continue ;;
-        --dataset | --data_root | --model | --pretrained | --stages | --variant | --epochs | --seed | --device) ;;
+        --dataset | --data_root | --captions | --captions_root | --model | --pretrained | --stages | --variant | --epochs | --seed | --device) ;;
         *) fail "unknown option '$option'" ;;
     esac
     case ${1:-} in '' | --*) fail "$option needs a value" ;; esac
     case $option in
         --dataset) dataset=$1 ;;
         --data_root) data_root=$1 ;;
+        --captions) captions=$1 ;;
+        --captions_root) captions_root=$1 ;;
         --model) model=$1 ;;
         --pretrained) pretrained=$1 ;;
         --stages) stage_list=$1 ;;
@@ -97,6 +103,7 @@ while [ $# -gt 0 ]; do
 done
 
 one_of --dataset "$dataset" synthetic inshop hands11k hd market1501 grocery folder
+one_of --captions "$captions" synthetic coco flickr8k flickr30k grocery jsonl
 one_of --variant "$variant" v1 v2 v3 v4
 case $model in tiny-*) one_of --model "$model" tiny-rn tiny-vit ;; esac
 case $device in auto | cpu | mps | cuda | cuda:[0-9]) ;; *) fail "--device '$device' is unknown; valid: auto cpu cuda cuda:N mps" ;; esac
@@ -109,6 +116,12 @@ if [ -n "$data_root" ]; then
     [ "$dataset" = synthetic ] || [ -d "$data_root" ] || fail "--data_root: there is no folder $data_root"
 elif [ "$dataset" != synthetic ]; then
     fail "--dataset $dataset needs --data_root DIR, the folder of the raw data"
+fi
+if [ -n "$captions_root" ]; then
+    captions_root=$(absolute "$captions_root")
+    [ -d "$captions_root" ] || fail "--captions_root: there is no folder $captions_root"
+elif [ "$captions" != synthetic ]; then
+    fail "--captions $captions needs --captions_root DIR, the folder of the captioned images"
 fi
 if [ -n "$pretrained" ] && [ -f "$(absolute "$pretrained")" ]; then pretrained=$(absolute "$pretrained"); fi
 
@@ -155,8 +168,9 @@ run=${name}_${model//\//-}
 if [ "$seed" != 0 ]; then run=${run}_seed$seed; fi
 logs=results/logs/$run
 
-start=(--model "$model")
-if [ -n "$pretrained" ]; then start+=(--pretrained "$pretrained"); fi
+weights=(--model "$model") # without what suits the photos of one dataset
+if [ -n "$pretrained" ]; then weights+=(--pretrained "$pretrained"); fi
+start=("${weights[@]}")
 # Where the scripts' defaults do not suit. What is given later on a command line wins: --epochs overrides these.
 recipe=() encoder_recipe=() joint_recipe=() v4_recipe=()
 case $model in
@@ -224,7 +238,8 @@ stage0() { # weights of a tiny model
     if [ $smoke = yes ]; then options+=(--smoke --save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step 10_stage0_pretrain --inputs "$folder/*.py" --outputs "$folder/checkpoints$apart/${model}_*.pth" \
         -- python $folder/pretrain_small_clip.py "${options[@]}"
-    start+=(--pretrained "$(made_by 10_stage0_pretrain '*.pth')")
+    weights+=(--pretrained "$(made_by 10_stage0_pretrain '*.pth')")
+    start+=("${weights[@]:2}")
 }
 
 stage1() { # zero-shot
@@ -275,13 +290,37 @@ train_joint() { # VARIANT CHECKPOINT_TO_START_FROM STEP_THAT_MADE_IT
         -- python $folder/train_clip_joint_encoders.py --variant "$1" "${options[@]}"
 }
 
+stage4() { # an image encoder to the frozen text encoder
+    local folder=model/stage4_frozen_text_alignment captions_name=${captions}_captions where=() small=()
+    local on_captions=(--dataset "$captions") options=(--device "$device" "${weights[@]}")
+    if [ -n "$captions_root" ]; then on_captions+=(--data_root "$captions_root"); fi
+    # on few photos, and of products, which have no left and right
+    if [ "$captions" = grocery ]; then options+=(--epochs 30 --flip 0.5); fi
+    if [ $smoke = yes ]; then
+        captions_name=${captions_name}_smoke small=(--smoke)
+        where=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart")
+    fi
+    step 50_stage4_captions --inputs "$folder/*.py" --outputs "metadata/$captions_name/captions.json" \
+        -- python $folder/prepare_captions.py "${on_captions[@]}" ${small[@]+"${small[@]}"}
+    step 51_stage4_train --after 50_stage4_captions 10_stage0_pretrain --inputs "$folder/*.py" \
+        --outputs "$folder/checkpoints$apart/*_BEST.pth" "$folder/checkpoints$apart/*_LINEAR.pth" \
+        -- python $folder/train_frozen_text_alignment.py "${on_captions[@]}" "${options[@]}" "${training[@]}" \
+        ${where[@]+"${where[@]}"}
+    step 52_stage4_evaluate --after 51_stage4_train --inputs "$folder/*.py" \
+        --outputs "results$apart/${captions_name}_stage4_*/metrics.json" \
+        -- python $folder/eval_frozen_text_alignment.py --dataset "$captions" --device "$device" \
+        --results_dir "results$apart" --ckpt "$(made_by 51_stage4_train '*_BEST.pth')"
+}
+
 SECONDS=0
-if [ "$stages" != ' 0 ' ]; then prepare_data; fi
+identities=no # whether a stage is wanted that finds them again
+if wanted 1 || wanted 2 || wanted 3; then identities=yes; fi
+if [ $identities = yes ]; then prepare_data; fi
 if [ $makes_weights = yes ]; then stage0; fi
 for ((stage = 1; stage <= last_stage; stage++)); do
     if wanted $stage; then "stage$stage"; fi
 done
-if [ "$stages" != ' 0 ' ]; then
+if [ $identities = yes ]; then
     force=yes step 90_report -- python -m clipfh.report --results_dir "results$apart" # always: the table ends the run
 fi
 echo "finished in $((SECONDS / 60)) min $((SECONDS % 60)) s; logs: $logs"

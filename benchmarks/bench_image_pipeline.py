@@ -57,7 +57,10 @@ def prepare_open_clip(folder):
 
 def prepare_ours(folder, fast_decode):
     """File by file through ours."""
+    from clipfh.freed_memory import keep_freed_memory
     from clipfh.transforms import decode, to_input
+
+    keep_freed_memory()  # as the cache does before it decodes
 
     files = sorted(Path(folder).glob("*.jpg"))
 

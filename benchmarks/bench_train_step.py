@@ -8,8 +8,8 @@ The bare step encodes float images (and tokens) that lie in memory, takes the me
 and steps torch's fused AdamW; precision and parameters are the same. Both take turns in one process, some steps at a
 time, so that a drift of the machine's speed meets them alike; the share is the median over the turns.
 
-Gradient caching is compared with plain steps: with one of the whole batch for its gradients, with one of the size of a
-chunk for its memory. There the views are the photos themselves, so that both see the same.
+Gradient caching is compared with plain steps: with one of the whole batch for its gradients, with an
+epoch of steps of a chunk's size for its memory. There the views are the photos themselves, so that both see the same.
 """
 
 import itertools
@@ -50,10 +50,10 @@ def prepare_in_turn(stage, model, image_size, p, k, steps, turns):
     return run
 
 
-def prepare_step(model, image_size, p, k, grad_cache_chunk):
-    """One step of stage 3, as it runs, from the first allocation on."""
+def prepare_epoch(model, image_size, p, k, batches, grad_cache_chunk):
+    """An epoch of stage 3, as it runs, from the first allocation on."""
     script = _import_stage(3)
-    return _epoch(script, _training(script, 3, model, image_size, p, k, 1, grad_cache_chunk))
+    return _epoch(script, _training(script, 3, model, image_size, p, k, batches, grad_cache_chunk))
 
 
 def _epoch(script, training):
@@ -210,20 +210,21 @@ def main(quick: bool) -> None:
 
 
 def _memory(quick: bool):
+    """The same photos in plain steps of a chunk's size, and in one step of chunks: the allocator is worked as long."""
     chunk, total, k = (16, 128, 2) if quick else (128, 4096, 2)
     setting = {"model": "tiny-vit", "image_size": 64, "k": k}
-    plain = {**setting, "p": chunk // k, "grad_cache_chunk": 0}
-    cached = {**setting, "p": total // k, "grad_cache_chunk": chunk}
+    plain = {**setting, "p": chunk // k, "batches": total // chunk, "grad_cache_chunk": 0}
+    cached = {**setting, "p": total // k, "batches": 1, "grad_cache_chunk": chunk}
     cases = [
-        Case(f"stage 3, tiny-vit 64 px, plain step of {chunk}", "prepare_step", plain, warmup=0),
-        Case(f"stage 3, tiny-vit 64 px, step of {total} in chunks of {chunk}", "prepare_step", cached, warmup=0),
+        Case(f"stage 3, tiny-vit 64 px, {total // chunk} plain steps of {chunk}", "prepare_epoch", plain, warmup=0),
+        Case(f"stage 3, tiny-vit 64 px, step of {total} in chunks of {chunk}", "prepare_epoch", cached, warmup=0),
     ]
     samples = run_in_turn(cases, rounds=1 if quick else 3, threads=THREADS)
     rows = [row(case.name, samples[case.name]) for case in cases]
-    for figures, photos in zip(rows, (chunk, total), strict=True):
-        figures["ms_a_photo"] = round(1000 * figures["seconds"] / photos, 2)
+    for figures in rows:
+        figures["ms_a_photo"] = round(1000 * figures["seconds"] / total, 2)
     share = median(samples[cases[1].name], "peak_mib") / median(samples[cases[0].name], "peak_mib")
-    what = f"gradient caching: peak memory of a step of {total} in chunks of {chunk} beside a plain step of {chunk}"
+    what = f"gradient caching: peak memory of a step of {total} in chunks of {chunk} beside plain steps of {chunk}"
     return rows, [bar(what, share, at_most=1.1, unit="x")]
 
 

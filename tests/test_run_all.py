@@ -9,6 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = (
     "dataset",
     "data_root",
+    "captions",
+    "captions_root",
     "model",
     "pretrained",
     "stages",
@@ -85,10 +87,13 @@ def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
         ("--dataset --smoke", "--dataset needs a value"),
         ("--variant v5", "v1 v2 v3 v4"),
         ("--model tiny-vti", "tiny-rn tiny-vit"),
-        ("--stages 4", "0 to 3"),
-        ("--stages 3-1", "0 to 3"),
-        ("--stages one", "0 to 3"),
-        ("--stages ,", "0 to 3"),
+        ("--stages 6", "0 to 4"),
+        ("--stages 3-1", "0 to 4"),
+        ("--stages one", "0 to 4"),
+        ("--stages ,", "0 to 4"),
+        ("--captions cocoa", "synthetic coco flickr8k flickr30k grocery jsonl"),
+        ("--captions coco", "--captions_root"),
+        ("--captions coco --captions_root nowhere", "nowhere"),
         ("--stages 0-2 --model RN50", "--stages 1-3"),
         ("--epochs 0", "whole number, 1 or more"),
         ("--epochs=ten", "whole number, 1 or more"),
@@ -173,6 +178,32 @@ def test_v3_trains_v2_first_and_goes_on_from_it(checkout: Path) -> None:
     assert "--init_ckpt made/by_30_stage2_train.log_BEST.pth" in steps["40_stage3_v2_train"]
     assert "--init_ckpt made/by_40_stage3_v2_train.log_BEST.pth" in steps["40_stage3_v3_train"]
     assert list(steps)[-2] == "41_stage3_v3_evaluate"
+
+
+def test_stage_4_takes_captions_and_no_identities(checkout: Path) -> None:
+    steps = steps_of(run_all(checkout, "--stages", "4"))
+    assert [name[3:] for name in steps] == ["stage0_pretrain", "stage4_captions", "stage4_train", "stage4_evaluate"]
+    assert "--model tiny-rn --pretrained made/by_10_stage0_pretrain.log_BEST.pth" in steps["51_stage4_train"]
+    assert "--ckpt made/by_51_stage4_train.log_BEST.pth" in steps["52_stage4_evaluate"]
+
+
+def test_stage_4_on_real_captions(checkout: Path) -> None:
+    options = "--stages 1,4 --captions coco --model ViT-B/32 --pretrained openai --epochs 3 --dataset folder"
+    steps = steps_of(
+        run_all(checkout, *options.split(), "--captions_root", "my raw data", "--data_root", "my raw data")
+    )
+    raw = f"--dataset coco --data_root {checkout / 'my raw data'}"
+    assert steps["50_stage4_captions"].endswith(raw)
+    assert f"{raw} --device auto --model ViT-B/32 --pretrained openai --seed 0 --epochs 3" in steps["51_stage4_train"]
+    assert "90_report" in steps  # of stage 1
+
+
+def test_stage_4_keeps_a_smoke_run_apart(checkout: Path) -> None:
+    steps = steps_of(run_all(checkout, "--stages", "4", "--smoke"))
+    train = steps["51_stage4_train"]
+    assert "--smoke" in train and "/checkpoints/smoke" in train and "/logs/smoke" in train
+    assert steps["50_stage4_captions"].endswith("--smoke")
+    assert "--results_dir results/smoke" in steps["52_stage4_evaluate"]
 
 
 def test_smoke_run_keeps_to_folders_of_its_own(checkout: Path) -> None:

@@ -37,12 +37,12 @@ from clipfh.cli import option, run_script
 from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, freeze_text_encoder, load_clip
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
+from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
 from clipfh.run import (
     RunLog,
     autocast,
-    keep_freed_memory,
     new_run_name,
     pick_device,
     rank_and_world_size,

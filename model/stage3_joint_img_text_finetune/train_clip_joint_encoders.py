@@ -46,6 +46,7 @@ from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scal
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
+from clipfh.freed_memory import keep_freed_memory
 from clipfh.gradient_cache import Tower, cached_backward
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import (
@@ -60,7 +61,6 @@ from clipfh.prepared import (
 from clipfh.run import (
     RunLog,
     autocast,
-    keep_freed_memory,
     new_run_name,
     pick_device,
     rank_and_world_size,

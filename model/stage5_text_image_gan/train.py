@@ -54,12 +54,12 @@ from clipfh.clip_model import LoadedClip, load_clip
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
 from clipfh.diff_augment import diff_augment, parse_policy
 from clipfh.files import replace_atomically, writable_folder
+from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import display, stage_dir
 from clipfh.prepared import prepare_weights
 from clipfh.run import (
     RunLog,
     autocast,
-    keep_freed_memory,
     new_run_name,
     pick_device,
     random_state,

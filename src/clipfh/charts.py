@@ -18,16 +18,18 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LINE_STYLES = ("-", "--", "-.", ":")
 
 
-def training_curves_figure(path: Path, metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+def training_curves_figure(
+    path: Path, metrics: Sequence[Mapping[str, Any]], *, title: str = "", best_by: str = "val_mAP"
+) -> None:
     """Draw loss terms, learning rates and validation figures against the epoch, with BEST marked.
 
     Args:
         path: the picture to write.
         metrics: the lines of a `metrics.jsonl`, each with `epoch`. Keys that begin with `loss` are loss terms, keys
-            that begin with `lr` learning rates, keys that begin with `val` validation figures (BEST is the first
-            highest `val_mAP`, or `val/mAP`). Nested dictionaries are read as `outer_inner`. Panels without data are
-            left out; a value may be absent or None in some epochs.
+            that begin with `lr` learning rates, keys that begin with `val` validation figures. Nested dictionaries are
+            read as `outer_inner`. Panels without data are left out; a value may be absent or None in some epochs.
         title: above the figure.
+        best_by: the validation figure whose first highest value is marked as BEST (`val/mAP` is `val_mAP`).
 
     Raises:
         InputError: `path` cannot be written.
@@ -52,7 +54,7 @@ def training_curves_figure(path: Path, metrics: Sequence[Mapping[str, Any]], *, 
         _draw_series(axes, series, prefix)
         axes.set_title(label, loc="left", fontsize=10, fontweight="bold", color=INK, family=FONT)
         if prefix == "val":
-            _mark_best(axes, series)
+            _mark_best(axes, series, best_by)
         if len(series) > 1 or prefix == "val":
             axes.legend(fontsize=8, edgecolor="none", framealpha=0.85)
     if title:
@@ -109,8 +111,8 @@ def _draw_series(axes: Axes, series: Mapping[str, list[tuple[float, float]]], pr
         axes.set_ylim(bottom=0)
 
 
-def _mark_best(axes: Axes, series: Mapping[str, list[tuple[float, float]]]) -> None:
-    points = series.get("val_mAP")
+def _mark_best(axes: Axes, series: Mapping[str, list[tuple[float, float]]], best_by: str) -> None:
+    points = series.get(best_by)
     if not points:
         return
     epoch, value = max(points, key=lambda point: point[1])  # the first of equals, as training keeps it

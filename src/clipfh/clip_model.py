@@ -76,7 +76,12 @@ def canonical_model_name(name: str) -> str:
 
 
 def load_clip(
-    model_name: str, pretrained: str | None = None, *, image_size: int | None = None, device: str = "cpu"
+    model_name: str,
+    pretrained: str | None = None,
+    *,
+    image_size: int | None = None,
+    quick_gelu: bool | None = None,
+    device: str = "cpu",
 ) -> LoadedClip:
     """Build `model_name` and load its weights.
 
@@ -86,6 +91,7 @@ def load_clip(
             `.safetensors`, OpenAI's TorchScript archive), `random`, or None: `openai`, and for the tiny models the
             newest checkpoint of stage 0.
         image_size: input size in pixels if not the architecture's own; position embeddings are interpolated.
+        quick_gelu: whether the towers use QuickGELU; None: as the weights were trained with.
         device: where the model is put.
 
     Raises:
@@ -97,7 +103,8 @@ def load_clip(
     recorded = recorded_architecture(file) if file else {}
     if recorded.get("model", name) != name:
         raise InputError(f"{display(file)} holds a {recorded['model']}, not a {name}. Pass --model {recorded['model']}")
-    quick_gelu = recorded.get("quick_gelu", _uses_quick_gelu(name, source))
+    if quick_gelu is None:
+        quick_gelu = recorded.get("quick_gelu", _uses_quick_gelu(name, source))
     model = _build(name, image_size=image_size or recorded.get("image_size"), quick_gelu=quick_gelu)
     if source != "random":
         load_weights_file(model, file or _download(name, source), name)

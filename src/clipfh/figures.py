@@ -73,7 +73,7 @@ class RankedQuery:
 
 
 def ranked_results_figure(
-    path: Path, image_dir: Path, rows: Sequence[RankedQuery], *, title: str, top: int = 8
+    path: Path, image_dir: Path, rows: Sequence[RankedQuery], *, title: str, top: int = 8, kind: str = "item"
 ) -> None:
     """Draw one row a query: the query at the left, then its `top` gallery images, matches and others told apart.
 
@@ -85,6 +85,7 @@ def ranked_results_figure(
         rows: the queries, from top to bottom.
         title: above the figure.
         top: gallery images a row.
+        kind: what a match shares with its query, for the legend: "same item", "other item".
 
     Raises:
         InputError: an image is missing or unreadable (it is named), or `path` cannot be written.
@@ -97,57 +98,57 @@ def ranked_results_figure(
     cell = free / (top + query_share)
     query_width = cell * query_share
     names = [row.image for row in rows if row.image] + [hit.image for row in rows for hit in row.gallery[:top]]
-    photos = {name: _read_photo(Path(image_dir) / name, cell * 1.5) for name in dict.fromkeys(names)}
+    photos = {name: read_photo(Path(image_dir) / name, cell * 1.5) for name in dict.fromkeys(names)}
     height = cell / _common_aspect(photos.values())
     pitch = height + _CAPTION + _GAP
     axes = _blank_axes(head := 0.72, len(rows) * pitch + head)
-    _draw_head(axes, title, top, cell, query_width)
+    _draw_head(axes, title, top, cell, query_width, kind)
     for index, row in enumerate(rows):
         y = head + index * pitch
         _draw_query(axes, row, photos, _MARGIN, y, query_width, height)
         for rank, hit in enumerate(row.gallery[:top]):
             x = _MARGIN + query_width + _QUERY_GAP + rank * (cell + _GAP)
-            _draw_photo(axes, photos[hit.image], x, y, cell, height)
-            _draw_verdict(axes, hit.is_match, x, y, cell, height)
+            draw_photo(axes, photos[hit.image], x, y, cell, height)
+            draw_verdict(axes, hit.is_match, x, y, cell, height)
             item = shortened(hit.item_id, cell, _POINTS)
-            _lines(axes, x, y + height, [item, f"{hit.similarity:.3f}"])
+            write_lines(axes, x, y + height, [item, f"{hit.similarity:.3f}"])
     save_figure(axes.figure, path)
 
 
-def _draw_head(axes: Axes, title: str, top: int, cell: float, query_width: float) -> None:
-    _lines(axes, _MARGIN, 0.055, wrapped(title, _WIDTH - 2.8, 13, 1), size=12, weight="bold")
+def _draw_head(axes: Axes, title: str, top: int, cell: float, query_width: float, kind: str) -> None:
+    write_lines(axes, _MARGIN, 0.055, wrapped(title, _WIDTH - 2.8, 13, 1), size=12, weight="bold")
     x = _WIDTH - _MARGIN
-    for is_match, label in ((False, "other item"), (True, "same item")):  # from the right edge
+    for is_match, label in ((False, f"other {kind}"), (True, f"same {kind}")):  # from the right edge
         x -= text_width(label, _POINTS)
-        _lines(axes, x, 0.11, [label])
+        write_lines(axes, x, 0.11, [label])
         x -= 0.23
-        _draw_verdict(axes, is_match, x, 0.125, 0, 0, frame=False)
+        draw_verdict(axes, is_match, x, 0.125, 0, 0, frame=False)
         x -= 0.2
-    _lines(axes, _MARGIN, 0.45, ["query"], color=GREY)
+    write_lines(axes, _MARGIN, 0.45, ["query"], color=GREY)
     for rank in range(1, top + 1):
         x = _MARGIN + query_width + _QUERY_GAP + (rank - 1) * (cell + _GAP)
-        _lines(axes, x, 0.45, ["rank 1" if rank == 1 else str(rank)], color=GREY)
+        write_lines(axes, x, 0.45, ["rank 1" if rank == 1 else str(rank)], color=GREY)
 
 
 def _draw_query(
     axes: Axes, row: RankedQuery, photos: dict[str, np.ndarray], x: float, y: float, width: float, height: float
 ) -> None:
     if row.image is not None:
-        _draw_photo(axes, photos[row.image], x, y, width, height)
+        draw_photo(axes, photos[row.image], x, y, width, height)
     else:
         max_lines = max(1, int((height - _PROMPT_PADDING) / _LINE))
         prompt = wrapped(row.prompt, width - 2 * _PROMPT_PADDING, _POINTS, max_lines)
-        _lines(axes, x + _PROMPT_PADDING, y, prompt)
+        write_lines(axes, x + _PROMPT_PADDING, y, prompt)
     axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=INK, linewidth=1.4))
     item = shortened(row.item_id, width + _GAP, _POINTS, "bold")
-    _lines(axes, x, y + height, [item], weight="bold")
+    write_lines(axes, x, y + height, [item], weight="bold")
     facts = [] if row.average_precision is None else [f"AP {row.average_precision:.2f}"]
     if row.first_match_rank is not None:
         facts.append(f"hit at {row.first_match_rank}")
-    _lines(axes, x, y + height + _LINE, [shortened(" · ".join(facts), width + _QUERY_GAP - 0.04, 7.5)], size=7.5)
+    write_lines(axes, x, y + height + _LINE, [shortened(" · ".join(facts), width + _QUERY_GAP - 0.04, 7.5)], size=7.5)
 
 
-def _draw_verdict(
+def draw_verdict(
     axes: Axes, is_match: bool, x: float, y: float, width: float, height: float, frame: bool = True
 ) -> None:
     """A frame, and a badge with a check or a cross in its upper left corner."""
@@ -174,7 +175,7 @@ def _blank_axes(head: float, height: float) -> Axes:
     return axes
 
 
-def _read_photo(path: Path, size_inches: float) -> np.ndarray:
+def read_photo(path: Path, size_inches: float) -> np.ndarray:
     """The photograph, upright, in RGB, no larger than it is shown: uint8 (height, width, 3)."""
     try:
         with Image.open(path) as image:
@@ -193,7 +194,7 @@ def _common_aspect(photos: Collection[np.ndarray]) -> float:
     return float(np.clip(np.median(aspects), 0.6, 1.6))
 
 
-def _draw_photo(axes: Axes, photo: np.ndarray, x: float, y: float, width: float, height: float) -> None:
+def draw_photo(axes: Axes, photo: np.ndarray, x: float, y: float, width: float, height: float) -> None:
     """Centre the whole photograph in its cell, never cropped or stretched."""
     axes.add_patch(Rectangle((x, y), width, height, facecolor="#f1f3f5", edgecolor="none", zorder=-1))
     scale = min(width / photo.shape[1], height / photo.shape[0])
@@ -204,7 +205,7 @@ def _draw_photo(axes: Axes, photo: np.ndarray, x: float, y: float, width: float,
     )
 
 
-def _lines(
+def write_lines(
     axes: Axes, x: float, y: float, lines: Sequence[str], *, size: float = _POINTS, color: str = INK, **style: object
 ) -> None:
     """Left-aligned `printable` lines below y, one by one: lines of one text would not share baselines across cells."""

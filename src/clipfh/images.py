@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from clipfh.errors import InputError
 from clipfh.files import replace_atomically, write_json, write_text
+from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import display
 from clipfh.transforms import TRANSFORM_VERSION, decode
 
@@ -132,6 +133,7 @@ def _build_cache(
         except Exception as error:  # a damaged file makes a decoder raise anything: SyntaxError, struct.error, ...
             return f"{type(error).__name__}: {str(error).replace(image_dir, '')}"
 
+    keep_freed_memory()
     unreadable: list[tuple[str, str]] = []
     readable: list[str] = []
     with replace_atomically(cache) as temporary, _single_threaded_pool(workers) as pool:

@@ -21,8 +21,8 @@ from threadpoolctl import ThreadpoolController
 
 from clipfh.reach_counts import ReachCounts
 
-CHUNK, BLOCK = 640, 1280  # queries and gallery images of one product; 3 MiB of similarities
-BLOCKS_AT_ONCE = 3  # are counted
+CHUNK, BLOCK = 448, 512  # queries and gallery images of one product; 1 MiB of similarities stays in the cache
+BLOCKS_AT_ONCE = 5  # are counted by a table, which has to be fetched into the cache for every row anew
 ALIGN = 64  # a multiple of the rows and columns that BLAS kernels take at once
 
 
@@ -31,8 +31,8 @@ class Pairs(NamedTuple):
 
     Attributes:
         queries: (c,) the chunk.
-        row: (N,) places in `queries`, in increasing order.
-        position: (N,) places in the gallery.
+        row: (N,) int32, places in `queries`, in increasing order.
+        position: (N,) int32, places in the gallery.
         counted: (N,) bool, whether the pair is a match; if not, the image is left out of the query's ranking.
     """
 
@@ -60,8 +60,8 @@ class SameIdentity:
 
     @cached_property
     def _by_code(self) -> np.ndarray:
-        """(G,) places in the gallery, sorted by identity."""
-        return np.argsort(self.gallery_codes, kind="stable")
+        """(G,) places in the gallery, sorted by identity; of 32 bits, since hundreds a query are at hand at once."""
+        return np.argsort(self.gallery_codes, kind="stable").astype(np.int32)
 
     @cached_property
     def _sizes(self) -> np.ndarray:
@@ -81,9 +81,10 @@ class SameIdentity:
         """All pairs of some queries."""
         codes = self.query_codes[queries]
         num, starts = self._sizes[codes], (np.cumsum(self._sizes) - self._sizes)[codes]
-        row = np.repeat(np.arange(len(queries)), num)
-        within = np.arange(len(row)) - np.repeat(np.cumsum(num) - num, num)
-        position = self._by_code[np.repeat(starts, num) + within]
+        row = np.repeat(np.arange(len(queries), dtype=np.int32), num)
+        # the k-th pair of a query is the k-th gallery image of its identity
+        before = np.repeat((starts - (np.cumsum(num) - num)).astype(np.int32), num)
+        position = self._by_code[before + np.arange(len(row), dtype=np.int32)]
         counted = np.ones(len(row), dtype=bool)
         if self.query_cameras is not None:
             counted &= self.query_cameras[queries][row] != self.gallery_cameras[position]
@@ -142,7 +143,7 @@ def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs) -> np.ndarray:
     values = product.similarities_of(pairs)
     matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
     above = ReachCounts(matches, num)
-    for similarities, width in product.non_matches(pairs):
+    for similarities, width in product.non_matches(pairs, BLOCKS_AT_ONCE if above.by_table else 1):
         above.add(similarities, width)
     return _ranks(above.total(), num)
 
@@ -158,44 +159,47 @@ class _BlockProduct:
     def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray) -> None:
         self._query_features, self._gallery = query_features, gallery_features
         chunk, self._block = _chunk_size(len(query_features)), _even_part(len(gallery_features), BLOCK)
-        self._wide = self._block * min(BLOCKS_AT_ONCE, -(-len(gallery_features) // self._block))
+        wide = self._block * min(BLOCKS_AT_ONCE, -(-len(gallery_features) // self._block))
         D, dtype = query_features.shape[1], query_features.dtype
         self._queries = np.zeros((chunk, D), dtype)
         self._images = np.zeros((self._block, D), dtype)  # gathered ones, or the last block filled up
-        self._similarities = np.empty((chunk, self._wide), dtype)
+        self._similarities = np.empty((chunk, wide), dtype)
 
     def take(self, queries: np.ndarray) -> None:
         self._num = len(queries)
         self._queries[: self._num] = self._query_features[queries]
 
     def _multiply(self, images: np.ndarray, column: int) -> None:
-        if len(images) < self._block:
-            self._images[: len(images)] = images
-            images = self._images
         np.matmul(self._queries, images.T, out=self._similarities[:, column : column + self._block])
 
     def similarities_of(self, pairs: Pairs) -> np.ndarray:
         """(N,) of the pairs alone."""
         wanted = np.zeros(len(self._gallery), dtype=bool)
         wanted[pairs.position] = True
-        images, place = np.flatnonzero(wanted), (np.cumsum(wanted) - 1)[pairs.position]
+        images, place = np.flatnonzero(wanted), (np.cumsum(wanted, dtype=np.int32) - 1)[pairs.position]
         values = np.empty(len(place), self._queries.dtype)
         for start in range(0, len(images), self._block):
-            self._multiply(self._gallery[images[start : start + self._block]], 0)
+            block = images[start : start + self._block]
+            np.take(self._gallery, block, axis=0, out=self._images[: len(block)], mode="clip")  # "raise" would copy
+            self._multiply(self._images, 0)
             here = (place >= start) & (place < start + self._block)
             values[here] = self._similarities[pairs.row[here], place[here] - start]
         return values
 
-    def non_matches(self, pairs: Pairs) -> Iterator[tuple[np.ndarray, int]]:
-        """(c, b) of the whole gallery, part by part, and how many columns count; -inf for pairs of one identity."""
-        G = len(self._gallery)
-        part_of_pair = (pairs.position // self._wide).astype(np.uint16)  # numpy sorts 16 bits by radix
+    def non_matches(self, pairs: Pairs, num_blocks: int) -> Iterator[tuple[np.ndarray, int]]:
+        """(c, b) of the whole gallery, `num_blocks` at a time, and how many columns count; -inf for pairs."""
+        G, wide = len(self._gallery), self._block * num_blocks
+        part_of_pair = (pairs.position // wide).astype(np.uint16)  # numpy sorts 16 bits by radix
         by_part = np.argsort(part_of_pair, kind="stable")
-        ends = np.cumsum(np.bincount(part_of_pair, minlength=-(-G // self._wide)))
-        for number, start in enumerate(range(0, G, self._wide)):
-            for first in range(start, min(start + self._wide, G), self._block):
-                self._multiply(self._gallery[first : first + self._block], first - start)
-            width = min(self._wide, G - start)
+        ends = np.cumsum(np.bincount(part_of_pair, minlength=-(-G // wide)))
+        for number, start in enumerate(range(0, G, wide)):
+            for first in range(start, min(start + wide, G), self._block):
+                block = self._gallery[first : first + self._block]
+                if len(block) < self._block:
+                    self._images[: len(block)] = block
+                    block = self._images
+                self._multiply(block, first - start)
+            width = min(wide, G - start)
             inside = by_part[ends[number - 1] if number else 0 : ends[number]]
             self._similarities[pairs.row[inside], pairs.position[inside] - start] = -np.inf
             yield self._similarities[: self._num], width
@@ -214,11 +218,11 @@ def _even_part(length: int, most: int) -> int:
 def _in_rows(values: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Values of the pairs (N,) as rows (c, M) in decreasing order, and how many each has (c,); M is at least 1."""
     num = np.bincount(row, minlength=num_rows)
-    place = np.arange(len(row)) - np.repeat(np.cumsum(num) - num, num)
+    place = np.arange(len(row), dtype=np.int32) - np.repeat((np.cumsum(num) - num).astype(np.int32), num)
     negated = np.full((num_rows, max(num.max(), 1)), np.inf, dtype=values.dtype)
     negated[row, place] = -values
     negated.sort(axis=1)
-    return -negated, num
+    return np.negative(negated, out=negated), num
 
 
 def _match_ranks_by_sorting(

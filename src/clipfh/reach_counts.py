@@ -42,6 +42,9 @@ class ReachCounts:
 
     Few values are compared with everything. For many, a table cuts their range into equal intervals: a similarity
     counts for all values in lower intervals at once, and is compared only with those that share its interval.
+
+    Attributes:
+        by_table: whether any row needs the table.
     """
 
     def __init__(self, matches: np.ndarray, num: np.ndarray) -> None:
@@ -51,7 +54,8 @@ class ReachCounts:
         self._place = np.zeros((c, M), dtype=np.int32)  # of each match among the distinct values
         num_values = _distinct(matches, num, values, self._place)
         by_table = num_values > FEW_VALUES
-        K = INTERVALS if by_table.any() else 0
+        self.by_table = bool(by_table.any())
+        K = INTERVALS if self.by_table else 0
         spread = values.max(axis=1) - values[:, 0]
         self._table = _Table(
             values,
@@ -60,7 +64,7 @@ class ReachCounts:
             scale=K / np.maximum(spread, INTERVALS * np.finfo(matches.dtype).tiny),  # finite
             first=np.zeros((c, K + 1), dtype=np.uint16 if M < 2**16 else np.uint32),
             histogram=np.zeros((c, K), dtype=np.uint32),
-            reached=np.zeros((c, M + 1), dtype=np.int64),
+            reached=np.zeros((c, M + 1), dtype=np.uint32),
         )
         _fill_first(self._table)
 

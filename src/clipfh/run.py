@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -46,20 +45,6 @@ def seed_everything(seed: int, rank: int = 0) -> None:
     random.seed(seed + 1000 * rank)
     np.random.seed((seed + 1000 * rank) % 2**32)
     torch.manual_seed(seed + 1000 * rank)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep the memory that training frees, for its next step; without effect where it is not glibc.
-
-    Otherwise it gives a step's large tensors back to the system and asks for them again in the next step, and every
-    page of them is a page fault: of a step of ViT-B/32 on two cores, a sixteenth to a fifth; tiny models do not notice.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 2**30)
 
 
 def pick_device(name: str) -> torch.device:

@@ -132,7 +132,8 @@ def epoch_line(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
 # What may differ between a run and its continuation: where things are, not what is computed.
 _MAY_DIFFER = {
     *("device", "precision", "patience", "skip_unreadable", "resume_ckpt", "save_path", "log_dir"),
-    *("pretrained", "init_ckpt", "metadata_dir", "image_dir", "image_meta", "prompt_json", "checkpoint_dir"),
+    *("pretrained", "init_ckpt", "metadata_dir", "image_dir", "image_meta", "prompt_json"),
+    *("data_root", "baseline", "checkpoint_dir"),
 }
 
 

@@ -22,11 +22,6 @@ DRAFT_MARGIN, SMOOTH_DRAFT_MARGIN = 2.5, 1.6
 SMOOTH_BYTES_PER_PIXEL = 0.25
 
 
-# glibc gives freed memory back to the system, whose fresh pages cost as much as the decoding, unless it has seen a
-# larger block freed: this one, of which no page is touched, makes it keep up to twice as much.
-torch.empty(31 << 20, dtype=torch.uint8)
-
-
 def decode(path: Path, image_size: int, resize_mode: str = "shortest", *, fast_decode: bool = False) -> np.ndarray:
     """Decode one photo: (S, S, 3) uint8 RGB.
 
@@ -118,8 +113,8 @@ def _resample_crop(
     crop = photo.crop((x, y, right, bottom))
     plane = torch.empty(bottom - y, right - x)  # (H, W) of one channel
     narrow = torch.empty(image_size, 3, bottom - y)  # (S, 3, H)
-    for channel in range(3):
-        plane.numpy()[...] = crop.getchannel(channel)
+    for channel, levels in enumerate(crop.split()):
+        plane.numpy()[...] = levels
         _resample(plane, columns, x, narrow[:, channel])
     reduced = torch.empty(image_size, 3 * image_size)
     _resample(narrow.clamp_(0, 255).view(-1, bottom - y), rows, y, reduced)

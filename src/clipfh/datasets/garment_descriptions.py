@@ -112,7 +112,7 @@ def describe(garment: Garment, rng: random.Random) -> list[str]:
             [sentence for sentence in _MARKETING if "{noun}" not in sentence and " it " not in sentence]
         )
     fit = "regular-fit" if garment.fit == "regular" else garment.fit
-    words = {"noun": name, "fit": f"{fit} ", "length": f"{garment.length} ", "cloth": _cloth(garment)}
+    words = {"noun": name, "fit": f"{fit} ", "length": f"{garment.length} ", "cloth": cloth_in_words(garment)}
     prose = [marketing, rng.choice(_IDENTITY)]
     brief = rng.random() < 0.35  # these mostly fit into CLIP's 77 tokens, the others do not
     if not brief and rng.random() < 0.55:
@@ -121,7 +121,7 @@ def describe(garment: Garment, rng: random.Random) -> list[str]:
     if name in _PLURAL:
         lines[1:] = [_make_plural(line) for line in lines[1:]]
     if not brief and rng.random() < 0.45:
-        lines += ["Details", *(f"- {part[0].upper()}{part[1:]}" for part in _parts(garment))]
+        lines += ["Details", *(f"- {part[0].upper()}{part[1:]}" for part in visible_parts(garment))]
     cloth = rng.choice(_CLOTH.get(garment.category, _CLOTH[""]))
     lines += ["Content + Care", f"- {cloth}", f"- {rng.choice(_CARE)}", "Size + Fit"]
     if brief:
@@ -133,7 +133,7 @@ def describe(garment: Garment, rng: random.Random) -> list[str]:
     return lines
 
 
-def _cloth(garment: Garment) -> str:
+def cloth_in_words(garment: Garment) -> str:
     """Colour and pattern: "navy and cream plaid", "solid red"."""
     if garment.pattern == "solid":
         return f"{garment.color} denim" if garment.category == "Denim" else f"solid {garment.color}"
@@ -151,7 +151,7 @@ def _cloth(garment: Garment) -> str:
     return f"{garment.color} and {garment.accent} {pattern.get(garment.pattern, garment.pattern)}"
 
 
-def _parts(garment: Garment) -> list[str]:
+def visible_parts(garment: Garment) -> list[str]:
     """Sleeves, neckline and details, in a shop's words."""
     neck = {
         "V-neck": "a V-neckline", "collar": "a pointed collar", "lapels": "notched lapels", "hood": "a hood",
@@ -174,7 +174,7 @@ def _parts(garment: Garment) -> list[str]:
 
 
 def _features(garment: Garment) -> str:
-    parts = _parts(garment)
+    parts = visible_parts(garment)
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 

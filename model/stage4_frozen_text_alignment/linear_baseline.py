@@ -1,0 +1,99 @@
+"""The baseline of stage 4: a linear head on the frozen backbone, which keeps the weights that the run starts from.
+
+Same images, same captions, same loss, same number of steps, its own best epoch chosen on val. The backbone's features
+are computed once: a frozen backbone needs no more, and the head gets so many more steps a second.
+Shapes: N images, F backbone features, D embedding, B batch.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clip_model import CLIPImageEncoder
+from dataset import CaptionedPixels, draw_captions, encode_pixels
+from loss import caption_info_nce_loss, is_caption_of
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from clipfh.augment import view_generator
+from clipfh.caption_retrieval import CaptionRecall, caption_recall
+from clipfh.sampler import RandomBatchSampler
+from clipfh.schedule import cosine_with_warmup
+
+LR, WEIGHT_DECAY = 3e-3, 1e-4
+
+
+def mean_recall(both_ways: tuple[CaptionRecall, CaptionRecall]) -> float:
+    """The mean of Recall@1, 5 and 10 both ways, by which BEST is chosen (the field's rsum, divided by 6)."""
+    return sum(sum(figures.recall.values()) for figures in both_ways) / 6
+
+
+def recall_of(encoder: nn.Module, data: CaptionedPixels, device: torch.device) -> tuple[CaptionRecall, CaptionRecall]:
+    """Image to text and text to image, of all images of a split against all of its captions."""
+    features = encode_pixels(encoder, data.pixels, device)
+    return caption_recall(features, torch.from_numpy(np.array(data.text_features)), data.captions_of_image)
+
+
+def train_linear_head(
+    backbone: nn.Module,
+    train: CaptionedPixels,
+    val: CaptionedPixels,
+    *,
+    epochs: int,
+    batch_size: int,
+    temperature: float,
+    further: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[nn.Linear, float, int]:
+    """Train the head; the backbone is only looked through.
+
+    Returns:
+        The head (F to D), the mean recall on val of its best epoch, and that epoch.
+    """
+    features, val_features = (encode_pixels(backbone, data.pixels, device) for data in (train, val))  # (N, F)
+    mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
+    inputs, val_inputs = (((part - mean) / std).to(device) for part in (features, val_features))
+    val_texts = torch.from_numpy(np.array(val.text_features))  # (T, D)
+    head = nn.Linear(inputs.shape[1], val_texts.shape[1]).to(device)
+    logit_scale = nn.Parameter(torch.tensor(1 / temperature, device=device).log())
+    sampler = RandomBatchSampler(len(inputs), batch_size, seed)
+    optimizer = AdamW([*head.parameters(), logit_scale], lr=LR, weight_decay=WEIGHT_DECAY)
+    total = epochs * len(sampler)
+    scheduler = LambdaLR(optimizer, lambda step: cosine_with_warmup(step, total_steps=total, warmup_steps=total // 20))
+    best, best_epoch, best_state = -1.0, 0, head.state_dict()
+    for epoch in range(1, epochs + 1):
+        sampler.set_epoch(epoch)
+        for number, indices in enumerate(sampler):
+            generator = view_generator(seed, 0, epoch, number, 1)
+            drawn, numbers, captions = draw_captions(train, indices, generator, device, further)
+            out = F.normalize(head(inputs[indices]), dim=1)
+            loss = caption_info_nce_loss(out, drawn, logit_scale.exp(), is_caption_of(captions, numbers))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            with torch.no_grad():
+                logit_scale.clamp_(0.0, 4.6051702)  # a temperature of 1 to 0.01, as the run's
+        with torch.inference_mode():
+            out = F.normalize(head(val_inputs), dim=1).cpu()
+        value = mean_recall(caption_recall(out, val_texts, val.captions_of_image))
+        if value > best:
+            best, best_epoch = value, epoch
+            best_state = {name: part.detach().clone() for name, part in head.state_dict().items()}
+    head.load_state_dict(best_state)
+    return unstandardised(head, mean.to(device), std.to(device)), best, best_epoch
+
+
+def unstandardised(head: nn.Linear, mean: torch.Tensor, std: torch.Tensor) -> nn.Linear:
+    """The same head for features that are not standardised: W x / std - W mean / std + b."""
+    with torch.no_grad():
+        head.bias -= head.weight @ (mean / std)
+        head.weight /= std
+    return head
+
+
+def with_linear_head(encoder: CLIPImageEncoder, head: nn.Linear) -> dict[str, torch.Tensor]:
+    """The state of an image encoder of one layer that has the backbone of `encoder` and the head."""
+    backbone = {f"backbone.{name}": value for name, value in encoder.backbone.state_dict().items()}
+    return {**backbone, "head.0.weight": head.weight.detach().cpu(), "head.0.bias": head.bias.detach().cpu()}

@@ -1,0 +1,139 @@
+"""Generated pictures with five captions each: scenes and garments, half and half, in the layout of JSON lines.
+
+Source: drawn here with Pillow, the same for the same parameters. Nothing is downloaded.
+
+    DATA_ROOT/captions.jsonl       {"image", "captions": [five], "split": train | val | test, "label": what it shows}
+    DATA_ROOT/images/00000.jpg
+    DATA_ROOT/generated.json       the parameters
+
+The garments come from the half of all attribute combinations that the small CLIP of stage 0 was never shown. Families
+of garments that differ in one attribute only are never divided between the splits; no scene is in two splits.
+"""
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clipfh.datasets.garment_captions import garment_captions
+from clipfh.datasets.garment_catalogue import Garment, make_catalogue
+from clipfh.datasets.garment_descriptions import noun
+from clipfh.datasets.garment_rendering import render_photo
+from clipfh.datasets.scene_captions import Scene, draw_scene, scene_captions
+from clipfh.datasets.scene_drawing import render_scene
+from clipfh.errors import InputError
+
+SPLIT_SIZES = {"train": 3000, "val": 250, "test": 500}
+_VERSION = 1  # to be raised when the same parameters give other files, so that old folders are made anew
+_VIEWS = ("front", "front", "full", "flat", "additional")  # what the captions name is to be seen
+
+
+def generate(data_root: Path, *, sizes: dict[str, int], seed: int, image_px: int = 96, progress: bool = False) -> None:
+    """Write the pictures and their captions; whole or not at all.
+
+    A finished folder is kept if it was made with the same parameters, and replaced if it was made with others.
+
+    Args:
+        data_root: the folder to make.
+        sizes: pictures of `train`, `val` and `test`.
+        seed: draws everything.
+        image_px: side of the square pictures, at least 96.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: a folder that cannot be written, or one that holds other files.
+    """
+    data_root = Path(os.path.abspath(data_root))
+    parameters = {"caption_scenes_version": _VERSION, "sizes": sizes, "seed": seed, "image_px": image_px}
+    if _is_finished(data_root, parameters):
+        return
+    if data_root.exists() and not (data_root / "generated.json").is_file() and any(data_root.iterdir()):
+        raise InputError(f"{data_root} holds files that were not generated here; choose another folder or remove it")
+    pictures = plan_pictures(sizes, seed)
+    try:
+        data_root.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=data_root.parent, prefix=f".{data_root.name}."))
+    except OSError as error:
+        raise InputError(f"cannot write {data_root}: {error.strerror}. Choose another folder.") from error
+    try:
+        folder.chmod(0o755)  # mkdtemp makes private folders
+        (folder / "images").mkdir()
+        lines = _write_pictures(folder, pictures, seed, image_px, progress=progress)
+        (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = json.dumps({**parameters, "num_images": len(lines)}, indent=1)
+        (folder / "generated.json").write_text(text + "\n", encoding="utf-8")
+        shutil.rmtree(data_root, ignore_errors=True)
+        folder.rename(data_root)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if progress:
+        print(f"generated {len(lines):,} captioned pictures in {data_root}")
+
+
+def plan_pictures(sizes: dict[str, int], seed: int) -> list[tuple[str, Garment | Scene]]:
+    """(split, what is shown) of every picture: scenes and garments in turn, the same beginning for any sizes."""
+    scenes: dict[Scene, None] = {}
+    rng = random.Random(f"scenes {seed}")
+    total = sum(sizes.values())
+    while len(scenes) < total:
+        scenes.setdefault(draw_scene(rng))
+    garments = _garments_by_split({split: number // 2 for split, number in sizes.items()}, seed)
+    pictures: list[tuple[str, Garment | Scene]] = []
+    remaining = iter(scenes)
+    for split, number in sizes.items():
+        shown = [next(remaining) if index % 2 == 0 else garments[split][index // 2] for index in range(number)]
+        pictures += [(split, content) for content in shown]
+    return pictures
+
+
+def _garments_by_split(sizes: dict[str, int], seed: int) -> dict[str, list[Garment]]:
+    """Different garments for each split; a family that reaches over the end of a split is cut off there."""
+    catalogue = iter(make_catalogue(sum(sizes.values()) + 16 * len(sizes), seed=seed))
+    chosen: dict[str, list[Garment]] = {}
+    closed: set[int] = set()  # families of the splits before
+    for split, number in sizes.items():
+        chosen[split], families = [], set()
+        while len(chosen[split]) < number:
+            item = next(catalogue)
+            if item.family not in closed:
+                chosen[split].append(item.garment)
+                families.add(item.family)
+        closed |= families
+    return chosen
+
+
+def _write_pictures(
+    folder: Path, pictures: list[tuple[str, Garment | Scene]], seed: int, image_px: int, *, progress: bool
+) -> list[str]:
+    """Draw every picture; the lines of `captions.jsonl`."""
+    lines = []
+    quiet = None if progress else True  # None: a bar on terminals only
+    for index, (split, content) in enumerate(tqdm(pictures, "draw pictures", unit="img", disable=quiet)):
+        rng = random.Random(f"picture {seed} {index}")
+        if isinstance(content, Scene):
+            captions, label = scene_captions(content, rng), content.place
+            picture = render_scene(content.place, content.light, list(content.objects), rng, image_px=image_px)
+        else:
+            captions, label = garment_captions(content, rng), noun(content)
+            view = rng.choice(_VIEWS)
+            picture = render_photo(content, view, rng, image_px=image_px, cloth_seed=f"{seed} {index}")
+        name = f"images/{index:05d}.jpg"
+        picture.save(folder / name, quality=90)
+        lines.append(json.dumps({"image": name, "captions": captions, "split": split, "label": label}))
+    return lines
+
+
+def _is_finished(data_root: Path, parameters: dict[str, object]) -> bool:
+    """Whether `data_root` was generated with these parameters and has all of its files."""
+    try:
+        generated = json.loads((data_root / "generated.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(generated, dict) or {key: generated.get(key) for key in parameters} != parameters:
+        return False
+    num_images = sum(1 for _ in (data_root / "images").glob("*.jpg"))
+    return (data_root / "captions.jsonl").is_file() and num_images == generated.get("num_images")
