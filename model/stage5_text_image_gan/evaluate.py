@@ -173,6 +173,11 @@ def main(config: Config) -> None:
     if config.split not in splits:
         raise InputError(f"the faces have no split {config.split}; it has {', '.join(splits)}")
     real = splits[config.split]
+    few = [name for label, name in enumerate(EMOTIONS) if (real.labels == label).sum() < 2]
+    if few:
+        raise InputError(
+            f"the {config.split} split has fewer than two faces of {', '.join(few)}: nothing to compare with"
+        )
     results = writable_folder(
         config.results_dir / new_run_name(f"{writer.recorded['dataset']}_stage5"), "--results_dir"
     )
