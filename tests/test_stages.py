@@ -36,7 +36,7 @@ SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("model/*/*.py", "preprocessing/*.py")
     for path in ROOT.glob(pattern)
-    if "project_environment" in path.read_text(encoding="utf-8")  # the others are modules beside a script
+    if "run_script(" in path.read_text(encoding="utf-8")  # the others are modules beside a script
 )
 SMALL = ("--p", 4, "--k", 2, "--precision", "float32")
 
