@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-import torchvision
 
+import clipfh.torchvision_guard  # noqa: F401  (a PyPI torchvision beside a CPU torch)
+
+import torchvision  # isort: skip
 from clipfh.errors import InputError
 from clipfh.image_backbones import build_backbone, load_backbone_weights
 
