@@ -85,7 +85,7 @@ def test_stage0_writes_a_checkpoint_once(project):
 
 
 def check_run_files(project, script, best, seed, terms):
-    """The files of one training run, as DESIGN.md lists them."""
+    """The files of one training run."""
     run = best.stem.removesuffix("_BEST")
     logs = (project.root / script).parent / "logs" / run
     recorded = read_json(logs / "config.json")
