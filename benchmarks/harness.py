@@ -138,21 +138,20 @@ def save_results(name: str, rows: list[dict[str, Any]], bars: list[dict[str, Any
         "bars": bars,
     }
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(_table(name, content))
-    if quick:
-        print("  (small inputs and few runs: the limits are meant for the full ones)")
-    else:
+    print(_table(name, content, judged=not quick))  # on small inputs and few runs the limits mean nothing
+    if not quick:
         from report import update_readme  # it imports this module
 
         update_readme()
 
 
-def _table(name: str, content: dict[str, Any]) -> str:
+def _table(name: str, content: dict[str, Any], *, judged: bool) -> str:
     width = max(len(entry["what"]) for entry in [*content["bars"], {"what": ""}])
     lines = [f"\n{name}: {content['machine']}"]
     lines += [f"  {r['name']:<44} {r['seconds']:>11.4f} s {r['peak_mib']:>9.0f} MiB" for r in content["rows"]]
     lines += [
-        f"  {b['what']:<{width}}  {b['measured']:>9g}  ({b['bar']})  {'holds' if b['holds'] else 'MISSED'}"
+        f"  {b['what']:<{width}}  {b['measured']:>9g}"
+        + (f"  ({b['bar']})  {'holds' if b['holds'] else 'MISSED'}" if judged else "")
         for b in content["bars"]
     ]
     return "\n".join(lines)

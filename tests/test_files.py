@@ -1,6 +1,7 @@
 import json
 import os
 import stat
+import time
 
 import pytest
 
@@ -19,6 +20,17 @@ def test_a_file_is_replaced_when_the_block_succeeds(tmp_path):
         assert path.read_text() == "first"
     assert path.read_text() == "second"
     assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_what_a_killed_process_left_is_deleted_a_day_later(tmp_path):
+    old, new, other = (tmp_path / name for name in (".a[1].npy.x1.npy", ".a[1].npy.x2.npy", ".b.npy.x3.npy"))
+    for path in (old, new, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (0, time.time() - 25 * 3600))
+    with replace_atomically(tmp_path / "a[1].npy") as temporary:
+        temporary.write_text("whole")
+    assert sorted(os.listdir(tmp_path)) == [new.name, other.name, "a[1].npy"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

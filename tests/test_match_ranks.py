@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -101,7 +103,20 @@ def test_an_image_twice_in_the_gallery_ties_with_itself_wherever_it_stands():
         assert all(ranks == [50] for ranks in found.values())  # 49 equal images of other identities come first
 
 
-def test_memory_does_not_grow_with_the_gallery():
-    sizes = [match_ranks._BlockProduct(np.empty((9000, 8)), np.empty((n, 8))) for n in (20_000, 90_000)]
-    for product in sizes:
-        assert product._similarities.nbytes + product._images.nbytes <= 2 * 10 * 2**20  # float64
+def test_memory_hardly_grows_with_the_gallery():
+    peaks = []
+    for num_gallery in (20_000, 80_000):
+        gallery, codes = torch.ones(num_gallery, 8), np.arange(num_gallery)
+        tracemalloc.start()
+        collected(match_ranks.match_ranks(gallery[:500], gallery, SameIdentity(codes[:500], codes)), 500)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 4 * 2**20  # 500 rows of similarities to 60,000 more images would be 114 MiB
+
+
+@pytest.mark.parametrize("num_queries", [1, 63, 500, 5000])
+def test_every_thread_has_a_chunk_and_none_is_too_large(num_queries):
+    for threads in (1, 2, 8):
+        size = match_ranks._chunk_size(num_queries, threads)
+        assert size % 64 == 0 and size <= match_ranks.CHUNK + 64
+        assert size < 64 * 2 or -(-num_queries // size) >= threads

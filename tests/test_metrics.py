@@ -227,13 +227,41 @@ def test_nothing_to_measure():
 
 
 def test_unequal_lengths_and_numbers_that_are_none():
-    with pytest.raises(ValueError, match="1 query and 2 gallery features, but 1 and 1 ids"):
-        evaluate_retrieval(at_angles(0), at_angles(0, 1), ["a"], ["a"])
-    with pytest.raises(ValueError, match="1 query and 2 gallery features, but 2 and 2 ids"):
-        evaluate_retrieval(at_angles(0), at_angles(0, 1), ["a", "b"], ["a", "b"])
+    query, gallery = at_angles(0), at_angles(0, 1)
+    with pytest.raises(ValueError, match="1 query and 2 gallery features, but a list of 1 ids"):
+        evaluate_retrieval(query, gallery, ["a"], ["a"])
+    with pytest.raises(ValueError, match="1 query and 2 gallery features, but a list of 2 ids"):
+        evaluate_retrieval(query, gallery, ["a", "b"], ["a", "b"])
+    for wrong, message in (
+        ({"query_cameras": ["x"]}, "both or neither"),
+        ({"query_cameras": ["x"], "gallery_cameras": ["x"]}, "a list of 1 ids or cameras"),
+        ({"query_positions": [2]}, "places for 1 queries in a gallery of 2"),
+        ({"query_positions": [0, 1]}, "places for 1 queries in a gallery of 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_retrieval(query, gallery, ["a"], ["a", "b"], **wrong)
+    with pytest.raises(ValueError, match="an item id is missing"):
+        evaluate_retrieval(query, gallery, [None], ["a", "b"])
+    with pytest.raises(ValueError, match=r"features of shapes \(1, 3\) and \(2, 2\)"):
+        evaluate_retrieval(torch.ones(1, 3), gallery, ["a"], ["a", "b"])
     for value in (torch.nan, torch.inf):
         broken = at_angles(0, 1)
         broken[1, 0] = value
         for query, gallery in ((broken, at_angles(0, 1)), (at_angles(0, 1), broken)):
             with pytest.raises(ValueError, match="not finite"):
                 evaluate_retrieval(query, gallery, ["a", "a"], ["a", "a"])
+
+
+@pytest.mark.parametrize("unknown", ["", None, float("nan")])
+def test_unknown_cameras_equal_none_and_camera_zero_is_one(unknown):
+    query, gallery, ids = at_angles(0), at_angles(0, 1), (["a"], ["a", "a"])
+    figures = evaluate_retrieval(query, gallery, *ids, query_cameras=[unknown], gallery_cameras=[unknown, unknown])
+    assert figures.num_without_match == 0 and figures.rank1 == 1
+    with pytest.raises(InputError, match="no query has a match"):
+        evaluate_retrieval(query, gallery, *ids, query_cameras=[0], gallery_cameras=[0, 0])
+
+
+def test_features_of_two_types_are_compared_in_the_finer_one():
+    query, gallery = at_angles(0), at_angles(0, 1)
+    for one, other in ((query.double(), gallery), (query, gallery.double()), (query.half(), gallery)):
+        assert evaluate_retrieval(one, other, ["a"], ["a", "b"]).rank1 == 1

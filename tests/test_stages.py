@@ -36,7 +36,7 @@ SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for pattern in ("model/*/*.py", "preprocessing/*.py")
     for path in ROOT.glob(pattern)
-    if "project_environment" in path.read_text(encoding="utf-8")  # the others are modules beside a script
+    if "run_script(" in path.read_text(encoding="utf-8")  # the others are modules beside a script
 )
 SMALL = ("--p", 4, "--k", 2, "--precision", "float32")
 
@@ -85,7 +85,7 @@ def test_stage0_writes_a_checkpoint_once(project):
 
 
 def check_run_files(project, script, best, seed, terms):
-    """The files of one training run, as DESIGN.md lists them."""
+    """The files of one training run."""
     run = best.stem.removesuffix("_BEST")
     logs = (project.root / script).parent / "logs" / run
     recorded = read_json(logs / "config.json")

@@ -139,6 +139,7 @@ def evaluate_clip(
             written.
     """
     started = time.perf_counter()
+    torch.backends.cudnn.allow_tf32 = False  # cuDNN's default: convolutions with 10 bits of each factor, not float32's
     stage_name = f"stage{labels.stage}" + (f"_{labels.variant}" if labels.variant else "")
     run_dir = writable_folder(config.results_dir, "--results_dir").resolve() / new_run_name(f"{data.name}_{stage_name}")
     cache_dir = processed_dir(data.name) / "test"

@@ -1,8 +1,11 @@
 """Files that are either whole or absent, and JSON with errors that name the file and line."""
 
+import contextlib
+import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +13,14 @@ from typing import Any
 
 from clipfh.errors import InputError
 
+KEPT_SECONDS = 24 * 3600  # how long a temporary file may be one that is still written
+
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
+
+    What a killed process left beside `path` is deleted a day later: until then another process may still be writing it.
 
     Raises:
         InputError: the folder of `path` cannot be made or written.
@@ -21,6 +28,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if time.time() - left.stat().st_mtime > KEPT_SECONDS:
+                    left.unlink()
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}. Choose another output folder.") from error

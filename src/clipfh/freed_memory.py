@@ -16,5 +16,6 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(MMAP_THRESHOLD, 2**30)
+    # older versions refuse more than 32 MiB; and one setting alone would end the automatic ones, which are better
+    if mallopt(MMAP_THRESHOLD, 2**30) or mallopt(MMAP_THRESHOLD, 2**25):
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)

@@ -57,6 +57,7 @@ def load_pixels(
     The cache is keyed by every source's path, size and modification time, by the geometry, the way of decoding and the
     version of the transform, and carries checksums of all pixels: a stale or damaged one is made again. It is written
     to a temporary file and renamed, so several processes may make it at once. Arguments as of `transforms.decode`.
+    Decoding makes glibc keep freed memory in this process from then on (`keep_freed_memory`).
 
     Raises:
         InputError: the image root is missing, or the cache folder cannot be written.

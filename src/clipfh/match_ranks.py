@@ -72,9 +72,9 @@ class SameIdentity:
         """Places of all queries, in chunks.
 
         They come by number of pairs, then by identity: the queries of a chunk need about as many comparisons each, and
-        share their gallery images.
+        share their gallery images. Those with most come first, lest one thread ends long after the others.
         """
-        queries = np.lexsort((self.query_codes, self._sizes[self.query_codes]))
+        queries = np.lexsort((self.query_codes, -self._sizes[self.query_codes]))
         return np.split(queries, range(size, len(queries), size))
 
     def pairs(self, queries: np.ndarray) -> Pairs:
@@ -117,8 +117,9 @@ def _match_ranks_by_counting(
     # numpy, not torch: on the CPU its matrix product is the faster one
     threads = torch.get_num_threads()
     free: SimpleQueue[_BlockProduct] = SimpleQueue()
+    chunk = _chunk_size(len(query_features), threads)
     for _ in range(threads):
-        free.put(_BlockProduct(query_features, gallery_features))
+        free.put(_BlockProduct(query_features, gallery_features, chunk))
 
     def ranks_of(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         product = free.get()
@@ -130,7 +131,7 @@ def _match_ranks_by_counting(
     # each thread has a chunk of its own, from the product to the counts: nothing waits, as it would between a product
     # on all threads and a count on all threads
     with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(ranks_of, same.chunks(_chunk_size(len(query_features))))
+        yield from pool.map(ranks_of, same.chunks(chunk))
 
 
 @cache
@@ -156,9 +157,9 @@ def _ranks(above: np.ndarray, num: np.ndarray) -> np.ndarray:
 class _BlockProduct:
     """Similarities of a chunk of queries, some blocks of the gallery at a time, into the same buffer."""
 
-    def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray) -> None:
+    def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray, chunk: int) -> None:
         self._query_features, self._gallery = query_features, gallery_features
-        chunk, self._block = _chunk_size(len(query_features)), _even_part(len(gallery_features), BLOCK)
+        self._block = _even_part(len(gallery_features), -(-len(gallery_features) // BLOCK))
         wide = self._block * min(BLOCKS_AT_ONCE, -(-len(gallery_features) // self._block))
         D, dtype = query_features.shape[1], query_features.dtype
         self._queries = np.zeros((chunk, D), dtype)
@@ -205,13 +206,13 @@ class _BlockProduct:
             yield self._similarities[: self._num], width
 
 
-def _chunk_size(num_queries: int) -> int:
-    return _even_part(num_queries, CHUNK)
+def _chunk_size(num_queries: int, threads: int) -> int:
+    return _even_part(num_queries, max(-(-num_queries // CHUNK), threads))
 
 
-def _even_part(length: int, most: int) -> int:
-    """The size of the fewest parts of about equal size, at most about `most`, aligned."""
-    size = -(-length // -(-length // most))
+def _even_part(length: int, num_parts: int) -> int:
+    """The size of `num_parts` parts of about equal size, aligned."""
+    size = -(-length // num_parts)
     return -(-size // ALIGN) * ALIGN
 
 
@@ -230,7 +231,7 @@ def _match_ranks_by_sorting(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same on the features' device, where sorting whole rows is cheap beside moving them to the host."""
     gallery = torch.nn.functional.pad(gallery_features, (0, 0, 0, -len(gallery_features) % ALIGN))
-    chunk = _chunk_size(len(query_features))
+    chunk = _chunk_size(len(query_features), 1)
     for pairs in map(same.pairs, same.chunks(chunk)):
         queries, row, position = (torch.from_numpy(part).to(gallery.device) for part in pairs[:3])
         filled = gallery.new_zeros(chunk, gallery.shape[1])

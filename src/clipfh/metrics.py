@@ -67,31 +67,39 @@ def evaluate_retrieval(
         query_features, gallery_features: (Q, D) and (G, D) float, unit rows, on one device. Half precision is computed
             in float32.
         query_ids, gallery_ids: Q and G item ids; equal ids are matches.
-        query_cameras, gallery_cameras: where both are given, gallery images of the query's identity *and* camera are
-            left out of that query's ranking. An empty camera is unknown and equals none.
+        query_cameras, gallery_cameras: gallery images of the query's identity *and* camera are left out of that query's
+            ranking. A camera that is empty or missing is unknown and equals none. Both or neither.
         query_positions: for each query its own place in the gallery, or -1: that image is left out of its ranking
             (leave-one-out).
 
     Raises:
-        ValueError: lengths that do not fit, features that are not finite, or a query's own place that holds another
-            identity.
+        ValueError: lengths or sizes that do not fit, missing ids, features that are not finite, or a query's own place
+            that lies outside the gallery or holds another identity.
         InputError: no queries, an empty gallery, or no query with a match in it.
     """
     Q, G = len(query_features), len(gallery_features)
     if not Q or not G:
         raise InputError(f"retrieval needs queries and a gallery, got {Q} queries and {G} gallery images")
-    if len(query_ids) != Q or len(gallery_ids) != G:
-        raise ValueError(f"{Q} query and {G} gallery features, but {len(query_ids)} and {len(gallery_ids)} ids")
-    query_features, gallery_features = (_checked(features) for features in (query_features, gallery_features))
+    for values, count in ((query_ids, Q), (gallery_ids, G), (query_cameras, Q), (gallery_cameras, G)):
+        if values is not None and len(values) != count:
+            raise ValueError(f"{Q} query and {G} gallery features, but a list of {len(values)} ids or cameras")
+    if (query_cameras is None) != (gallery_cameras is None):
+        raise ValueError("cameras of queries and of the gallery: give both or neither")
+    query_features, gallery_features = _checked(query_features, gallery_features)
     query_codes, gallery_codes = _codes(query_ids, gallery_ids)
+    if min(query_codes.min(), gallery_codes.min()) < 0:
+        raise ValueError("an item id is missing")
     cameras = {}
-    if query_cameras is not None and gallery_cameras is not None:
+    if query_cameras is not None:
         codes = _codes(query_cameras, gallery_cameras)
-        codes[0][[not camera for camera in query_cameras]] = -1
+        codes[0][[_is_unknown(camera) for camera in query_cameras]] = len(codes[0]) + len(codes[1])  # equals no other
         cameras = dict(zip(("query_cameras", "gallery_cameras"), codes, strict=True))
     positions = None if query_positions is None else np.asarray(query_positions)
-    if positions is not None and (gallery_codes[positions] != query_codes)[positions >= 0].any():
-        raise ValueError("a query's own place in the gallery holds another identity")
+    if positions is not None:
+        if len(positions) != Q or positions.max() >= G:
+            raise ValueError(f"query_positions are {len(positions)} places for {Q} queries in a gallery of {G}")
+        if (gallery_codes[positions] != query_codes)[positions >= 0].any():
+            raise ValueError("a query's own place in the gallery holds another identity")
     same = SameIdentity(query_codes, gallery_codes, **cameras, query_positions=positions)
     average_precision, inp, first_rank = np.empty(Q), np.empty(Q), np.empty(Q, dtype=np.int64)
     for queries, ranks in match_ranks(query_features, gallery_features, same):
@@ -99,25 +107,31 @@ def evaluate_retrieval(
     return _summarise(average_precision, inp, first_rank, G)
 
 
-def _checked(features: torch.Tensor) -> torch.Tensor:
-    features = features.detach() if features.dtype in (torch.float32, torch.float64) else features.detach().float()
+def _checked(query_features: torch.Tensor, gallery_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both, detached, in one dtype: float64 if one of them is, else float32."""
+    if query_features.ndim != 2 or query_features.shape[1:] != gallery_features.shape[1:]:
+        raise ValueError(f"features of shapes {tuple(query_features.shape)} and {tuple(gallery_features.shape)}")
+    dtype = torch.promote_types(torch.promote_types(query_features.dtype, gallery_features.dtype), torch.float32)
+    both = query_features.detach().to(dtype), gallery_features.detach().to(dtype)
     # a row that is not finite has no finite sum of squares; the features need no copy to find out
-    if not torch.isfinite(torch.linalg.vector_norm(features, dim=1)).all():
+    if not all(torch.isfinite(torch.linalg.vector_norm(features, dim=1)).all() for features in both):
         raise ValueError("features are not finite")
-    return features
+    return both
 
 
 def _codes(query_values: Sequence[str], gallery_values: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Two lists of strings as integers from 0 that are equal where the strings are."""
+    """Two lists of strings as integers from 0 that are equal where the strings are; -1 for None and NaN."""
     codes, _ = pd.factorize(np.concatenate([np.asarray(query_values, object), np.asarray(gallery_values, object)]))
     return codes[: len(query_values)], codes[len(query_values) :]
+
+
+def _is_unknown(camera: str) -> bool:
+    return camera == "" or pd.isna(camera)
 
 
 def _figures_of_matches(ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(q, M) ranks to average precision (q,), inverse negative penalty (q,), first match's rank (q,)."""
     counts = (ranks > 0).sum(axis=1)
-    if ranks.shape[1] == 0:
-        return np.full(len(ranks), np.nan), np.full(len(ranks), np.nan), counts
     found = np.arange(1, ranks.shape[1] + 1)
     precision = np.divide(found, ranks, out=np.zeros(ranks.shape), where=ranks > 0)
     one = np.maximum(counts, 1)
