@@ -75,7 +75,7 @@ def test_null_is_for_optional_keys(base):
         ("place: null", "place: 3", "place must be a path, not 3"),
         ("inner: {size: 8, kind: a}", "inner: 3", "inner is a section"),
         ("fast: false\n", "", "the key fast is missing"),
-        ("fast: false", "fast: ]", "line 4: not valid YAML"),
+        ("fast: false", "fast: ]", "line 3: not valid YAML"),
     ],
 )
 def test_wrong_keys_and_values_name_file_and_key(base, before, after, says):

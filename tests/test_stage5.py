@@ -102,7 +102,7 @@ def test_the_frozen_clip_is_bit_identical(project, trained):
 def test_a_line_every_few_batches(project, faces, tmp_path):
     result = train(project, tmp_path, "--dataset", faces, "--log_interval", 1, "--gans", "text2img")
     lines = [line for line in result.stdout.splitlines() if "batch" in line and "discriminator" in line]
-    assert len(lines) == 2 and "img2text" not in result.stdout  # 35 train faces in batches of 16
+    assert len(lines) == 7 and "img2text" not in result.stdout  # 126 train faces in batches of 16
     assert not list(tmp_path.glob("checkpoints/img2text*"))
 
 
