@@ -27,11 +27,11 @@ install-bench:
 	.venv-oml/bin/pip install --quiet --disable-pip-version-check open-metric-learning==4.0.0 omegaconf torch==2.13.0 torchvision==0.28.0
 
 BENCHMARKS = retrieval_metrics image_pipeline losses train_step end_to_end
-BENCH = python=$$(bash set_up.sh test lint bench) && for name in $(BENCHMARKS); do \
-	"$$python" benchmarks/bench_$$name.py $(1) || exit; done
+BENCH_PYTHON = python=$$(bash set_up.sh test lint bench)
 
 bench:
-	$(call BENCH)
+	$(BENCH_PYTHON) && for name in $(BENCHMARKS); do "$$python" benchmarks/bench_$$name.py || exit; done
 
+# two at a time: whether they run is the question, not how fast
 bench-quick:
-	$(call BENCH,--quick)
+	$(BENCH_PYTHON) && printf '%s\n' $(BENCHMARKS) | xargs -P 2 -I NAME "$$python" benchmarks/bench_NAME.py --quick
