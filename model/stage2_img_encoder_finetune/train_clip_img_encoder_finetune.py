@@ -40,14 +40,7 @@ from clipfh.files import writable_folder
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
-from clipfh.run import (
-    RunLog,
-    autocast,
-    new_run_name,
-    pick_device,
-    rank_and_world_size,
-    seed_everything,
-)
+from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (

@@ -58,14 +58,7 @@ from clipfh.prepared import (
     load_prompts,
     prepare_default,
 )
-from clipfh.run import (
-    RunLog,
-    autocast,
-    new_run_name,
-    pick_device,
-    rank_and_world_size,
-    seed_everything,
-)
+from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler, RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (

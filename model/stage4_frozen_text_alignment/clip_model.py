@@ -8,14 +8,14 @@ Weights that cannot be downloaded are given as files (`image_weights=PATH`, `tex
 with "random". Shapes: B batch, S image size, L context length, F backbone features, D embedding.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clipfh.clip_model import MAX_LOGIT_SCALE, LoadedClip, load_clip
+from clipfh.checkpoint import weights_digest
+from clipfh.clip_model import LoadedClip, load_clip
 from clipfh.image_backbones import build_backbone, load_backbone_weights
 from clipfh.run import pick_device
 
@@ -124,12 +124,8 @@ class CLIPTextEncoder(nn.Module):
         return self(*(part.to(device) for part in self.tokenize(texts)))
 
     def digest(self) -> str:
-        """SHA-256 over the names and bytes of all parameters and buffers: equal only for bit-identical encoders."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """SHA-256 of all weights and buffers."""
+        return weights_digest(self.state_dict())
 
 
 class CLIP(nn.Module):
@@ -155,11 +151,6 @@ class CLIP(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Image features (B, D) and text features (B, D), unit length."""
         return self.encode_image(images), self.encode_text(input_ids, attention_mask)
-
-    def clamp_logit_scale(self) -> None:
-        """Keep the temperature's inverse in 1..100, in place."""
-        with torch.no_grad():
-            self.logit_scale.clamp_(0.0, torch.tensor(MAX_LOGIT_SCALE).log().item())
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimiser is given: never a parameter of the text encoder."""

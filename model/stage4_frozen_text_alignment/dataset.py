@@ -15,13 +15,13 @@ from clipfh.augment import Augmentation, augment, view_generator
 from clipfh.caption_preparation import DATASETS, prepare_captions
 from clipfh.captions import CaptionDataset, CaptionedImage, index_captions
 from clipfh.cli import option
+from clipfh.clip_model import MEAN, STD
 from clipfh.errors import InputError
 from clipfh.images import load_pixels
 from clipfh.paths import processed_dir
 from clipfh.text_features import load_text_features
 from clipfh.transforms import to_float, to_input
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's (Radford et al. 2021)
 C = TypeVar("C", bound="DataConfig")
 
 

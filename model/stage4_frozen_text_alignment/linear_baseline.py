@@ -5,6 +5,8 @@ are computed once: a frozen backbone needs no more, and the head gets so many mo
 Shapes: N images, F backbone features, D embedding, B batch.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from clipfh.augment import view_generator
 from clipfh.caption_retrieval import CaptionRecall, caption_recall
+from clipfh.clip_model import MAX_LOGIT_SCALE
 from clipfh.sampler import RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
 
@@ -74,7 +77,7 @@ def train_linear_head(
             optimizer.step()
             scheduler.step()
             with torch.no_grad():
-                logit_scale.clamp_(0.0, 4.6051702)  # a temperature of 1 to 0.01, as the run's
+                logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))  # as the run's
         with torch.inference_mode():
             out = F.normalize(head(val_inputs), dim=1).cpu()
         value = mean_recall(caption_recall(out, val_texts, val.captions_of_image))

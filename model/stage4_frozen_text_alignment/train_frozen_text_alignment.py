@@ -38,21 +38,14 @@ from clipfh.augment import Augmentation
 from clipfh.averaged_weights import AveragedWeights
 from clipfh.checkpoint import read_checkpoint, require_training_state, write_best_and_last, write_checkpoint
 from clipfh.cli import option, run_script
-from clipfh.clip_model import canonical_model_name
+from clipfh.clip_model import canonical_model_name, clamp_logit_scale
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.files import writable_folder
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import prepare_weights
-from clipfh.run import (
-    RunLog,
-    autocast,
-    new_run_name,
-    pick_device,
-    rank_and_world_size,
-    seed_everything,
-)
+from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
@@ -182,7 +175,7 @@ def train_one_epoch(training: Training, epoch: int, step: int) -> tuple[float, i
             require_finite({"infonce": loss}, epoch=epoch, batch=number, images=images)
             grad_norm = clipped_step(training.optimizer, config.clip_grad)
             training.optimizer.zero_grad(set_to_none=True)
-            model.clamp_logit_scale()
+            clamp_logit_scale(model)
             lr = training.scheduler.get_last_lr()[0]
             values = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "logit_scale": model.logit_scale.exp()}
             training.log.step(step, values)

@@ -142,7 +142,7 @@ def load_generator(path: Path, gan: str, device: torch.device, *, image_size: in
 
 def clip_record(clip: LoadedClip) -> dict[str, Any]:
     """Which CLIP a run stands on: the name, where its weights came from, their digest."""
-    return {"model": clip.name, "pretrained": clip.pretrained, "digest": weights_digest(clip.model)}
+    return {"model": clip.name, "pretrained": clip.pretrained, "digest": weights_digest(clip.model.state_dict())}
 
 
 def load_recorded_clip(generator: TrainedGenerator, pretrained: str | None, device: torch.device) -> LoadedClip:
@@ -160,7 +160,7 @@ def load_recorded_clip(generator: TrainedGenerator, pretrained: str | None, devi
     candidates = (generator.path.parent / FINETUNED_CLIP, ROOT / record["pretrained"])
     files = [str(path) for path in candidates if path.is_file()]
     clip = load_clip(record["model"], pretrained or (files or [record["pretrained"]])[0], device=str(device))
-    if weights_digest(clip.model) != record["digest"]:
+    if weights_digest(clip.model.state_dict()) != record["digest"]:
         raise InputError(
             f"{generator.path} was trained around other weights of {record['model']} than {clip.pretrained}; "
             f"give the ones it knows with --pretrained (then: {record['pretrained']})"

@@ -370,7 +370,7 @@ def main(config: Config) -> None:
         gan = make_gan(name, config, clip, space, reader, device)
         resumed = state if state and state["gan"] == name else None
         train_gan(gan, splits, recorded, binding_flags(config), folder, resumed, device, log)
-    if weights_digest(clip.model) != record["digest"]:
+    if weights_digest(clip.model.state_dict()) != record["digest"]:
         raise RuntimeError("the frozen CLIP has changed")
     log.say(f"CLIP is bit-identical to what it was before the GANs (SHA-256 {record['digest'][:12]})")
     log.say(f"wrote {display(folder)}")

@@ -2,11 +2,11 @@
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from clipfh.errors import InputError
 from clipfh.files import replace_atomically
@@ -79,10 +79,10 @@ def require_training_state(content: dict[str, Any], path: Path, model: str, stag
     return content["training"]
 
 
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all parameters and buffers: bit-identical weights have the same."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of a state dict: the same for bit-identical weights only."""
+    digest = hashlib.sha256()  # processors have instructions for it: twice as fast as BLAKE2
+    for name, value in weights.items():
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

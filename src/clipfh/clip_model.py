@@ -24,6 +24,7 @@ import open_clip  # isort: skip
 
 # CLIP trains with a clamp on its temperature: above 100 the softmax saturates (Radford et al. 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0
+MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD  # of images, in 0..1
 
 open_clip.add_model_config(Path(__file__).parent / "model_configs")
 

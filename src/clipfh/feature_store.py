@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clipfh.checkpoint import weights_digest
 from clipfh.clip_model import LoadedClip, is_image_parameter
 from clipfh.files import replace_atomically
 from clipfh.images import Pixels
@@ -82,13 +83,8 @@ def features_identity(clip: LoadedClip, pixels: Pixels, device: torch.device) ->
 
 
 def image_encoder_digest(clip: LoadedClip) -> str:
-    """SHA-256 of the names, types, shapes and bytes of the image encoder's weights and buffers."""
-    digest = hashlib.sha256()  # processors have instructions for it: twice as fast as BLAKE2
-    for name, value in clip.model.state_dict().items():
-        if is_image_parameter(name):
-            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}\n".encode())
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """SHA-256 of the image encoder's weights and buffers."""
+    return weights_digest({name: value for name, value in clip.model.state_dict().items() if is_image_parameter(name)})
 
 
 def pixels_digest(pixels: Pixels) -> str:

@@ -10,19 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
 from clipfh.charts import stage_comparison_figure, training_curves_figure
-from clipfh.drawing import (
-    DPI,
-    FONT,
-    GREEN,
-    GREY,
-    INK,
-    RED,
-    new_figure,
-    save_figure,
-    shortened,
-    text_width,
-    wrapped,
-)
+from clipfh.drawing import DPI, FONT, GREEN, GREY, INK, RED, new_figure, save_figure, shortened, text_width, wrapped
 from clipfh.errors import InputError
 
 __all__ = [

@@ -11,10 +11,7 @@ of garments that differ in one attribute only are never divided between the spli
 """
 
 import json
-import os
 import random
-import shutil
-import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,9 +20,9 @@ from clipfh.datasets.garment_captions import garment_captions
 from clipfh.datasets.garment_catalogue import Garment, make_catalogue
 from clipfh.datasets.garment_descriptions import noun
 from clipfh.datasets.garment_rendering import render_photo
+from clipfh.datasets.generated_folder import generated_folder, is_generated
 from clipfh.datasets.scene_captions import Scene, draw_scene, scene_captions
 from clipfh.datasets.scene_drawing import render_scene
-from clipfh.errors import InputError
 
 SPLIT_SIZES = {"train": 3000, "val": 250, "test": 500}
 _VERSION = 1  # to be raised when the same parameters give other files, so that old folders are made anew
@@ -47,29 +44,14 @@ def generate(data_root: Path, *, sizes: dict[str, int], seed: int, image_px: int
     Raises:
         InputError: a folder that cannot be written, or one that holds other files.
     """
-    data_root = Path(os.path.abspath(data_root))
     parameters = {"caption_scenes_version": _VERSION, "sizes": sizes, "seed": seed, "image_px": image_px}
-    if _is_finished(data_root, parameters):
+    if is_generated(data_root, parameters):
         return
-    if data_root.exists() and not (data_root / "generated.json").is_file() and any(data_root.iterdir()):
-        raise InputError(f"{data_root} holds files that were not generated here; choose another folder or remove it")
     pictures = plan_pictures(sizes, seed)
-    try:
-        data_root.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=data_root.parent, prefix=f".{data_root.name}."))
-    except OSError as error:
-        raise InputError(f"cannot write {data_root}: {error.strerror}. Choose another folder.") from error
-    try:
-        folder.chmod(0o755)  # mkdtemp makes private folders
+    with generated_folder(data_root, parameters) as folder:
         (folder / "images").mkdir()
         lines = _write_pictures(folder, pictures, seed, image_px, progress=progress)
         (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        text = json.dumps({**parameters, "num_images": len(lines)}, indent=1)
-        (folder / "generated.json").write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(data_root, ignore_errors=True)
-        folder.rename(data_root)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     if progress:
         print(f"generated {len(lines):,} captioned pictures in {data_root}")
 
@@ -125,15 +107,3 @@ def _write_pictures(
         picture.save(folder / name, quality=90)
         lines.append(json.dumps({"image": name, "captions": captions, "split": split, "label": label}))
     return lines
-
-
-def _is_finished(data_root: Path, parameters: dict[str, object]) -> bool:
-    """Whether `data_root` was generated with these parameters and has all of its files."""
-    try:
-        generated = json.loads((data_root / "generated.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(generated, dict) or {key: generated.get(key) for key in parameters} != parameters:
-        return False
-    num_images = sum(1 for _ in (data_root / "images").glob("*.jpg"))
-    return (data_root / "captions.jsonl").is_file() and num_images == generated.get("num_images")

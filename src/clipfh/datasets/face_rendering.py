@@ -4,21 +4,17 @@ A face is a person (proportions, hair, skin, light, pose), drawn with the brows,
 a random strength. No person appears twice. All lengths are fractions of the face's half width, y points down.
 """
 
-import json
 import math
-import os
 import random
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from clipfh.datasets.fer2013 import EMOTIONS
-from clipfh.errors import InputError
+from clipfh.datasets.generated_folder import generated_folder, is_generated
 
-VERSION = 1  # raise it when a change here changes the pixels
+_VERSION = 1  # to be raised when the same parameters give other files, so that old folders are made anew
 SIDE, _ZOOM = 48, 4  # drawn larger and reduced, which smooths the lines
 
 # brow_raise: of the whole brow; brow_slant: inner end up (sad, fear) or down (angry); eye: opening; smile: corners up;
@@ -42,33 +38,16 @@ def generate(folder: Path, *, num_train: int, num_test: int, seed: int) -> None:
     Raises:
         InputError: `folder` holds something else, or cannot be written.
     """
-    folder = Path(folder)
-    parameters = {"version": VERSION, "num_train": num_train, "num_test": num_test, "seed": seed}
-    if folder.exists():
-        if _parameters_of(folder) == parameters:
-            return
-        if any(folder.iterdir()) and _parameters_of(folder) is None:
-            raise InputError(f"{folder} holds files that were not generated here; choose another folder or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        made = Path(temporary) / "faces"
+    parameters = {"faces_version": _VERSION, "num_train": num_train, "num_test": num_test, "seed": seed}
+    if is_generated(folder, parameters):
+        return
+    with generated_folder(folder, parameters) as made:
         for split, count in (("train", num_train), ("test", num_test)):
             for emotion in EMOTIONS:
                 (made / split / emotion).mkdir(parents=True)
                 for number in range(count):
                     rng = random.Random(f"{seed} {split} {emotion} {number}")
                     render_face(emotion, rng).save(made / split / emotion / f"{number:04d}.png")
-        (made / "generated.json").write_text(json.dumps(parameters) + "\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(made, folder)
-
-
-def _parameters_of(folder: Path) -> dict | None:
-    try:
-        return json.loads((folder / "generated.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def render_face(emotion: str, rng: random.Random) -> Image.Image:

@@ -12,8 +12,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from clipfh.datasets import Dataset, inshop
 from clipfh.datasets.garment_catalogue import Garment, Pool, make_catalogue
 from clipfh.datasets.garment_descriptions import color_name, describe
 from clipfh.datasets.garment_rendering import VIEWS, render_photo
+from clipfh.datasets.generated_folder import generated_folder, is_generated
 from clipfh.errors import InputError
 
 LAYOUT = f"{inshop.LAYOUT}\n    DATA_ROOT/generated.json"
@@ -87,7 +86,6 @@ def generate(
     Raises:
         InputError: an impossible parameter, a folder that cannot be written, or one that holds other files.
     """
-    data_root = Path(os.path.abspath(data_root))
     if first_item is None:
         first_item = PRETRAINING_FIRST_ITEM if pool == "pretraining" else 1
     _check_parameters(num_identities, seed, image_px, first_item, pool, num_processes)
@@ -95,31 +93,20 @@ def generate(
         "rendering_version": _RENDERING_VERSION, "num_identities": num_identities, "seed": seed, "image_px": image_px,
         "first_item": first_item, "pool": pool,
     }  # fmt: skip
-    if is_finished(data_root, parameters):
+    if is_generated(data_root, parameters):
         return
-    _refuse_foreign_files(data_root)
     items = plan_items(num_identities, seed=seed, first_item=first_item, pool=pool)
-    num_images = sum(len(item.photos) for item in items)
     if num_processes is None:
         num_processes = min(2, os.cpu_count() or 1) if len(items) >= 100 else 1
-    try:
-        data_root.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=data_root.parent, prefix=f".{data_root.name}."))
-    except OSError as error:
-        raise InputError(f"cannot write {data_root}: {error.strerror}. Choose another folder.") from error
-    try:
-        folder.chmod(0o755)  # mkdtemp makes private folders
+    with generated_folder(data_root, parameters) as folder:
         rendered = _render(folder, items, image_px, num_processes)
         quiet = None if progress else True  # None: a bar on terminals only
         for _ in tqdm(rendered, total=len(items), desc="generate garments", unit="item", disable=quiet):
             pass
         _write_lists(folder, items)
-        _write_json(folder / "generated.json", {**parameters, "num_images": num_images})
-        _put_in_place(folder, data_root, parameters)
-        if progress:
-            print(f"generated {num_images:,} photos of {len(items):,} garments in {data_root}")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if progress:
+        num_images = sum(len(item.photos) for item in items)
+        print(f"generated {num_images:,} photos of {len(items):,} garments in {data_root}")
 
 
 def plan_items(num_identities: int, *, seed: int, first_item: int, pool: Pool) -> list[Item]:
@@ -201,36 +188,6 @@ def _write_lists(folder: Path, items: list[Item]) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def is_finished(data_root: Path, parameters: dict[str, Any]) -> bool:
-    """Whether `data_root` was generated with these parameters and has all of its files."""
-    try:
-        generated = json.loads((data_root / "generated.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(generated, dict) or {key: generated.get(key) for key in parameters} != parameters:
-        return False
-    lists = (data_root / "Eval" / "list_eval_partition.txt", data_root / "Anno" / "list_description_inshop.json")
-    num_images = sum(1 for _ in (data_root / "Img").rglob("*.jpg"))
-    return all(path.is_file() for path in lists) and num_images == generated.get("num_images")
-
-
-def _refuse_foreign_files(data_root: Path) -> None:
-    """Raise InputError rather than replace a folder that was not generated here."""
-    if not data_root.exists() or (data_root / "generated.json").is_file():
-        return
-    if not data_root.is_dir() or any(data_root.iterdir()):
-        raise InputError(f"{data_root} holds files that were not generated here; choose another folder or remove it")
-
-
-def _put_in_place(folder: Path, data_root: Path, parameters: dict[str, Any]) -> None:
-    """Rename the finished folder to `data_root`; another run that finished the same first is left alone."""
-    if is_finished(data_root, parameters):
-        return
-    if data_root.exists():
-        shutil.rmtree(data_root)
-    os.replace(folder, data_root)
 
 
 def _check_parameters(

@@ -1,0 +1,67 @@
+"""Folders of generated data: made whole or not at all, and made anew only when their parameters change."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clipfh.errors import InputError
+
+PARAMETERS = "generated.json"
+
+
+def is_generated(data_root: Path, parameters: dict[str, Any]) -> bool:
+    """Whether `data_root` was generated with these parameters and has all of its files."""
+    try:
+        generated = json.loads((data_root / PARAMETERS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(generated, dict) or {key: generated.get(key) for key in parameters} != parameters:
+        return False
+    return _num_files(data_root) == generated.get("num_files")
+
+
+@contextmanager
+def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder to fill, which becomes `data_root` if the block succeeds and is removed if it does not.
+
+    A folder that was generated before is replaced; what another process finished meanwhile, with the same parameters,
+    is left alone.
+
+    Args:
+        data_root: the folder to make.
+        parameters: all that its files depend on, as JSON values; they are kept in `PARAMETERS`.
+
+    Raises:
+        InputError: a folder that cannot be written, or one that holds other files.
+    """
+    data_root = Path(os.path.abspath(data_root))
+    replaceable = (data_root / PARAMETERS).is_file() or (data_root.is_dir() and not any(data_root.iterdir()))
+    if data_root.exists() and not replaceable:
+        raise InputError(f"{data_root} holds files that were not generated here; choose another folder or remove it")
+    try:
+        data_root.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=data_root.parent, prefix=f".{data_root.name}."))
+    except OSError as error:
+        raise InputError(f"cannot write {data_root}: {error.strerror}. Choose another folder.") from error
+    try:
+        folder.chmod(0o755)  # mkdtemp makes private folders
+        yield folder
+        text = json.dumps({**parameters, "num_files": _num_files(folder)}, indent=1)
+        (folder / PARAMETERS).write_text(text + "\n", encoding="utf-8")
+        if not is_generated(data_root, parameters):
+            if data_root.exists():
+                shutil.rmtree(data_root)
+            os.replace(folder, data_root)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _num_files(folder: Path) -> int:
+    """The files below a folder, without `PARAMETERS` and what a file manager hides (.DS_Store)."""
+    names = (name for _, _, names in os.walk(folder) for name in names)
+    return sum(name != PARAMETERS and not name.startswith(".") for name in names)
