@@ -6,7 +6,7 @@
 set -euo pipefail
 here=$PWD
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
-last_stage=4
+last_stage=5
 
 usage() {
     cat <<'EOF'
@@ -23,17 +23,21 @@ What to run on
   --captions NAME     captioned images of stage 4: synthetic (default), coco, flickr8k, flickr30k, grocery, jsonl
   --captions_root DIR folder of those; needed by all but synthetic
 
+  --faces PATH        faces of stage 5: a folder in FER2013's layout, or fer2013.csv
+                      (default: data/fer2013 if it is there, else generated faces)
+
 What to train
   --model NAME        tiny-rn (default), tiny-vit, ViT-B/16, ViT-B/32, ViT-L/14, RN50, or another open_clip name
   --pretrained NAME   weights to start from: a tag of open_clip such as openai, or a weights file
                       (default: the weights of stage 0 for the tiny models, openai for the others)
-  --stages LIST       which stages: 1-3, 2, 1,3 or 0-4 (default: 0-3 where stage 0 makes the weights, else 1-3)
+  --stages LIST       which stages: 1-3, 2, 1,3 or 0-5 (default: 0-3 where stage 0 makes the weights, else 1-3)
                         0  pretrain a small CLIP       2  fine-tune the image encoder
                         1  evaluate zero-shot          3  fine-tune both encoders
                         4  align an image encoder to the frozen text encoder, on captions
+                        5  text-image GANs around the frozen CLIP, on faces
                       A tiny model without weights is always pretrained first.
   --variant NAME      preset of stage 3: v1, v2, v3, v4 (default); v3 goes on from v2, which is trained first
-  --epochs N          epochs of stages 2 to 4 (default: what each stage finds best)
+  --epochs N          epochs of stages 2 to 5 (default: what each stage finds best)
   --seed N            seed of the training (default: 0). The identities and splits of the data stay the same, so that
                       runs with several seeds can be compared
   --device NAME       auto (default), cpu, cuda, cuda:1, mps
@@ -65,7 +69,7 @@ one_of() { # OPTION VALUE VALID...
 # --- options ---------------------------------------------------------------------------------------------------------
 
 dataset=synthetic data_root='' model=tiny-rn pretrained='' stage_list='' variant=v4 epochs='' seed=0 device=auto
-smoke=no force=no setup_only=no captions=synthetic captions_root=''
+smoke=no force=no setup_only=no captions=synthetic captions_root='' faces=''
 
 while [ $# -gt 0 ]; do
     option=$1
@@ -82,7 +86,7 @@ while [ $# -gt 0 ]; do
         --smoke) smoke=yes && continue ;;
         --force) force=yes && continue ;;
         --setup-only) setup_only=yes && continue ;;
-        --dataset | --data_root | --captions | --captions_root | --model | --pretrained | --stages | --variant | --epochs | --seed | --device) ;;
+        --dataset | --data_root | --captions | --captions_root | --faces | --model | --pretrained | --stages | --variant | --epochs | --seed | --device) ;;
         *) fail "unknown option '$option'" ;;
     esac
     case ${1:-} in '' | --*) fail "$option needs a value" ;; esac
@@ -91,6 +95,7 @@ while [ $# -gt 0 ]; do
         --data_root) data_root=$1 ;;
         --captions) captions=$1 ;;
         --captions_root) captions_root=$1 ;;
+        --faces) faces=$1 ;;
         --model) model=$1 ;;
         --pretrained) pretrained=$1 ;;
         --stages) stage_list=$1 ;;
@@ -122,6 +127,12 @@ if [ -n "$captions_root" ]; then
     [ -d "$captions_root" ] || fail "--captions_root: there is no folder $captions_root"
 elif [ "$captions" != synthetic ]; then
     fail "--captions $captions needs --captions_root DIR, the folder of the captioned images"
+fi
+if [ -n "$faces" ]; then
+    faces=$(absolute "$faces")
+    [ -e "$faces" ] || fail "--faces: there is no $faces"
+elif [ -e data/fer2013 ]; then
+    faces=$PWD/data/fer2013
 fi
 if [ -n "$pretrained" ] && [ -f "$(absolute "$pretrained")" ]; then pretrained=$(absolute "$pretrained"); fi
 
@@ -310,6 +321,31 @@ stage4() { # an image encoder to the frozen text encoder
         --outputs "results$apart/${captions_name}_stage4_*/metrics.json" \
         -- python $folder/eval_frozen_text_alignment.py --dataset "$captions" --device "$device" \
         --results_dir "results$apart" --ckpt "$(made_by 51_stage4_train '*_BEST.pth')"
+}
+
+stage5() { # two GANs around the frozen CLIP, and an unconditional one to compare with
+    local folder=model/stage5_text_image_gan config=() options=(--device "$device" --seed "$seed" "${weights[@]}")
+    local where=(--results_dir "results$apart")
+    # also on a machine with a GPU, whose defaults are for ViT-B/32 and large photos
+    case $model in tiny-*) config=("$folder/config/small.yaml") ;; esac
+    if [ -n "$faces" ]; then options+=(--dataset "$faces"); fi
+    if [ -n "$epochs" ]; then options+=(--img2text.epochs "$epochs" --text2img.epochs "$epochs"); fi
+    if [ $smoke = yes ]; then
+        options+=(--smoke)
+        where+=(--classifier_dir "$folder/checkpoints$apart" --classifier_epochs 1 --num_per_emotion 8)
+    fi
+    local inputs=(--inputs "$folder/*.py" "$folder/config/*.yaml")
+    local generators="$folder/checkpoints$apart/text_image_gan_*/text2img_generator_*.pth"
+    step 60_stage5_train --after 10_stage0_pretrain "${inputs[@]}" --outputs "$generators" \
+        -- python $folder/train.py "${options[@]}" ${config[@]+--config "${config[@]}"}
+    step 61_stage5_baseline --after 10_stage0_pretrain "${inputs[@]}" --outputs "$generators" \
+        -- python $folder/train.py "${options[@]}" --gans text2img \
+        --config ${config[@]+"${config[@]}"} "$folder/config/plain.yaml"
+    step 62_stage5_evaluate --after 60_stage5_train 61_stage5_baseline --inputs "$folder/*.py" \
+        --outputs "results$apart/*_stage5_*/metrics.json" \
+        -- python $folder/evaluate.py --device "$device" "${where[@]}" \
+        --run_dir "$(dirname "$(made_by 60_stage5_train '*text2img_generator_*.pth')")" \
+        --baseline_dir "$(dirname "$(made_by 61_stage5_baseline '*text2img_generator_*.pth')")"
 }
 
 SECONDS=0

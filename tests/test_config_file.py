@@ -46,6 +46,8 @@ def test_files_then_config_then_flags(base, tmp_path):
     assert config == Config(Inner(8, "a"), 2e-4, None, False)
     config = parse_with_files(Config, "text", files=lambda: [base, over], arguments=["--config", str(given)])
     assert config == Config(Inner(16, "b"), 1.0, Path("somewhere"), False)
+    config = parse_with_files(Config, "text", files=[base], arguments=["--config", str(over), str(given)])
+    assert config == Config(Inner(16, "b"), 1.0, Path("somewhere"), False)
     flags = ["--inner.size", "4", "--fast", "--config", str(given), "--note", "x", "--lr", "0.5"]
     config = parse_with_files(Config, "text", files=[base, over], arguments=flags)
     assert config == Config(Inner(4, "b"), 0.5, Path("somewhere"), True, "x")

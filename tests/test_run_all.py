@@ -11,6 +11,7 @@ OPTIONS = (
     "data_root",
     "captions",
     "captions_root",
+    "faces",
     "model",
     "pretrained",
     "stages",
@@ -87,13 +88,14 @@ def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
         ("--dataset --smoke", "--dataset needs a value"),
         ("--variant v5", "v1 v2 v3 v4"),
         ("--model tiny-vti", "tiny-rn tiny-vit"),
-        ("--stages 6", "0 to 4"),
-        ("--stages 3-1", "0 to 4"),
-        ("--stages one", "0 to 4"),
-        ("--stages ,", "0 to 4"),
+        ("--stages 6", "0 to 5"),
+        ("--stages 3-1", "0 to 5"),
+        ("--stages one", "0 to 5"),
+        ("--stages ,", "0 to 5"),
         ("--captions cocoa", "synthetic coco flickr8k flickr30k grocery jsonl"),
         ("--captions coco", "--captions_root"),
         ("--captions coco --captions_root nowhere", "nowhere"),
+        ("--faces nowhere", "nowhere"),
         ("--stages 0-2 --model RN50", "--stages 1-3"),
         ("--epochs 0", "whole number, 1 or more"),
         ("--epochs=ten", "whole number, 1 or more"),
@@ -204,6 +206,35 @@ def test_stage_4_keeps_a_smoke_run_apart(checkout: Path) -> None:
     assert "--smoke" in train and "/checkpoints/smoke" in train and "/logs/smoke" in train
     assert steps["50_stage4_captions"].endswith("--smoke")
     assert "--results_dir results/smoke" in steps["52_stage4_evaluate"]
+
+
+def test_stage_5_compares_with_a_baseline_on_the_same_faces(checkout: Path) -> None:
+    options = "--stages 5 --epochs 3 --seed 7 --faces"
+    steps = steps_of(run_all(checkout, *options.split(), "my raw data"))
+    assert [name[3:] for name in steps] == [
+        *("stage0_pretrain", "stage5_train", "stage5_baseline", "stage5_evaluate"),
+    ]
+    for name in ("60_stage5_train", "61_stage5_baseline"):
+        assert "--seed 7 --model tiny-rn --pretrained made/by_10_stage0_pretrain.log_BEST.pth" in steps[name]
+        assert f"--dataset {checkout / 'my raw data'} --img2text.epochs 3 --text2img.epochs 3" in steps[name]
+    small, plain = (f"model/stage5_text_image_gan/config/{name}.yaml" for name in ("small", "plain"))
+    assert steps["60_stage5_train"].endswith(f"--config {small}")
+    assert steps["61_stage5_baseline"].endswith(f"--gans text2img --config {small} {plain}")
+    assert "--run_dir made --baseline_dir made" in steps["62_stage5_evaluate"]
+
+
+def test_stage_5_of_a_large_model_takes_the_default_settings_and_the_faces_of_the_data_folder(checkout: Path) -> None:
+    (checkout / "data" / "fer2013").mkdir(parents=True)
+    steps = steps_of(run_all(checkout, "--stages", "5", "--model", "ViT-B/32"))
+    assert "--config" not in steps["60_stage5_train"] and "small.yaml" not in steps["61_stage5_baseline"]
+    assert f"--dataset {checkout / 'data' / 'fer2013'}" in steps["60_stage5_train"]
+
+
+def test_stage_5_keeps_a_smoke_run_apart(checkout: Path) -> None:
+    steps = steps_of(run_all(checkout, "--stages", "5", "--smoke"))
+    assert "--smoke" in steps["60_stage5_train"] and "--smoke" in steps["61_stage5_baseline"]
+    assert "--results_dir results/smoke" in steps["62_stage5_evaluate"]
+    assert "/checkpoints/smoke" in steps["62_stage5_evaluate"]
 
 
 def test_smoke_run_keeps_to_folders_of_its_own(checkout: Path) -> None:

@@ -35,7 +35,7 @@ def parse_with_files(
     files: Sequence[Path] | Callable[[], Sequence[Path]],
     arguments: Sequence[str] | None = None,
 ) -> C:
-    """Read the files, the one that `--config` names over them, and the flags of `arguments` over all.
+    """Read the files, those that `--config` names over them, and the flags of `arguments` over all.
 
     Args:
         config_class: the dataclass.
@@ -49,7 +49,7 @@ def parse_with_files(
     """
     known = config_fields(config_class)
     given, _ = _config_flag(None).parse_known_args(arguments)
-    layers = [*(files() if callable(files) else files), *([given.config] if given.config else [])]
+    layers = [*(files() if callable(files) else files), *given.config]
     values: dict[str, Any] = {}
     for path in layers:
         values.update(read_config_file(path, known))
@@ -72,7 +72,10 @@ def _config_flag(description: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=description is not None,
     )
-    parser.add_argument("--config", type=Path, metavar="PATH", help="a YAML file whose keys replace the default ones")
+    parser.add_argument(
+        "--config", type=Path, nargs="+", action="extend", default=[], metavar="PATH",
+        help="YAML files whose keys replace the default ones, the last one's over the others'",
+    )  # fmt: skip
     return parser
 
 
