@@ -30,7 +30,7 @@ def diff_augment(images: torch.Tensor, policy: tuple[str, ...]) -> torch.Tensor:
     Args:
         images: values in -1..1.
         policy: any of `POLICIES`, applied in their order. color: brightness by up to 0.5, contrast by up to a half,
-            of colour images also saturation; translation: by up to an eighth of S, black comes in; cutout: a square
+            of colour images also saturation; translation: by up to an eighth of S, the edge goes on; cutout: a square
             of half of S is blanked.
     """
     if "color" in policy:
@@ -56,10 +56,10 @@ def _change_color(images: torch.Tensor) -> torch.Tensor:
 
 
 def _translate(images: torch.Tensor) -> torch.Tensor:
-    """Each image moved by whole pixels, -1 where nothing comes in."""
+    """Each image moved by whole pixels; its edge goes on where nothing comes in: no frame to be learned."""
     B, _, height, width = images.shape
     reach_y, reach_x = height // 8, width // 8
-    padded = F.pad(images, (reach_x, reach_x, reach_y, reach_y), value=-1.0)
+    padded = F.pad(images, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
     top = torch.randint(0, 2 * reach_y + 1, (B,)).tolist()
     left = torch.randint(0, 2 * reach_x + 1, (B,)).tolist()
     moved = [image[:, y : y + height, x : x + width] for image, y, x in zip(padded, top, left, strict=True)]
