@@ -327,12 +327,16 @@ stage5() { # two GANs around the frozen CLIP, and an unconditional one to compar
     local folder=model/stage5_text_image_gan config=() options=(--device "$device" --seed "$seed" "${weights[@]}")
     local where=(--results_dir "results$apart")
     # also on a machine with a GPU, whose defaults are for ViT-B/32 and large photos
-    case $model in tiny-*) config=("$folder/config/small.yaml") ;; esac
+    case $model in
+        tiny-*) config=("$folder/config/small.yaml") ;;
+        ViT-B/32 | ViT-B-32) ;;
+        *) config=("$folder/config/any_clip.yaml") ;;
+    esac
     if [ -n "$faces" ]; then options+=(--dataset "$faces"); fi
     if [ -n "$epochs" ]; then options+=(--img2text.epochs "$epochs" --text2img.epochs "$epochs"); fi
     if [ $smoke = yes ]; then
         options+=(--smoke)
-        where+=(--classifier_dir "$folder/checkpoints$apart" --classifier_epochs 1 --num_per_emotion 8)
+        where+=(--classifier_dir "$folder/checkpoints$apart" --classifier_epochs 1)
     fi
     local inputs=(--inputs "$folder/*.py" "$folder/config/*.yaml")
     local generators="$folder/checkpoints$apart/text_image_gan_*/text2img_generator_*.pth"

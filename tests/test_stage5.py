@@ -14,7 +14,8 @@ from PIL import Image
 from stage_project import STAGE0, load, read_json
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clipfh.clip_model import is_text_parameter
+from clipfh.checkpoint import weights_digest
+from clipfh.clip_model import is_text_parameter, load_clip
 from clipfh.datasets.face_rendering import generate
 
 FOLDER = "model/stage5_text_image_gan"
@@ -95,15 +96,20 @@ def test_a_run_leaves_its_files(project, trained):
 def test_the_frozen_clip_is_bit_identical(project, trained):
     assert "CLIP is bit-identical" in project.runs["stage5"].stdout
     content = load(trained / "text2img_generator_epoch_1.pth")
+    (weights,) = (project.root / "model" / "stage0_pretrain" / "checkpoints").glob("tiny-rn_*.pth")
+    assert content["clip"]["digest"] == weights_digest(load_clip("tiny-rn", str(weights)).model.state_dict())
     assert content["clip"]["digest"][:12] in project.runs["stage5"].stdout
     assert content["captions"]["features"].shape == (7, 6, 256)
 
 
-def test_a_line_every_few_batches(project, faces, tmp_path):
-    result = train(project, tmp_path, "--dataset", faces, "--log_interval", 1, "--gans", "text2img")
+def test_the_second_gan_alone_with_a_line_every_few_batches(project, faces, trained, tmp_path):
+    flags = ("--dataset", faces, "--log_interval", 1, "--gans", "text2img")
+    result = train(project, tmp_path, *flags, "--img2text_ckpt", trained / "img2text_generator_epoch_1.pth")
     lines = [line for line in result.stdout.splitlines() if "batch" in line and "discriminator" in line]
-    assert len(lines) == 7 and "img2text" not in result.stdout  # 126 train faces in batches of 16
+    assert len(lines) == 7 and all("cycle" in line for line in lines)  # 126 train faces in batches of 16
     assert not list(tmp_path.glob("checkpoints/img2text*"))
+    result = train(project, tmp_path / "alone", *flags)
+    assert "note: no first GAN reads" in result.stdout and " cycle " not in result.stdout
 
 
 def test_a_stopped_run_continues_as_if_it_had_not_been(project, faces, tmp_path):
@@ -150,20 +156,27 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, faces, tmp_path)
 
 def test_evaluation_measures_both_gans_beside_the_baseline(project, trained, baseline, tmp_path):
     flags = ("--run_dir", trained, "--results_dir", tmp_path, "--classifier_dir", tmp_path, "--classifier_epochs", 1)
-    result = run(project, EVALUATE, *flags, "--baseline_dir", baseline, "--num_per_emotion", 5)
+    result = run(project, EVALUATE, *flags, "--baseline_dir", baseline)
     (folder,) = tmp_path.glob("few_stage5_*")
     metrics = read_json(folder / "metrics.json")
     read, drawn = metrics["image_to_text"], metrics["text_to_image"]
     assert read["chance"] == pytest.approx(1 / 7) and 0 <= read["accuracy"] <= 1 and "zero_shot_clip" in read
     assert read["accuracy"] == pytest.approx(sum(value for key, value in read.items() if key[:9] == "accuracy_") / 7)
-    assert list(drawn) == ["real test faces", "real train faces", "generated", "unconditional baseline", "noise"]
+    assert list(drawn) == [
+        "real test faces",
+        "real train faces",
+        "real val faces",
+        "generated",
+        "unconditional baseline",
+        "noise",
+    ]
     assert drawn["noise"]["kid"] > drawn["real train faces"]["kid"]
     assert "| generated |" in result.stdout and (folder / "metrics.md").read_text() in result.stdout
     with Image.open(folder / "generated.png") as picture:
         assert min(picture.size) > 500
     assert (folder / "mean_faces.png").is_file()
     classifiers = list(tmp_path.glob("face_classifier_*.pth"))
-    again = run(project, EVALUATE, *flags, "--split", "val", "--num_per_emotion", 4)
+    again = run(project, EVALUATE, *flags, "--split", "val")
     assert "trained the classifier" not in again.stdout and list(tmp_path.glob("face_classifier_*.pth")) == classifiers
     assert "no unconditional baseline" in again.stdout
 
@@ -199,7 +212,7 @@ def test_a_clip_that_is_trained_is_kept_beside_the_gans(project, faces, tmp_path
 
 
 def test_other_wishes_run_too(project, faces, tmp_path):
-    flags = ("--r1", 1, "--r1_interval", 1, "--loss", "bce", "--no-spectral_norm", "--text2img.channels", 3)
+    flags = ("--r1", 1, "--r1_interval", 1, "--loss", "hinge", "--spectral_norm", "--text2img.channels", 3)
     train(project, tmp_path, "--dataset", faces, *flags, "--augment", "color,translation,cutout", "--captions", 1)
 
 

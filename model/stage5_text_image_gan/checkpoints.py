@@ -28,19 +28,19 @@ from clipfh.paths import ROOT, display, stage_dir
 from clipfh.training import require_same_flags
 
 STAGE = 5
-GANS = ("img2text", "text2img")
+GENERATORS = {"img2text": Img2TextGenerator, "text2img": Text2ImageGenerator}
+GANS = tuple(GENERATORS)
 _NAME = re.compile(r"(img2text|text2img)_(generator|discriminator)_epoch_(\d+)\.pth")
 
 
 def build_networks(gan: str, config: Config, dim: int) -> tuple[nn.Module, nn.Module]:
     """The generator and the discriminator of one GAN, for embeddings of size `dim`."""
+    generator = GENERATORS[gan](**generator_settings(gan, config, dim))
     shape = {"latent_dim": dim, "image_size": config.text2img.image_size, "channels": config.text2img.channels}
     judging = {"conditional": config.conditional, "spectral": config.spectral_norm}
     if gan == "img2text":
-        generator = Img2TextGenerator(**shape, width=config.img2text.width)
         discriminator = Img2TextDiscriminator(**shape, width=max(1, config.img2text.width // 2), **judging)
     else:
-        generator = Text2ImageGenerator(**shape, noise_dim=config.text2img.noise_dim, ngf=config.text2img.ngf)
         discriminator = Text2ImageDiscriminator(**shape, ndf=config.text2img.ndf, **judging)
     return generator.to(memory_format=torch.channels_last), discriminator.to(memory_format=torch.channels_last)
 
@@ -128,7 +128,7 @@ def load_generator(path: Path, gan: str, device: torch.device, *, image_size: in
             f"{path} is of {settings['image_size']} px, not of {image_size} px; take checkpoints of one run, or train "
             f"with --text2img.image_size {settings['image_size']}"
         )
-    network = {"img2text": Img2TextGenerator, "text2img": Text2ImageGenerator}[gan](**settings)
+    network = GENERATORS[gan](**settings)
     try:
         network.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -179,7 +179,7 @@ def fresh_folder(folder: Path) -> Path:
     if held:
         raise InputError(
             f"{folder} holds checkpoints of another run ({held[0]}); choose another --checkpoint_dir, or continue "
-            f"that run with --resume_ckpt {folder / 'LAST.pth'}"
+            f"that run with --resume_ckpt {folder / 'LAST.pth'} if it is there"
         )
     return folder
 

@@ -19,6 +19,7 @@ from clipfh.paths import RESULTS_DIR, ROOT, processed_dir
 from clipfh.transforms import to_float
 
 DEFAULT_DATASET = Path("data/fer2013")  # of config/default.yaml; where it is absent, faces are generated
+CSV_NAME = "fer2013.csv"  # the folder that holds it may be given as well
 GENERATED = "generated_faces"
 LUMA = (0.299, 0.587, 0.114)
 
@@ -26,6 +27,8 @@ LUMA = (0.299, 0.587, 0.114)
 def find_dataset(dataset: Path, smoke: bool) -> Path:
     """The folder or file of the faces; the embedded default is generated where the configured one is not there."""
     found = dataset if dataset.is_absolute() or dataset.exists() else ROOT / dataset
+    if (found / CSV_NAME).is_file() and not (found / "train").is_dir():
+        return found / CSV_NAME
     if found.exists() or dataset != DEFAULT_DATASET:
         return found
     num_train, num_test = (16, 8) if smoke else (200, 60)
@@ -36,7 +39,7 @@ def find_dataset(dataset: Path, smoke: bool) -> Path:
 
 
 def load_faces(
-    source: Path, image_size: int, *, seed: int, val_fraction: float, skip_unreadable: bool
+    source: Path, image_size: int, *, data_seed: int, val_fraction: float, skip_unreadable: bool
 ) -> tuple[dict[str, Faces], int]:
     """The splits train and val, and test where there is one; val comes out of train where the data has none.
 
@@ -51,7 +54,7 @@ def load_faces(
         source, image_size, processed_dir(f"{source.stem}_faces"), listing, skip_unreadable=skip_unreadable
     )
     if "val" not in splits:
-        rng, held_out = np.random.default_rng(seed), []
+        rng, held_out = np.random.default_rng(data_seed), []
         for label, emotion in enumerate(EMOTIONS):
             rows = np.flatnonzero(splits["train"].labels == label)
             if len(rows) < 2:
@@ -60,8 +63,8 @@ def load_faces(
         val = np.sort(np.concatenate(held_out))
         splits["val"] = splits["train"].take(val)
         splits["train"] = splits["train"].take(np.setdiff1d(np.arange(len(splits["train"])), val))
-    elsewhere = {_digest(image) for name, faces in splits.items() if name != "train" for image in faces.pixels}
-    kept = [row for row, image in enumerate(splits["train"].pixels) if _digest(image) not in elsewhere]
+    elsewhere = {_digest(image) for name, faces in splits.items() if name != "train" for image in faces}
+    kept = [place for place, image in enumerate(splits["train"]) if _digest(image) not in elsewhere]
     repeated = len(splits["train"]) - len(kept)
     if repeated:
         splits["train"] = splits["train"].take(np.array(kept))
@@ -74,7 +77,7 @@ def recorded_faces(
     """The splits that a run was trained on.
 
     Args:
-        recorded: what its checkpoints say of the faces: source, seed, val_fraction.
+        recorded: what its checkpoints say of the faces: source, data_seed, val_fraction.
         dataset: where they are now, if elsewhere.
         image_size: S.
         skip_unreadable: go on without images that cannot be read.
@@ -86,7 +89,7 @@ def recorded_faces(
     splits, _ = load_faces(
         source,
         image_size,
-        seed=recorded["seed"],
+        data_seed=recorded["data_seed"],
         val_fraction=recorded["val_fraction"],
         skip_unreadable=skip_unreadable,
     )

@@ -41,7 +41,7 @@ from clipfh.files import writable_folder, write_json, write_text
 from clipfh.generative_metrics import frechet_distance, kernel_distance
 from clipfh.image_grid import image_grid_figure
 from clipfh.paths import RESULTS_DIR, display, stage_dir
-from clipfh.run import environment, new_run_name, pick_device, seed_everything
+from clipfh.run import environment, jsonable, new_run_name, pick_device, seed_everything
 
 TRAIN = "python model/stage5_text_image_gan/train.py"
 PLAIN = f"{TRAIN} --config model/stage5_text_image_gan/config/plain.yaml --gans text2img"
@@ -55,7 +55,6 @@ class Config:
     baseline_dir: Path | None = option(None, "those of an unconditional run (default: the newest on the same faces)")
     dataset: Path | None = option(None, "the faces, if they are not where they were in training")
     split: str = option("test", "val is for choosing settings, test for the figures", choices=("val", "test"))
-    num_per_emotion: int = option(120, "generated faces of each emotion", at_least=4)
     classifier_epochs: int = option(EPOCHS, "of the judge", at_least=1)
     classifier_dir: Path | None = option(None, "where the judge is kept (default: checkpoints/ beside this script)")
     pretrained: str | None = option(None, "the weights of CLIP, if they are not where they were in training")
@@ -66,12 +65,11 @@ class Config:
 
 
 @torch.inference_mode()
-def generate(generator: TrainedGenerator, num_per_emotion: int, seed: int, device: torch.device) -> torch.Tensor:
-    """Faces of every emotion, in the emotions' order, of captions and noise drawn anew: (7 * n, C, S, S) on the CPU."""
+def generate(generator: TrainedGenerator, labels: np.ndarray, seed: int, device: torch.device) -> torch.Tensor:
+    """Faces of the emotions (N,), of captions and noise drawn anew: (N, C, S, S) on the CPU."""
     torch.manual_seed(seed)
-    labels = torch.arange(len(EMOTIONS)).repeat_interleave(num_per_emotion)
     parts = []
-    for part in labels.split(256):
+    for part in torch.from_numpy(labels).split(256):
         noise = torch.randn(len(part), generator.network.noise_dim).to(device)
         parts.append(generator.network(generator.space.draw(part.to(device), 0.0), noise).cpu())
     return torch.cat(parts)
@@ -145,15 +143,24 @@ def clip_similarity(
 
 
 def find_baseline(config: Config, generator: TrainedGenerator, device: torch.device) -> TrainedGenerator | None:
-    """The unconditional run to compare with: the one asked for, else the newest on the same faces, else none."""
-    size = generator.recorded["settings"]["image_size"]
+    """The unconditional run to compare with: the one asked for, else the newest on the same faces, else none.
+
+    Raises:
+        InputError: the one asked for is conditional, or of another image size or number of channels.
+    """
+    size, channels = (generator.recorded["settings"][name] for name in ("image_size", "channels"))
     folder = config.baseline_dir or newest_run("unconditional", generator.recorded["dataset"], size)
     if folder is None:
         print(f"no unconditional baseline of these faces at {size} px; make one with: {PLAIN} --dataset ...")
         return None
     path = newest_epoch(folder, "text2img")
     print(f"unconditional baseline: {display(path)}")
-    return load_generator(path, "text2img", device, image_size=size)
+    baseline = load_generator(path, "text2img", device, image_size=size)
+    if baseline.recorded["variant"] != "unconditional":
+        raise InputError(f"--baseline_dir {folder} holds no unconditional run; make one with: {PLAIN}")
+    if baseline.recorded["settings"]["channels"] != channels:
+        raise InputError(f"{path} makes images of another number of channels than {generator.path} ({channels})")
+    return baseline
 
 
 def main(config: Config) -> None:
@@ -188,12 +195,16 @@ def main(config: Config) -> None:
     real_features, real_emotions = classified(classifier, signed_batches(real, channels, device))
 
     # ---- every set of faces, measured in the same way against the real ones
-    labels = np.arange(len(EMOTIONS)).repeat(config.num_per_emotion)
-    made = generate(writer, config.num_per_emotion, config.seed, device)
-    train = splits["train"].take(balanced_rows(splits["train"].labels, config.num_per_emotion))
-    sets = {"real train faces": (all_signed(train, channels), train.labels), "generated": (made, labels)}
+    labels = np.sort(real.labels)  # as many of each emotion as there are real ones
+    made = generate(writer, labels, config.seed, device)
+    sets = {}
+    for name in ("train", "val", "test"):
+        if name in splits and name != config.split:
+            others = splits[name].first_of_each_emotion(int(np.bincount(real.labels).max()))
+            sets[f"real {name} faces"] = (all_signed(others, channels), others.labels)
+    sets["generated"] = (made, labels)
     if baseline:
-        sets["unconditional baseline"] = (generate(baseline, config.num_per_emotion, config.seed, device), labels)
+        sets["unconditional baseline"] = (generate(baseline, labels, config.seed, device), labels)
     sets["noise"] = (torch.rand_like(made) * 2 - 1, labels)
     similarity = partial(clip_similarity, space=writer.space, clip=clip, device=device)
     rows = {f"real {config.split} faces": {"accuracy": float((real_emotions == real.labels).mean())}}
@@ -204,6 +215,9 @@ def main(config: Config) -> None:
     judge = f"a classifier trained on {len(splits['train']):,} real train faces, {real_features.shape[1]} a face"
     metrics = {
         "run": display(folder),
+        "generators": [display(reader.path), display(writer.path)],
+        "baseline": display(baseline.path) if baseline else None,
+        "config": jsonable(config),
         "split": config.split,
         "faces": len(real),
         "features": judge,
@@ -213,13 +227,8 @@ def main(config: Config) -> None:
     write_json(results / "metrics.json", {**metrics, "environment": environment()})
     write_text(results / "metrics.md", report(metrics))
     print(report(metrics))
-    draw(results, made, all_signed(real, channels), real.labels)
+    draw(results, made, labels, all_signed(real, channels), real.labels)
     print(f"wrote {display(results)}")
-
-
-def balanced_rows(labels: np.ndarray, count: int) -> np.ndarray:
-    """The rows of the first `count` faces of each emotion, emotion by emotion."""
-    return np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(len(EMOTIONS))])
 
 
 def all_signed(faces: Faces, channels: int) -> torch.Tensor:
@@ -231,6 +240,14 @@ COLUMNS = (
     *("accuracy", "fid", "kid", "kid_within_emotion", "diversity", "diversity_pixels", "mean_images_apart"),
     "clip_similarity",
 )
+
+
+WARNINGS = {  # where generated faces top real ones
+    "accuracy": "The classifier finds the emotion in generated faces more often than in real ones: they are plainer than\n"
+    "photographs, and a generator trained with `cycle` has a network much like this one for a teacher.",
+    "clip_similarity": "Generated faces are more similar to their captions than real ones, for this CLIP: a generator\n"
+    "can please a CLIP beyond what photographs do. It says nothing of how real they look; FID and KID do.",
+}
 
 
 def report(metrics: dict) -> str:
@@ -254,23 +271,22 @@ def report(metrics: dict) -> str:
     for name, row in rows.items():
         cells = [f"{row[column]:.4g}" if column in row else "" for column in COLUMNS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    real = next(row for name, row in rows.items() if name.startswith("real"))["clip_similarity"]
-    if rows["generated"]["clip_similarity"] > real:
-        lines += ["", "Generated faces are more similar to their captions than real ones, for this CLIP: a generator"]
-        lines += [
-            "can please a CLIP beyond what photographs do. It says nothing of how real they look; FID and KID do."
-        ]
+    real = next(row for name, row in rows.items() if name.startswith("real"))
+    for figure, warning in WARNINGS.items():
+        if rows["generated"][figure] > real[figure]:
+            lines += ["", warning]
     return "\n".join(lines) + "\n"
 
 
-def draw(folder: Path, made: torch.Tensor, real: torch.Tensor, labels: np.ndarray) -> None:
-    """The generated faces by emotion, and the mean images of real and generated ones."""
-    by_emotion = to_pixels(made).reshape(len(EMOTIONS), -1, *made.shape[2:], 3)
-    rows = [(emotion, faces[:12]) for emotion, faces in zip(EMOTIONS, by_emotion, strict=True)]
+def draw(folder: Path, made: torch.Tensor, asked: np.ndarray, real: torch.Tensor, labels: np.ndarray) -> None:
+    """The generated faces by the emotions (N,) asked for, and the mean images of generated and of real ones."""
+    rows = [(name, to_pixels(made[torch.from_numpy(asked == c)][:12])) for c, name in enumerate(EMOTIONS)]
     image_grid_figure(folder / "generated.png", rows, title="generated faces, the first 12 of each emotion")
-    means = torch.stack([real[torch.from_numpy(labels == label)].mean(dim=0) for label in range(len(EMOTIONS))])
-    generated = made.view(len(EMOTIONS), -1, *made.shape[1:]).mean(dim=1)
-    rows = [("real", to_pixels(means)), ("generated", to_pixels(generated))]
+    sets = {"real": (real, labels), "generated": (made, asked)}
+    rows = [
+        (name, to_pixels(torch.stack([images[torch.from_numpy(of == c)].mean(dim=0) for c in range(len(EMOTIONS))])))
+        for name, (images, of) in sets.items()
+    ]
     image_grid_figure(folder / "mean_faces.png", rows, title="mean images by emotion", columns=EMOTIONS)
 
 

@@ -34,7 +34,7 @@ def trained_classifier(
     The test faces have no part in it: the epoch with the highest accuracy on val is kept.
     """
     train, val = splits["train"], splits["val"]
-    size = train.pixels.shape[1]
+    size = train.image_size
     path = folder / f"face_classifier_{_digest(splits, channels, epochs)}.pth"
     torch.manual_seed(0)  # the judge of runs of any seed is the same
     classifier = FaceClassifier(len(EMOTIONS), size, channels).to(device, memory_format=torch.channels_last)
@@ -49,7 +49,7 @@ def trained_classifier(
         classifier.train()
         sampler.set_epoch(epoch)
         for rows in sampler:
-            images = diff_augment(mirrored(to_signed(train.pixels[rows], channels, device)), ("translation",))
+            images = diff_augment(mirrored(to_signed(train[rows], channels, device)), ("translation",))
             labels = torch.from_numpy(train.labels[rows]).to(device)
             with autocast(device, "auto"):
                 loss = F.cross_entropy(classifier(images).float(), labels, label_smoothing=0.1)
@@ -70,7 +70,8 @@ def trained_classifier(
 def _digest(splits: dict[str, Faces], channels: int, epochs: int) -> str:
     digest = hashlib.sha256(f"{VERSION} {torch.__version__} {channels} {epochs} {EPOCHS} {LR} {BATCH_SIZE}".encode())
     for name in ("train", "val"):
-        digest.update(np.ascontiguousarray(splits[name].pixels[..., 0]).tobytes())
+        for image in splits[name]:
+            digest.update(np.ascontiguousarray(image[..., 0]))
         digest.update(splits[name].labels.tobytes())
     return digest.hexdigest()[:12]
 
@@ -78,7 +79,7 @@ def _digest(splits: dict[str, Faces], channels: int, epochs: int) -> str:
 def signed_batches(faces: Faces, channels: int, device: torch.device, size: int = 256):
     """All faces in order, (B, C, S, S) in -1..1 at a time."""
     for start in range(0, len(faces), size):
-        yield to_signed(faces.pixels[start : start + size], channels, device)
+        yield to_signed(faces[start : start + size], channels, device)
 
 
 @torch.inference_mode()

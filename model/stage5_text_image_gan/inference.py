@@ -85,7 +85,7 @@ def val_faces(reader: TrainedGenerator, image_size: int) -> tuple[list[str], np.
     faces = recorded_faces(reader.recorded["faces"], None, image_size, skip_unreadable=True)["val"]
     rows = np.array([np.flatnonzero(faces.labels == label)[0] for label in range(len(EMOTIONS))])
     chosen = faces.take(rows)
-    return list(chosen.names), chosen.pixels
+    return list(chosen.names), chosen[:]
 
 
 def draw_images(writer: TrainedGenerator, embeddings: torch.Tensor, num: int, device: torch.device) -> np.ndarray:

@@ -106,12 +106,12 @@ class Img2TextDiscriminator(nn.Module):
             self.projection = _maybe_spectral(nn.Linear(self.trunk.num_features, hidden), spectral)
 
     def features(self, images: torch.Tensor) -> torch.Tensor | None:
-        """What `score` needs of the images: (B, hidden), or None where the discriminator does not see them."""
+        """What `logits` needs of the images: (B, hidden), or None where the discriminator does not see them."""
         if self.trunk is None:
             return None
         return self.projection(self.trunk(self.standardized(images)).mean(dim=(2, 3)))
 
-    def score(self, features: torch.Tensor | None, embeddings: torch.Tensor) -> torch.Tensor:
+    def logits(self, features: torch.Tensor | None, embeddings: torch.Tensor) -> torch.Tensor:
         """(B,) logits of embeddings (B, E) for images of these features."""
         # a unit vector's coordinates are of size 1 / sqrt(E): too small for layers that expect about 1
         hidden = self.embedding(embeddings * embeddings.shape[1] ** 0.5)
@@ -120,7 +120,7 @@ class Img2TextDiscriminator(nn.Module):
 
     def forward(self, images: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """(B,) logits."""
-        return self.score(self.features(images), embeddings)
+        return self.logits(self.features(images), embeddings)
 
 
 class _ConditionalNorm(nn.Module):
@@ -155,9 +155,10 @@ class Text2ImageGenerator(nn.Module):
         condition_dim += noise_dim
         self.bottom = nn.Linear(condition_dim, self.widest * 16)
         self.norms = nn.ModuleList(_ConditionalNorm(size, condition_dim) for size in sizes)
-        pairs = zip(sizes, [*sizes[1:], channels], strict=True)
+        shapes = list(zip(sizes, [*sizes[1:], channels], strict=True))
         self.deconvolutions = nn.ModuleList(
-            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=after == channels) for before, after in pairs
+            nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=number == len(shapes))
+            for number, (before, after) in enumerate(shapes, start=1)  # but for the last, a norm with a bias follows
         )
         for layer in self.deconvolutions:
             nn.init.normal_(layer.weight, std=0.02)
@@ -174,7 +175,7 @@ class Text2ImageGenerator(nn.Module):
 class Text2ImageDiscriminator(nn.Module):
     """Is this image a photograph, or a generator's? Conditional: a photograph of *this caption*?
 
-    An unconditional one lets the generator ignore its text. `features` and `score` as in `Img2TextDiscriminator`.
+    An unconditional one lets the generator ignore its text. `features` and `logits` as in `Img2TextDiscriminator`.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class Text2ImageDiscriminator(nn.Module):
         """(B, F, 4, 4)."""
         return self.trunk(images)
 
-    def score(self, features: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+    def logits(self, features: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """(B,) logits of images of these features with captions (B, E)."""
         logits = self.judge(features.flatten(1))[:, 0]
         if self.projection is None:
@@ -199,7 +200,7 @@ class Text2ImageDiscriminator(nn.Module):
 
     def forward(self, images: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         """(B,) logits."""
-        return self.score(self.features(images), embeddings)
+        return self.logits(self.features(images), embeddings)
 
 
 class FaceClassifier(nn.Module):

@@ -55,6 +55,7 @@ class Config:
     img2text: Img2Text
     text2img: Text2Img
     dataset: Path = option(IN_FILE, "folder with train/<emotion>/ and test/<emotion>/, or fer2013.csv")
+    data_seed: int = option(IN_FILE, "of the choice of the val faces: the same for every --seed", at_least=0)
     val_fraction: float = option(IN_FILE, "share of the train faces to validate on", above=0, at_most=0.5)
     model: str = option(IN_FILE, "the CLIP, any name of open_clip")
     pretrained: str | None = option(IN_FILE, "its weights: tag or file; null: openai, or stage 0's of a tiny model")
@@ -63,6 +64,7 @@ class Config:
     clip_epochs: int = option(IN_FILE, "passes over the train faces with --clip finetuned", at_least=1)
     clip_weight: float = option(IN_FILE, "of the CLIP loss of the generator with --clip joint", at_least=0)
     gans: str = option(IN_FILE, "which GANs to train", choices=("both", "img2text", "text2img"))
+    img2text_ckpt: Path | None = option(IN_FILE, "with --gans text2img: a generator that reads the faces (`cycle`)")
     epochs: int = option(IN_FILE, "passes over the train faces, of each GAN", at_least=1)
     batch_size: int = option(IN_FILE, "faces a batch", at_least=2)
     lr: float = option(IN_FILE, "learning rate of Adam", above=0)
@@ -93,7 +95,7 @@ class Config:
     seed: int = option(IN_FILE, "of everything that is drawn at random", at_least=0)
     skip_unreadable: bool = option(IN_FILE, "go on without images that cannot be read")
     resume_ckpt: Path | None = option(None, "a LAST.pth: continue that run")
-    smoke: bool = option(False, "one epoch of small networks on few faces: does every step work?")
+    smoke: bool = option(False, "one epoch of small networks on few faces of each emotion: does every step work?")
 
 
 def default_files() -> list[Path]:

@@ -60,7 +60,8 @@ def finetune_clip(
         sampler.set_epoch(epoch)
         total = 0.0
         for rows in sampler:
-            images = mirrored(to_signed(faces.pixels[rows], config.text2img.channels, device))
+            images = to_signed(faces[rows], config.text2img.channels, device)
+            images = mirrored(images) if config.flip else images
             labels = torch.from_numpy(faces.labels[rows]).to(device)
             with autocast(device, config.precision):
                 loss = pair_loss(clip, clip.model, images, drawn_tokens(tokens, labels), labels)
@@ -94,6 +95,14 @@ class JointClip(nn.Module):
     def pair_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The contrastive loss of images in -1..1 with random captions of their emotions."""
         return pair_loss(self._clip, self.model, images, drawn_tokens(self.tokens, labels), labels)
+
+    def judgement(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The same of generated images, of which the batch norms keep no statistics."""
+        self.model.eval()
+        try:
+            return self.pair_loss(images, labels)
+        finally:
+            self.model.train()
 
 
 def finetuned(

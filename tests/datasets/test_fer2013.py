@@ -28,10 +28,10 @@ def read(source, tmp_path, size=64, **flags):
 def test_folders_are_read(folder, tmp_path):
     splits = read(folder, tmp_path)
     assert list(splits) == ["train", "test"]
-    assert splits["train"].pixels.shape == (14, 64, 64, 3) and splits["train"].pixels.dtype == np.uint8
+    assert splits["train"][:].shape == (14, 64, 64, 3) and splits["train"][:].dtype == np.uint8
     for name in splits:
         faces = splits[name]
-        for pixels, label, path in zip(faces.pixels, faces.labels, faces.names, strict=True):
+        for pixels, label, path in zip(faces, faces.labels, faces.names, strict=True):
             assert path.split("/")[:2] == [name, EMOTIONS[label]]
             assert set(np.unique(pixels)) == {20 * label + 5 * int(path[-5]) + (name == "test")}
 
@@ -39,14 +39,13 @@ def test_folders_are_read(folder, tmp_path):
 def test_take_keeps_rows_together(folder, tmp_path):
     faces = read(folder, tmp_path)["train"].take(np.array([3, 0]))
     assert faces.names == ("train/disgust/1.png", "train/angry/0.png") and list(faces.labels) == [1, 0]
-    assert len(faces) == 2 and faces.pixels[0, 0, 0, 0] == 25
+    assert len(faces) == 2 and faces[0][0, 0, 0] == 25
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (lambda root: (root / "train" / "bored").mkdir(), ["bored", "unknown emotion", "surprise"]),
-        (lambda root: (root / "train" / "sad" / "0.png").unlink(), ["1 train face"]),
         (lambda root: [p.unlink() for p in (root / "train" / "sad").iterdir()], ["sad", "holds no image"]),
         (lambda root: [p.unlink() for p in (root / "test" / "fear").iterdir()], ["fear", "holds no image"]),
         (lambda root: (root / "train").rename(root / "training"), ["no folder train/<emotion>/"]),
@@ -55,9 +54,6 @@ def test_take_keeps_rows_together(folder, tmp_path):
 )
 def test_folders_that_do_not_fit_are_refused(folder, tmp_path, spoil, says):
     spoil(folder)
-    if says == ["1 train face"]:
-        assert len(read(folder, tmp_path)["train"]) == 13  # fewer, not none
-        return
     with pytest.raises(InputError) as error:
         read(folder, tmp_path)
     assert all(text in str(error.value) for text in says), error.value
@@ -88,11 +84,11 @@ def test_a_csv_is_read(tmp_path):
     splits = read(path, tmp_path, size=48)
     assert [(name, len(faces)) for name, faces in splits.items()] == [("train", 14), ("val", 7), ("test", 7)]
     for faces in splits.values():
-        for pixels, label in zip(faces.pixels, faces.labels, strict=True):
+        for pixels, label in zip(faces, faces.labels, strict=True):
             assert pixels.shape == (48, 48, 3) and (pixels[1:] == 30 * CSV_EMOTIONS.index(EMOTIONS[label])).all()
-    assert {image[0, 0, 0] for image in splits["test"].pixels} == {4}
+    assert {image[0, 0, 0] for image in splits["test"]} == {4}
     assert splits["train"].names[:2] == ("line 2", "line 3")
-    assert read(path, tmp_path, size=64)["val"].pixels.shape == (7, 64, 64, 3)
+    assert read(path, tmp_path, size=64)["val"][:].shape == (7, 64, 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +101,7 @@ def test_a_csv_is_read(tmp_path):
         (3, "sad," + "0 " * 2304 + ",Training", "line 3: unknown emotion 'sad'"),
         (3, "-1," + "0 " * 2304 + ",Training", "line 3: unknown emotion '-1'"),
         (4, "1," + "0 " * 2303 + "256,Training", "line 4: pixels must lie in 0..255, not 0..256"),
+        (4, "1," + "0 " * 2303 + "9" * 40 + ",Training", "line 4: a pixel is not a whole number"),
         (4, "1," + "0 " * 2303 + "x,Training", "line 4: a pixel is not a whole number"),
         (4, "1," + "0 " * 2304 + ",Test", "line 4: unknown Usage 'Test'; valid: Training"),
         (4, "1", "line 4: unknown Usage ''"),
@@ -133,7 +130,7 @@ def test_generated_faces_have_the_layout_and_are_made_once(tmp_path):
     generate(tmp_path / "made", num_train=3, num_test=2, seed=1)
     splits = read(tmp_path / "made", tmp_path, size=48)
     assert {name: len(faces) for name, faces in splits.items()} == {"train": 21, "test": 14}
-    images = [image.tobytes() for faces in splits.values() for image in faces.pixels]
+    images = [image.tobytes() for faces in splits.values() for image in faces]
     assert len(set(images)) == 35
     path = tmp_path / "made" / "train" / "sad" / "0000.png"
     before = path.stat().st_mtime_ns, path.read_bytes()

@@ -27,24 +27,40 @@ CSV_SIDE = 48
 
 @dataclass(frozen=True)
 class Faces:
-    """Faces of one split.
+    """Faces of one split; `faces[places]` are the pixels (n, S, S, 3) of some of them, `faces[i]` those of one.
 
     Attributes:
-        pixels: (N, S, S, 3) uint8; grey images have three equal channels.
+        pixels: (M, S, S, 3) uint8 of all splits, mapped from a file where they come from a folder; grey images have
+            three equal channels.
+        rows: (N,) which of them are of this split.
         labels: (N,) int64 places in `EMOTIONS`.
         names: N paths below the root, or `line 17` of a CSV.
     """
 
     pixels: np.ndarray
+    rows: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def image_size(self) -> int:
+        """S."""
+        return self.pixels.shape[1]
 
-    def take(self, rows: np.ndarray) -> "Faces":
-        """The faces of the given row numbers."""
-        return Faces(self.pixels[rows], self.labels[rows], tuple(self.names[row] for row in rows))
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: int | slice | np.ndarray | list[int]) -> np.ndarray:
+        return self.pixels[self.rows[places]]
+
+    def take(self, places: np.ndarray) -> "Faces":
+        """The faces at these places, in this order."""
+        names = tuple(self.names[place] for place in places)
+        return Faces(self.pixels, self.rows[places], self.labels[places], names)
+
+    def first_of_each_emotion(self, count: int) -> "Faces":
+        """The first `count` faces of each emotion, or as many as there are, emotion by emotion."""
+        return self.take(np.concatenate([np.flatnonzero(self.labels == c)[:count] for c in range(len(EMOTIONS))]))
 
 
 def read_faces(
@@ -71,7 +87,7 @@ def read_faces(
         pixels = load_pixels(source, table["image"].tolist(), image_size, cache_dir)
         table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
         labels = np.array([EMOTIONS.index(emotion) for emotion in table["emotion"]])
-        faces = Faces(pixels.array, labels, pixels.images)
+        faces = Faces(pixels.array, np.arange(len(labels)), labels, pixels.images)
         splits = {name: faces.take(np.flatnonzero(table["split"] == name)) for name in dict.fromkeys(table["split"])}
     else:
         raise InputError(f"--dataset {source} does not exist; give a folder with train/<emotion>/, or fer2013.csv")
@@ -100,25 +116,26 @@ def _list_folder(root: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path, image_size: int) -> dict[str, Faces]:
-    found: dict[str, list[tuple[np.ndarray, int, str]]] = {}
+    images, labels, names, splits = [], [], [], []
     for line, label, pixels, split in _csv_rows(path):
         image = Image.fromarray(pixels.reshape(CSV_SIDE, CSV_SIDE))
         if image_size != CSV_SIDE:
             image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-        found.setdefault(split, []).append((np.asarray(image), label, f"line {line}"))
-    if "train" not in found:
+        images.append(np.asarray(image))
+        labels.append(label)
+        names.append(f"line {line}")
+        splits.append(split)
+    if "train" not in splits:
         raise InputError(f"{path} has no line with the Usage Training")
-    splits = {}
-    for split, rows in found.items():
-        grey = np.stack([row[0] for row in rows])[..., None]
-        pixels = np.broadcast_to(grey, (*grey.shape[:3], 3))  # three views of one channel
-        splits[split] = Faces(pixels, np.array([row[1] for row in rows]), tuple(row[2] for row in rows))
-    return splits
+    grey = np.stack(images)[..., None]
+    pixels = np.broadcast_to(grey, (*grey.shape[:3], 3))  # three views of one channel
+    faces = Faces(pixels, np.arange(len(names)), np.array(labels), tuple(names))
+    return {name: faces.take(np.flatnonzero(np.array(splits) == name)) for name in dict.fromkeys(splits)}
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, int, np.ndarray, str]]:
     """The checked lines: number, label, grey values (2304,) uint8, split."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
             missing = {"emotion", "pixels", "Usage"} - set(reader.fieldnames or ())
@@ -144,7 +161,7 @@ def _checked_row(place: str, line: int, row: dict[str, str]) -> tuple[int, int, 
         raise InputError(f"{place}: {len(words)} pixels, not {CSV_SIDE} x {CSV_SIDE} = {CSV_SIDE**2}")
     try:
         values = np.array(words, dtype=np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InputError(f"{place}: a pixel is not a whole number") from None
     if values.min() < 0 or values.max() > 255:
         raise InputError(f"{place}: pixels must lie in 0..255, not {values.min()}..{values.max()}")
