@@ -21,6 +21,7 @@ What to run on
   --data_root DIR     folder of the raw dataset; needed by all but synthetic (default there: data/raw/synthetic)
 
   --captions NAME     captioned images of stage 4: synthetic (default), coco, flickr8k, flickr30k, grocery, jsonl
+                      (their text tower is that of --model; tiny-rn has read of garments only)
   --captions_root DIR folder of those; needed by all but synthetic
 
   --faces PATH        faces of stage 5: a folder in FER2013's layout, or fer2013.csv
@@ -311,8 +312,11 @@ stage4() { # an image encoder to the frozen text encoder
         captions_name=${captions_name}_smoke small=(--smoke)
         where=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart")
     fi
+    local asked_force=$force
+    if [ "$captions" != synthetic ]; then force=yes; fi # quick where nothing has changed: it looks at the raw files
     step 50_stage4_captions --inputs "$folder/*.py" --outputs "metadata/$captions_name/captions.json" \
         -- python $folder/prepare_captions.py "${on_captions[@]}" ${small[@]+"${small[@]}"}
+    force=$asked_force
     step 51_stage4_train --after 50_stage4_captions 10_stage0_pretrain --inputs "$folder/*.py" \
         --outputs "$folder/checkpoints$apart/*_BEST.pth" "$folder/checkpoints$apart/*_LINEAR.pth" \
         -- python $folder/train_frozen_text_alignment.py "${on_captions[@]}" "${options[@]}" "${training[@]}" \

@@ -74,6 +74,10 @@ def test_the_same_captions_are_prepared_once_and_changed_ones_again(raw, tmp_pat
     again = prepare_captions("jsonl", raw, name="cards")
     assert again.images == first.images and table.stat().st_mtime_ns == before
     assert prepare_captions("jsonl", None, name="cards").images == first.images  # the raw data are not needed any more
+    with pytest.raises(InputError, match=r"prepared with other flags \(seed 0\).*--data_root"):
+        prepare_captions("jsonl", None, name="cards", seed=1)
+    with pytest.raises(InputError, match=r"prepared with other flags \(dataset jsonl"):
+        prepare_captions("coco", None, name="cards")
     write_captions(raw, {f"{number}.jpg": [f"other {number}"] for number in range(10)})
     changed = prepare_captions("jsonl", raw, name="cards")
     assert {text for image in changed.images for text in image.captions} == {f"other {n}" for n in range(10)}

@@ -81,6 +81,14 @@ def test_flickr8k_as_a_table_with_commas_in_captions(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("line", ['2.jpg,"A dog that never ends .', "2.jpg," + "x" * 200_000, "2.jpg"])
+def test_a_broken_line_of_a_table_is_named(tmp_path, line):
+    (tmp_path / "Images").mkdir()
+    (tmp_path / "captions.txt").write_text("\n".join(["image,caption", "1.jpg,A dog .", line, "3.jpg,A cat ."]))
+    with pytest.raises(InputError, match=r"captions.txt, line 3: "):
+        read_captions("flickr8k", tmp_path)
+
+
 def test_flickr8k_in_its_original_form(tmp_path):
     (tmp_path / "Flickr8k.token.txt").write_text("1.jpg#0\tA dog .\n1.jpg#1\tA wet dog .\n")
     assert read_captions("flickr8k", tmp_path).images[0].captions == ("A dog .", "A wet dog .")
@@ -116,6 +124,8 @@ def test_jsonl_adds_up_the_lines_of_an_image(tmp_path):
         ("b/c.jpg", ("w",), "test", "cat"),
     ]
     assert read_captions("jsonl", tmp_path / "captions.jsonl") == raw
+    write_lines(tmp_path, '{"image": "a.jpg", "captions": null, "caption": "x"}')
+    assert read_captions("jsonl", tmp_path).images[0].captions == ("x",)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +136,8 @@ def test_jsonl_adds_up_the_lines_of_an_image(tmp_path):
         ('{"image": 5, "caption": "x"}', "line 2: expected"),
         ('{"image": "a.jpg", "captions": [5]}', "line 2: captions must be texts"),
         ('{"image": "a.jpg", "captions": {"0": "x"}}', "line 2: captions must be texts"),
+        ('{"image": "a.jpg", "captions": {"0": "x"}, "caption": "y"}', "line 2: captions must be texts"),
+        ('{"image": "a.jpg", "captions": 7, "caption": "y"}', "line 2: captions must be texts"),
         ('{"image": "../a.jpg", "caption": "x"}', "line 2: .* leaves the data root"),
         ('{"image": "a.jpg", "caption": "x", "split": "dev"}', "line 2: unknown split 'dev'"),
         ('{"image": "ok.jpg", "caption": "x", "split": "test"}', "line 2: ok.jpg has another split"),

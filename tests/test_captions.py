@@ -1,5 +1,8 @@
 """The table of captioned images: numbering, splits, its form on disk."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,6 +12,7 @@ from clipfh.captions import (
     assign_splits,
     index_captions,
     read_caption_dataset,
+    splits_digest,
     write_caption_dataset,
 )
 from clipfh.errors import InputError
@@ -53,6 +57,14 @@ def test_fewer_images_than_asked_for_are_taken_and_said(capsys):
     assert counts(chosen) == {"train": 8, "val": 2, "test": 3}
     said = capsys.readouterr().out
     assert "test has 3 images, not the 50 asked for" in said and "train has 8 images, not the 100" in said
+
+
+def test_the_digest_of_the_splits_sees_an_image_that_changes_sides():
+    images = tuple(CaptionedImage(f"{n}.jpg", ("x",), split) for n, split in enumerate(("train", "val", "test")))
+    digest = splits_digest(CaptionDataset("d", Path(), images))
+    assert splits_digest(CaptionDataset("d", Path(), images[::-1])) == digest
+    moved = (replace(images[0], split="test"), *images[1:])
+    assert splits_digest(CaptionDataset("d", Path(), moved)) != digest
 
 
 def test_a_split_without_images_is_refused():

@@ -195,7 +195,7 @@ def test_stage_4_on_real_captions(checkout: Path) -> None:
         run_all(checkout, *options.split(), "--captions_root", "my raw data", "--data_root", "my raw data")
     )
     raw = f"--dataset coco --data_root {checkout / 'my raw data'}"
-    assert steps["50_stage4_captions"].endswith(raw)
+    assert steps["50_stage4_captions(forced)"].endswith(raw)  # sees new captions
     assert f"{raw} --device auto --model ViT-B/32 --pretrained openai --seed 0 --epochs 3" in steps["51_stage4_train"]
     assert "90_report" in steps  # of stage 1
 

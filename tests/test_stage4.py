@@ -31,12 +31,10 @@ def photos(project, tmp_path_factory):
     """The photos of the project as JSON lines, two captions each, with labels."""
     folder = tmp_path_factory.mktemp("captioned")
     (folder / "photos").symlink_to(project.photos)
-    prompts = read_json(project.photos / "prompts.json")
     lines = []
     for path in sorted(project.photos.glob("*/*.jpg")):
         color, shape = path.parent.name.split("_")
-        captions = [f"a {shape} that is {color}, number {path.stem}", *list(prompts[path.parent.name])[:1]]
-        captions[1:] = [f"a {color} {shape}"]
+        captions = [f"a {shape} that is {color}, number {path.stem}", f"a {color} {shape}"]
         lines.append({"image": f"photos/{path.parent.name}/{path.name}", "captions": captions, "label": shape})
     write(folder, lines)
     return folder
@@ -110,6 +108,11 @@ def test_photos_of_ones_own_from_json_lines(project, photos, tmp_path):
     (best,) = tmp_path.glob("*_BEST.pth")
     evaluated = project.server.run(EVAL4, "--ckpt", best, "--results_dir", tmp_path / "results")
     assert evaluated.returncode == 0 and "over 2 classes, chance 50.0" in evaluated.stdout, evaluated.stderr
+    prepared = project.server.run(PREPARE4, "--dataset", "jsonl", "--data_root", photos, "--data_seed", 1)
+    assert prepared.returncode == 0, prepared.stderr
+    project.refused(
+        EVAL4, "--ckpt", best, "--results_dir", tmp_path / "results", says=["other splits of jsonl_captions"]
+    )
 
 
 @pytest.mark.parametrize("flags", [("--freeze_backbone",), ("--head_warmup_epochs", 1)], ids=str)

@@ -8,6 +8,7 @@ Weights that cannot be downloaded are given as files (`image_weights=PATH`, `tex
 with "random". Shapes: B batch, S image size, L context length, F backbone features, D embedding.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import torch
@@ -124,8 +125,9 @@ class CLIPTextEncoder(nn.Module):
         return self(*(part.to(device) for part in self.tokenize(texts)))
 
     def digest(self) -> str:
-        """SHA-256 of all weights and buffers."""
-        return weights_digest(self.state_dict())
+        """SHA-256 of all that features depend on: the weights and buffers, and the activation."""
+        facts = f"quick_gelu={self.quick_gelu} {weights_digest(self.state_dict())}"
+        return hashlib.sha256(facts.encode()).hexdigest()
 
 
 class CLIP(nn.Module):

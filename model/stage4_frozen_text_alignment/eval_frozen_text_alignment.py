@@ -31,7 +31,7 @@ from torch import nn
 from clipfh.caption_figures import RetrievedCaptions, retrieved_captions_figure
 from clipfh.caption_preparation import DATASETS
 from clipfh.caption_retrieval import CaptionRecall, caption_recall
-from clipfh.captions import CaptionDataset, read_caption_dataset
+from clipfh.captions import CaptionDataset, read_caption_dataset, splits_digest
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.cli import option, run_script
 from clipfh.errors import InputError
@@ -183,6 +183,11 @@ def main(config: Config) -> None:
         f"of {content['text_model']}, epoch {content['epoch']}, val recall {100 * content['val_recall']:.1f})"
     )
     data = read_caption_dataset(metadata_dir(config.name or content["dataset"]), made_by=TRAIN)
+    if splits_digest(data) != content["splits_digest"]:
+        raise InputError(
+            f"{path} was trained on other splits of {data.name} than those of now: its train images may be among the "
+            f"test images. Prepare the captions with the flags of the run (its config.json), or train again"
+        )
     pixels = CaptionedPixels(data, config.split, content["image_size"], model.text_encoder, content["text_digest"])
     names = sorted({image.label for image in pixels.images})
     labelled = len(names) > 1 and all(names)
@@ -197,12 +202,12 @@ def main(config: Config) -> None:
     features, trained = measured(model.image_encoder)
     rows = {}
     linear_path = path.with_name(path.name.replace("_BEST", "_LINEAR").replace("_LAST", "_LINEAR"))
-    if linear_path != path and linear_path.is_file():
+    if linear_path.is_file() and linear_path != path:
         linear = load_model(linear_path, read_checkpoint(linear_path), device)
         linear_figures = measured(linear.image_encoder)[1]
         rows["random features"] = measured(untrained_head(linear, config.seed))[1]
         rows["linear head, frozen backbone"] = linear_figures
-    else:
+    elif linear_path != path:
         print(f"note: {linear_path.name} is not beside the checkpoint: no baselines (the run had --no-baseline)")
     rows["this checkpoint"] = trained
 

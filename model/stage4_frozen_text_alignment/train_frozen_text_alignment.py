@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from clipfh.augment import Augmentation
 from clipfh.averaged_weights import AveragedWeights
+from clipfh.captions import splits_digest
 from clipfh.checkpoint import read_checkpoint, require_training_state, write_best_and_last, write_checkpoint
 from clipfh.cli import option, run_script
 from clipfh.clip_model import canonical_model_name, clamp_logit_scale
@@ -288,6 +289,7 @@ def main(config: Config) -> None:
     parts = {"modules": modules, "optimizers": {"model": optimizer}, "scheduler": scheduler, "sampler": sampler}
     parts["best"] = best
     recorded = {**describe(config), "dataset": data.name, "text_digest": text_digest}
+    recorded["splits_digest"] = splits_digest(data)
     recorded["quick_gelu"] = model.text_encoder.quick_gelu
     first_epoch, step = 1, 0
     if config.resume_ckpt:
@@ -296,6 +298,8 @@ def main(config: Config) -> None:
         require_same_flags(state["flags"], config)
         if content["text_digest"] != text_digest:
             raise InputError(f"{config.resume_ckpt} was trained beside other text weights; pass the same --pretrained")
+        if content["splits_digest"] != recorded["splits_digest"]:
+            raise InputError(f"{config.resume_ckpt} was trained on other splits of {data.name}; prepare them as then")
         last_epoch, step = restore_training_state(state, **parts)
         first_epoch = last_epoch + 1
     log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone

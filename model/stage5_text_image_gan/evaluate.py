@@ -243,8 +243,8 @@ COLUMNS = (
 
 
 WARNINGS = {  # where generated faces top real ones
-    "accuracy": "The classifier finds the emotion in generated faces more often than in real ones: they are plainer than\n"
-    "photographs, and a generator trained with `cycle` has a network much like this one for a teacher.",
+    "accuracy": "The classifier finds the emotion in generated faces more often than in real ones: they are plainer\n"
+    "than photographs, and a generator trained with `cycle` has a network much like this one for a teacher.",
     "clip_similarity": "Generated faces are more similar to their captions than real ones, for this CLIP: a generator\n"
     "can please a CLIP beyond what photographs do. It says nothing of how real they look; FID and KID do.",
 }

@@ -65,7 +65,15 @@ def prepare_captions(
         data_root = data_root or ROOT / "data" / "raw" / name
         caption_scenes.generate(data_root, sizes=sizes, seed=seed, progress=True)
     elif data_root is None:
-        return read_caption_dataset(folder, made_by)
+        data = read_caption_dataset(folder, made_by)
+        known = read_json(folder / "dataset.json", made_by=made_by).get("source") or {}
+        other = [f"{key} {known.get(key)}" for key, value in source.items() if known.get(key) != value]
+        if other:
+            raise InputError(
+                f"{display(folder)} was prepared with other flags ({'; '.join(other)}). Give the same ones again, or "
+                "--data_root DIR, which prepares it anew"
+            )
+        return data
     raw_name = "jsonl" if dataset == "synthetic" else dataset
     source["files"] = [_fingerprint(path) for path in caption_files(raw_name, Path(data_root))]
     known = read_json(folder / "dataset.json", made_by=made_by) if (folder / "dataset.json").is_file() else {}

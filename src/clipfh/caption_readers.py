@@ -133,12 +133,15 @@ def read_flickr(data_root: Path) -> RawCaptions:
 def _comma_lines(path: Path) -> list[tuple[str, str]]:
     """`image,caption`; a caption with commas is in quotes, or simply has them."""
     rows = []
-    reader = csv.reader(read_raw_text(path, "").splitlines())
-    for values in reader:
-        if not values or (reader.line_num == 1 and values[0].strip() in ("image", "image_name")):
+    for number, line in enumerate(read_raw_text(path, "").splitlines(), start=1):
+        try:  # line by line: a quote that is never closed would swallow the rest of the file
+            values = next(csv.reader([line], strict=True), [])
+        except csv.Error as error:
+            raise InputError(f"{path}, line {number}: {error}, found {line[:80]!r}") from None
+        if not values or (number == 1 and values[0].strip() in ("image", "image_name")):
             continue
         if len(values) < 2:
-            raise InputError(f"{path}, line {reader.line_num}: expected 'image,caption', found {','.join(values)!r}")
+            raise InputError(f"{path}, line {number}: expected 'image,caption', found {line[:80]!r}")
         if re.fullmatch(r"\d+", values[1].strip()) and len(values) > 2:  # image,comment number,caption
             values = [values[0], *values[2:]]
         rows.append((values[0].strip(), ",".join(values[1:])))
@@ -199,9 +202,9 @@ def _read_json_line(line: str, where: str) -> CaptionedImage:
     image = PurePosixPath(entry["image"])
     if image.is_absolute() or ".." in image.parts:
         raise InputError(f"{where}: {entry['image']!r} leaves the data root; write paths relative to it")
-    captions = entry.get("captions", [])
+    captions = entry.get("captions") or []
     captions = [captions] if isinstance(captions, str) else captions
-    if "caption" in entry:
+    if "caption" in entry and isinstance(captions, list):
         captions = [*captions, entry["caption"]]
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise InputError(f"{where}: captions must be texts, found {captions!r}")

@@ -4,6 +4,7 @@ On disk `metadata/<name>/captions.json` is `{image: {"captions": [texts], "split
 `dataset.json` says where the images are and what the table was made of.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -133,6 +134,12 @@ def write_caption_dataset(folder: Path, data: CaptionDataset, source: dict[str, 
     image_dir = image_dir.relative_to(ROOT) if image_dir.is_relative_to(ROOT) else image_dir
     description = {"name": data.name, "kind": "captions", "image_dir": str(image_dir), "num_images": dict(counts)}
     write_json(folder / "dataset.json", {**description, "source": source})
+
+
+def splits_digest(data: CaptionDataset) -> str:
+    """SHA-256 of which image is in which split: a checkpoint is not to be tested on images that it was trained on."""
+    lines = sorted(f"{image.split} {image.image}" for image in data.images)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_caption_dataset(folder: Path, made_by: str) -> CaptionDataset:
