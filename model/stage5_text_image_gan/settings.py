@@ -65,7 +65,7 @@ class Config:
     clip_weight: float = option(IN_FILE, "of the CLIP loss of the generator with --clip joint", at_least=0)
     gans: str = option(IN_FILE, "which GANs to train", choices=("both", "img2text", "text2img"))
     img2text_ckpt: Path | None = option(IN_FILE, "with --gans text2img: a generator that reads the faces (`cycle`)")
-    epochs: int = option(IN_FILE, "passes over the train faces, of each GAN", at_least=1)
+    epochs: int = option(IN_FILE, "passes over the train faces, of a GAN without its own `epochs`", at_least=1)
     batch_size: int = option(IN_FILE, "faces a batch", at_least=2)
     lr: float = option(IN_FILE, "learning rate of Adam", above=0)
     lr_discriminator: float | None = option(IN_FILE, "of the discriminators, null: that of the generators", above=0)
