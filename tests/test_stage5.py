@@ -112,17 +112,28 @@ def test_the_second_gan_alone_with_a_line_every_few_batches(project, faces, trai
     assert "note: no first GAN reads" in result.stdout and " cycle " not in result.stdout
 
 
-def test_a_stopped_run_continues_as_if_it_had_not_been(project, faces, tmp_path):
-    flags = ["--dataset", faces, "--epochs", 3, "--img2text.epochs", 3, "--text2img.epochs", 3, "--batch_size", 8]
-    flags += ["--text2img.ngf", 8, "--text2img.ndf", 8, "--img2text.width", 8, "--save_interval", 2, "--seed", 3]
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    run(project, TRAIN, *flags, "--checkpoint_dir", straight, "--log_dir", straight / "logs")
-    names = sorted(path.name for path in straight.glob("*.pth"))
-    assert names == sorted(["LAST.pth"] + [f"{name}_epoch_{epoch}.pth" for name in NETWORKS for epoch in (2, 3)])
+RESUMABLE = (
+    *("--img2text.epochs", 3, "--text2img.epochs", 3, "--batch_size", 8, "--save_interval", 2, "--seed", 3),
+    *("--text2img.ngf", 8, "--text2img.ndf", 8, "--img2text.width", 8),
+)
 
-    command = [sys.executable, project.root / TRAIN, *flags, "--checkpoint_dir", stopped, "--log_dir", stopped / "logs"]
+
+@pytest.fixture(scope="module")
+def straight(project, faces, tmp_path_factory):
+    """Checkpoints of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    run(project, TRAIN, "--dataset", faces, *RESUMABLE, "--checkpoint_dir", folder, "--log_dir", folder / "logs")
+    names = {f"{name}_epoch_{epoch}.pth" for name in NETWORKS for epoch in (2, 3)}
+    assert {path.name for path in folder.glob("*.pth")} == {"LAST.pth", *names}
+    return folder
+
+
+@pytest.mark.parametrize("stop_at", ["LAST.pth", "text2img_generator_epoch_2.pth"])
+def test_a_stopped_run_continues_as_if_it_had_not_been(project, faces, straight, tmp_path, stop_at):
+    stopped = tmp_path / "stopped"
+    flags = ("--dataset", faces, *RESUMABLE, "--checkpoint_dir", stopped, "--log_dir", stopped / "logs")
     process = subprocess.Popen(
-        list(map(str, command)),
+        list(map(str, [sys.executable, project.root / TRAIN, *flags])),
         env=project.server.environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -130,23 +141,14 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, faces, tmp_path)
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
-    while not (stopped / "LAST.pth").is_file() and process.poll() is None and time.monotonic() < deadline:
+    while not (stopped / stop_at).is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors, errors
     assert not (stopped / "text2img_generator_epoch_3.pth").is_file()
-    run(
-        project,
-        TRAIN,
-        *flags,
-        "--checkpoint_dir",
-        stopped,
-        "--resume_ckpt",
-        stopped / "LAST.pth",
-        "--log_dir",
-        stopped / "logs",
-    )
+    run(project, TRAIN, *flags, "--resume_ckpt", stopped / "LAST.pth")
+    names = sorted(path.name for path in straight.glob("*.pth"))
     assert sorted(path.name for path in stopped.glob("*.pth")) == names
     for name in names:
         if name != "LAST.pth":

@@ -101,7 +101,7 @@ def find_checkpoint(config: Config) -> tuple[Path, dict[str, Any]]:
 
 
 def untrained_head(linear: CLIP, seed: int) -> nn.Module:
-    """The image encoder of the linear baseline with a head of random weights: the network before any training."""
+    """The image encoder of the linear baseline with a head of random weights: nothing was trained here."""
     torch.manual_seed(seed)
     for layer in linear.image_encoder.head:
         layer.reset_parameters()

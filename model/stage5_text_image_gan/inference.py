@@ -81,7 +81,14 @@ def read_photos(path: Path, image_size: int) -> tuple[list[str], np.ndarray]:
 
 
 def val_faces(reader: TrainedGenerator, image_size: int) -> tuple[list[str], np.ndarray]:
-    """The first val face of each emotion."""
+    """The first val face of each emotion.
+
+    Raises:
+        InputError: the faces of the run are not where they were.
+    """
+    source = ROOT / reader.recorded["faces"]["source"]
+    if not source.exists():
+        raise InputError(f"the faces of the run are no longer at {source}; give photos with --image")
     faces = recorded_faces(reader.recorded["faces"], None, image_size, skip_unreadable=True)["val"]
     rows = np.array([np.flatnonzero(faces.labels == label)[0] for label in range(len(EMOTIONS))])
     chosen = faces.take(rows)

@@ -1,17 +1,21 @@
-"""The networks, losses and captions of stage 5."""
+"""The networks, losses, captions and faces of stage 5."""
 
 import importlib
+import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from clipfh.datasets.face_rendering import generate
 from clipfh.errors import InputError
 
 FOLDER = Path(__file__).resolve().parents[2] / "model" / "stage5_text_image_gan"
-NAMES = ("networks", "loss", "captions")  # of modules; other stages have some of these names too
+NAMES = ("networks", "loss", "captions", "dataset")  # of modules; other stages have some of these names too
 
 
 def load_modules():
@@ -26,7 +30,7 @@ def load_modules():
         sys.modules.update(before)
 
 
-networks, loss, captions = load_modules()
+networks, loss, captions, dataset = load_modules()
 
 
 @pytest.mark.parametrize("image_size", [64, 128, 256])
@@ -137,3 +141,47 @@ def test_another_embedding_size_than_the_clips_is_refused():
     captions.require_latent_dim("img2text.latent_dim", 256, clip, 256)
     with pytest.raises(InputError, match=r"img2text.latent_dim is 512, but tiny-rn .* 256 .*--img2text.latent_dim 256"):
         captions.require_latent_dim("img2text.latent_dim", 512, clip, 256)
+
+
+@pytest.fixture
+def faces(tmp_path):
+    """Ten train faces and two test faces of each emotion, no val split."""
+    generate(tmp_path / "faces", num_train=10, num_test=2, seed=0)
+    return tmp_path / "faces"
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """`load_faces` at 64 px, with its files below the test's folder."""
+    monkeypatch.setattr(dataset, "RESULTS_DIR", tmp_path / "results")
+    monkeypatch.setattr(dataset, "processed_dir", lambda name: tmp_path / "processed" / name)
+    return partial(dataset.load_faces, image_size=64, skip_unreadable=False)
+
+
+def test_val_faces_are_drawn_from_each_emotion_and_are_no_train_faces(faces, load):
+    splits, repeated = load(faces, data_seed=0, val_fraction=0.3)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 49, "test": 14, "val": 21}
+    assert np.bincount(splits["val"].labels).tolist() == [3] * 7 and repeated == 0
+    assert not set(splits["val"].names) & set(splits["train"].names)
+    again, other = (load(faces, data_seed=seed, val_fraction=0.3)[0] for seed in (0, 1))
+    assert again["val"].names == splits["val"].names != other["val"].names
+
+
+def test_train_faces_that_are_in_another_split_are_left_out_and_counted(faces, load):
+    shutil.copy(faces / "test" / "sad" / "0000.png", faces / "train" / "sad" / "same.png")
+    splits, repeated = load(faces, data_seed=0, val_fraction=0.1)
+    assert repeated == 1 and "train/sad/same.png" not in splits["train"].names
+
+
+def test_an_emotion_with_a_single_train_face_cannot_be_validated(faces, load):
+    for path in sorted((faces / "train" / "fear").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(InputError, match="1 train face of fear"):
+        load(faces, data_seed=0, val_fraction=0.1)
+
+
+def test_a_folder_that_holds_the_csv_alone_is_taken_for_it(tmp_path):
+    (tmp_path / "fer2013.csv").write_text("")
+    assert dataset.find_dataset(tmp_path, smoke=False) == tmp_path / "fer2013.csv"
+    (tmp_path / "train").mkdir()
+    assert dataset.find_dataset(tmp_path, smoke=False) == tmp_path
