@@ -233,6 +233,9 @@ def test_wrong_input_is_refused_with_the_way_out(project, trained, faces, tmp_pa
         content = load(path)
         content["settings"]["image_size"] = 128
         torch.save(content, path)
+    alone, other = ("--dataset", faces, "--gans", "text2img", "--img2text_ckpt"), tmp_path / "other.pth"
+    content = load(trained / "img2text_generator_epoch_1.pth")
+    torch.save({**content, "clip": {**content["clip"], "digest": "0" * 64}}, other)
     wrong_size = ("--dataset", faces, "--text2img.latent_dim", 512)
     new = ("--smoke", "--checkpoint_dir", tmp_path / "new", "--log_dir", tmp_path / "new")
     for script, flags, says in (
@@ -245,6 +248,7 @@ def test_wrong_input_is_refused_with_the_way_out(project, trained, faces, tmp_pa
             (*new, *wrong_size),
             ["text2img.latent_dim is 512", "tiny-rn", "256"],
         ),
+        (TRAIN, (*new, *alone, other), [f"{other} was trained around other weights of CLIP"]),
         (TRAIN, (*new, "--augment", "blur"), ["--augment blur", "cutout"]),
         (TRAIN, ("--smoke", "--dataset", faces, "--checkpoint_dir", trained), ["another run", "--resume_ckpt"]),
         (TRAIN, (*new, "--dataset", faces, "--resume_ckpt", last, "--seed", 4), ["other flags", "seed"]),

@@ -46,6 +46,7 @@ from clipfh.checkpoint import weights_digest, write_checkpoint
 from clipfh.cli import run_script
 from clipfh.clip_model import load_clip
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
+from clipfh.errors import InputError
 from clipfh.files import replace_atomically, writable_folder
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import display, stage_dir
@@ -163,15 +164,24 @@ def train_gan(
         write_checkpoint(folder / "LAST.pth", {"stage": STAGE, "run": log.folder.name, **state})
 
 
-def load_reader(config: Config, folder: Path, device: torch.device, log: RunLog) -> nn.Module | None:
-    """The finished generator of the first GAN, which reads what the second one draws; None, and a note, without one."""
+def load_reader(
+    config: Config, clip: dict[str, Any], folder: Path, device: torch.device, log: RunLog
+) -> nn.Module | None:
+    """The finished generator of the first GAN, which reads what the second one draws; None, and a note, without one.
+
+    Raises:
+        InputError: `img2text_ckpt` is no such file, or was trained around another CLIP than `clip` (its record).
+    """
     path = config.img2text_ckpt
     if path is None and config.gans == "both":
         path = newest_epoch(folder, "img2text")
     if path is None:
         log.say("note: no first GAN reads what this one draws; --img2text_ckpt names a img2text_generator_epoch_N.pth")
         return None
-    return load_generator(path, "img2text", device, image_size=config.text2img.image_size).network.requires_grad_(False)
+    reader = load_generator(path, "img2text", device, image_size=config.text2img.image_size)
+    if reader.recorded["clip"]["digest"] != clip["digest"]:
+        raise InputError(f"{path} was trained around other weights of CLIP than this run's ({clip['pretrained']})")
+    return reader.network.requires_grad_(False)
 
 
 def main(config: Config) -> None:
@@ -227,7 +237,7 @@ def main(config: Config) -> None:
             continue
         reader = None
         if name == "text2img" and config.text2img.cycle:
-            reader = load_reader(config, folder, device, log)
+            reader = load_reader(config, record, folder, device, log)
         gan = make_gan(name, config, clip, space, reader, device)
         resumed = state if state and state["gan"] == name else None
         train_gan(gan, splits, recorded, binding_flags(config), folder, resumed, device, log)
