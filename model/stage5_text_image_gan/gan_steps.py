@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from captions import CaptionSpace
 from checkpoints import build_networks
 from loss import discriminator_loss, generator_loss, matching_loss, r1_penalty
@@ -153,8 +154,12 @@ def text2img_step(gan: Gan, images: torch.Tensor, labels: torch.Tensor, number: 
         fake = judge(seen, captions)
         loss = losses["loss_generator"] = generator_loss(config.loss, fake.float())
         if gan.reader:
+            with torch.no_grad():
+                of_photos = matching_loss(gan.reader(images), gan.space.features, labels)
             losses["loss_cycle"] = matching_loss(gan.reader(seen), gan.space.features, labels)
-            loss = loss + config.text2img.cycle * losses["loss_cycle"]
+            # no clearer than photographs are: what goes beyond makes all faces of an emotion alike
+            beyond = F.relu(losses["loss_cycle"] - config.text2img.cycle_floor * of_photos)
+            loss = loss + config.text2img.cycle * beyond
         if gan.joint:
             losses["loss_clip_generated"] = gan.joint.judgement(made, labels)
             loss = loss + config.clip_weight * losses["loss_clip_generated"]

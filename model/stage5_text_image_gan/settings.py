@@ -44,6 +44,9 @@ class Text2Img:
     ndf: int = option(IN_FILE, "channels of the discriminator after the first layer", at_least=1)
     image_size: int = option(IN_FILE, "pixels a side, of both GANs", choices=IMAGE_SIZES)
     cycle: float = option(IN_FILE, "weight of what the first GAN reads in a generated face; 0: none", at_least=0)
+    cycle_floor: float = option(
+        IN_FILE, "share of its loss of real faces at which the cycle is content; 0: never", at_least=0
+    )
     channels: int = option(IN_FILE, "1: grey, 3: colour, of both GANs", choices=(1, 3))
     epochs: int | None = option(IN_FILE, "passes over the train faces; null: `epochs`", at_least=1)
 
