@@ -306,8 +306,10 @@ stage4() { # an image encoder to the frozen text encoder
     local folder=model/stage4_frozen_text_alignment captions_name=${captions}_captions where=() small=()
     local on_captions=(--dataset "$captions") options=(--device "$device" "${weights[@]}")
     if [ -n "$captions_root" ]; then on_captions+=(--data_root "$captions_root"); fi
-    # on few photos, and of products, which have no left and right
-    if [ "$captions" = grocery ]; then options+=(--epochs 30 --flip 0.5); fi
+    # few photos, of products, which have no left and right
+    if [ "$captions" = grocery ]; then
+        options+=(--epochs 30 --batch_size 128 --head_norm none --min_crop 0.5 --flip 0.5)
+    fi
     if [ $smoke = yes ]; then
         captions_name=${captions_name}_smoke small=(--smoke)
         where=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart")

@@ -87,12 +87,14 @@ class Config(DataConfig):
     )
     image_size: int | None = option(None, "pixels (default: 224; 64 without a GPU or beside a tiny CLIP)", at_least=32)
     head_layers: int = option(2, "linear layers of the projection head", at_least=1, at_most=6)
-    head_norm: str = option("none", "norm in the head, between its layers", choices=HEAD_NORMS)
+    head_norm: str | None = option(
+        None, "norm in the head, between its layers (default: none; batchnorm from random weights)", choices=HEAD_NORMS
+    )
     head_dropout: float = option(0.0, "dropout in the head, between its layers", at_least=0, at_most=0.9)
     freeze_backbone: bool = option(False, "train the head alone")
     head_warmup_epochs: int = option(0, "first epochs in which the head trains alone", at_least=0)
-    epochs: int = option(20, "passes over the images", at_least=1)
-    batch_size: int = option(128, "images a batch", at_least=2)
+    epochs: int | None = option(None, "passes over the images (default: 20; 11 beside a tiny CLIP)", at_least=1)
+    batch_size: int | None = option(None, "images a batch (default: 128; 64 beside a tiny CLIP)", at_least=2)
     further_captions: int = option(0, "captions drawn from all others as more negatives of each image", at_least=0)
     backbone_lr: float | None = option(
         None, "peak learning rate of the backbone (default: 1e-4; 1e-3 from random weights)", above=0
@@ -105,7 +107,7 @@ class Config(DataConfig):
     ema_decay: float = option(
         0.99, "of the average of the weights that is validated and saved; 0: none", at_least=0, at_most=0.9999
     )
-    min_crop: float = option(0.5, "smallest share of the image that a view keeps; 1: no crop", above=0, at_most=1)
+    min_crop: float = option(0.8, "smallest share of the image that a view keeps; 1: no crop", above=0, at_most=1)
     rotation: float = option(5.0, "largest rotation of a view, degrees", at_least=0, at_most=180)
     color_jitter: float = option(
         0.1, "largest relative change of brightness, contrast, saturation", at_least=0, at_most=1
@@ -136,6 +138,9 @@ def complete(config: Config, on_cpu: bool) -> Config:
         image_encoder=config.image_encoder or ("resnet18" if is_small else "resnet50"),
         image_size=config.image_size or (64 if is_small else 224),
         backbone_lr=config.backbone_lr or (1e-3 if image_weights == "random" else 1e-4),
+        head_norm=config.head_norm or ("batchnorm" if image_weights == "random" else "none"),
+        epochs=config.epochs or (11 if is_tiny else 20),
+        batch_size=config.batch_size or (64 if is_tiny else 128),
     )
     return replace(smaller(config), epochs=1, batch_size=16) if config.smoke else config
 
