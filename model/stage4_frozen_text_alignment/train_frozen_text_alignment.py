@@ -93,7 +93,7 @@ class Config(DataConfig):
     head_dropout: float = option(0.0, "dropout in the head, between its layers", at_least=0, at_most=0.9)
     freeze_backbone: bool = option(False, "train the head alone")
     head_warmup_epochs: int = option(0, "first epochs in which the head trains alone", at_least=0)
-    epochs: int | None = option(None, "passes over the images (default: 20; 11 beside a tiny CLIP)", at_least=1)
+    epochs: int | None = option(None, "passes over the images (default: 20; 10 beside a tiny CLIP)", at_least=1)
     batch_size: int | None = option(None, "images a batch (default: 128; 64 beside a tiny CLIP)", at_least=2)
     further_captions: int = option(0, "captions drawn from all others as more negatives of each image", at_least=0)
     backbone_lr: float | None = option(
@@ -139,7 +139,7 @@ def complete(config: Config, on_cpu: bool) -> Config:
         image_size=config.image_size or (64 if is_small else 224),
         backbone_lr=config.backbone_lr or (1e-3 if image_weights == "random" else 1e-4),
         head_norm=config.head_norm or ("batchnorm" if image_weights == "random" else "none"),
-        epochs=config.epochs or (11 if is_tiny else 20),
+        epochs=config.epochs or (10 if is_tiny else 20),
         batch_size=config.batch_size or (64 if is_tiny else 128),
     )
     return replace(smaller(config), epochs=1, batch_size=16) if config.smoke else config

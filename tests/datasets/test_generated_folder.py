@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clipfh.datasets.generated_folder import PARAMETERS, generated_folder, is_generated
+from clipfh.datasets.generated_folder import PARAMETERS, generated_folder, in_processes, is_generated
 from clipfh.errors import InputError
 
 PARAMETERS_1, PARAMETERS_2 = {"seed": 1}, {"seed": 2}
@@ -73,3 +73,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"), generated_folder(tmp_path / "file" / "data", PARAMETERS_1):
         pass
+
+
+@pytest.mark.parametrize("num_processes", [None, 1, 2])
+def test_results_are_in_order_for_any_number_of_processes(num_processes):
+    calls = [(number, 2) for number in range(12)]
+    assert list(in_processes(pow, calls, num_processes)) == [number**2 for number in range(12)]

@@ -20,7 +20,7 @@ from clipfh.datasets.garment_captions import garment_captions
 from clipfh.datasets.garment_catalogue import Garment, make_catalogue
 from clipfh.datasets.garment_descriptions import noun
 from clipfh.datasets.garment_rendering import render_photo
-from clipfh.datasets.generated_folder import generated_folder, is_generated
+from clipfh.datasets.generated_folder import generated_folder, in_processes, is_generated
 from clipfh.datasets.scene_captions import Scene, draw_scene, scene_captions
 from clipfh.datasets.scene_drawing import render_scene
 
@@ -92,18 +92,20 @@ def _write_pictures(
     folder: Path, pictures: list[tuple[str, Garment | Scene]], seed: int, image_px: int, *, progress: bool
 ) -> list[str]:
     """Draw every picture; the lines of `captions.jsonl`."""
-    lines = []
+    calls = [(folder, index, split, content, seed, image_px) for index, (split, content) in enumerate(pictures)]
     quiet = None if progress else True  # None: a bar on terminals only
-    for index, (split, content) in enumerate(tqdm(pictures, "draw pictures", unit="img", disable=quiet)):
-        rng = random.Random(f"picture {seed} {index}")
-        if isinstance(content, Scene):
-            captions, label = scene_captions(content, rng), content.place
-            picture = render_scene(content.place, content.light, list(content.objects), rng, image_px=image_px)
-        else:
-            captions, label = garment_captions(content, rng), noun(content)
-            view = rng.choice(_VIEWS)
-            picture = render_photo(content, view, rng, image_px=image_px, cloth_seed=f"{seed} {index}")
-        name = f"images/{index:05d}.jpg"
-        picture.save(folder / name, quality=90)
-        lines.append(json.dumps({"image": name, "captions": captions, "split": split, "label": label}))
-    return lines
+    return list(tqdm(in_processes(_write_picture, calls), "draw pictures", len(calls), unit="img", disable=quiet))
+
+
+def _write_picture(folder: Path, index: int, split: str, content: Garment | Scene, seed: int, image_px: int) -> str:
+    rng = random.Random(f"picture {seed} {index}")
+    if isinstance(content, Scene):
+        captions, label = scene_captions(content, rng), content.place
+        picture = render_scene(content.place, content.light, list(content.objects), rng, image_px=image_px)
+    else:
+        captions, label = garment_captions(content, rng), noun(content)
+        view = rng.choice(_VIEWS)
+        picture = render_photo(content, view, rng, image_px=image_px, cloth_seed=f"{seed} {index}")
+    name = f"images/{index:05d}.jpg"
+    picture.save(folder / name, quality=90)
+    return json.dumps({"image": name, "captions": captions, "split": split, "label": label})

@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clipfh.errors import InputError
 
 PARAMETERS = "generated.json"
+FEW_CALLS = 100  # starting a second process takes longer
+T = TypeVar("T")
 
 
 def is_generated(data_root: Path, parameters: dict[str, Any]) -> bool:
@@ -59,6 +61,33 @@ def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Pa
             os.replace(folder, data_root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def in_processes(
+    function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], num_processes: int | None = None
+) -> Iterator[T]:
+    """`function(*some)` of each element of `arguments`, in their order.
+
+    Args:
+        function: of a module, not of the script that was started.
+        arguments: of each call.
+        num_processes: by default 2, or 1 on a single core or for few calls. The results must not depend on it.
+    """
+    if num_processes is None:
+        num_processes = min(2, os.cpu_count() or 1) if len(arguments) >= FEW_CALLS else 1
+    if num_processes == 1:
+        yield from (function(*some) for some in arguments)
+        return
+    # joblib's workers import the function's module only, not the script that was started, as multiprocessing's would.
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+
+    try:
+        yield from Parallel(n_jobs=num_processes, return_as="generator", mmap_mode=None)(
+            delayed(function)(*some) for some in arguments
+        )
+    finally:
+        get_reusable_executor().shutdown(wait=True)  # idle workers would keep their memory
 
 
 def _num_files(folder: Path) -> int:

@@ -10,9 +10,7 @@ only are never divided between train and test. Of a test identity, half of the p
 
 import dataclasses
 import json
-import os
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -23,7 +21,7 @@ from clipfh.datasets import Dataset, inshop
 from clipfh.datasets.garment_catalogue import Garment, Pool, make_catalogue
 from clipfh.datasets.garment_descriptions import color_name, describe
 from clipfh.datasets.garment_rendering import VIEWS, render_photo
-from clipfh.datasets.generated_folder import generated_folder, is_generated
+from clipfh.datasets.generated_folder import generated_folder, in_processes, is_generated
 from clipfh.errors import InputError
 
 LAYOUT = f"{inshop.LAYOUT}\n    DATA_ROOT/generated.json"
@@ -96,10 +94,8 @@ def generate(
     if is_generated(data_root, parameters):
         return
     items = plan_items(num_identities, seed=seed, first_item=first_item, pool=pool)
-    if num_processes is None:
-        num_processes = min(2, os.cpu_count() or 1) if len(items) >= 100 else 1
     with generated_folder(data_root, parameters) as folder:
-        rendered = _render(folder, items, image_px, num_processes)
+        rendered = in_processes(_render_item, [(folder, item, image_px) for item in items], num_processes)
         quiet = None if progress else True  # None: a bar on terminals only
         for _ in tqdm(rendered, total=len(items), desc="generate garments", unit="item", disable=quiet):
             pass
@@ -139,24 +135,6 @@ def _draw_views(rng: random.Random) -> list[tuple[str, str]]:
         for view in sorted(rng.sample(VIEWS, share), key=_VIEW_NUMBERS.__getitem__):
             names.append((f"{session:02d}_{_VIEW_NUMBERS[view]}_{view}.jpg", view))
     return names
-
-
-def _render(folder: Path, items: list[Item], image_px: int, num_processes: int) -> Iterator[None]:
-    """Write the photos item by item; yields after each."""
-    if num_processes == 1:
-        for item in items:
-            yield _render_item(folder, item, image_px)
-        return
-    # joblib's workers import this module only, not the script that was started, as multiprocessing's would.
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-
-    try:
-        yield from Parallel(n_jobs=num_processes, return_as="generator", mmap_mode=None)(
-            delayed(_render_item)(folder, item, image_px) for item in items
-        )
-    finally:
-        get_reusable_executor().shutdown(wait=True)  # idle workers would keep their memory
 
 
 def _render_item(folder: Path, item: Item, image_px: int) -> None:
