@@ -129,6 +129,7 @@ if [ -n "$captions_root" ]; then
 elif [ "$captions" != synthetic ]; then
     fail "--captions $captions needs --captions_root DIR, the folder of the captioned images"
 fi
+faces_given=$faces
 if [ -n "$faces" ]; then
     faces=$(absolute "$faces")
     [ -e "$faces" ] || fail "--faces: there is no $faces"
@@ -161,6 +162,9 @@ wanted() { case $stages in *" $1 "*) return 0 ;; *) return 1 ;; esac }
 if wanted 0 && [ $makes_weights = no ]; then
     fail "stage 0 makes the weights of tiny-rn and tiny-vit; with --model $model${pretrained:+ --pretrained $pretrained} leave it out: --stages 1-3"
 fi
+
+if [ -n "$faces_given" ] && ! wanted 5; then fail "--faces is for stage 5, which --stages '$stage_list' leaves out"; fi
+if [ "$captions" != synthetic ] && ! wanted 4; then fail "--captions is for stage 4, which --stages '$stage_list' leaves out"; fi
 
 # --- set-up ----------------------------------------------------------------------------------------------------------
 

@@ -84,6 +84,12 @@ def test_the_same_captions_are_prepared_once_and_changed_ones_again(raw, tmp_pat
     assert prepare_captions("jsonl", raw, name="cards", seed=1).images != changed.images
 
 
+@pytest.mark.parametrize("name", ["../elsewhere", "a/b", "..", "/absolute"])
+def test_a_name_is_no_path(raw, name):
+    with pytest.raises(InputError, match="has to be the name of a folder"):
+        prepare_captions("jsonl", raw, name=name)
+
+
 def test_without_raw_data_and_preparation_the_command_is_named(raw):
     with pytest.raises(InputError, match=r"prepare_captions\.py --dataset coco --data_root DIR"):
         prepare_captions("coco", None)

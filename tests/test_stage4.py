@@ -204,6 +204,8 @@ def test_bad_captions_are_refused_with_their_place(project, photos, tmp_path):
     write(root, [{"image": f"photos/gone/{n}.jpg", "captions": ["x"]} for n in range(9)])
     project.refused(STAGE4, *flags, *out, says=["9 of 9 images", "photos/gone/0.jpg", "--data_root"])
     lines = [json.loads(line) for line in (photos / "captions.jsonl").read_text().splitlines()]
+    write(root, lines[:3])
+    project.refused(STAGE4, *flags, *out, says=["broken has 1 train image"])
     lines[5]["captions"], lines[6]["image"] = [], "photos/gone.jpg"
     write(root, lines)
     result = project.server.run(PREPARE4, *flags[:-2])

@@ -156,6 +156,15 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, faces, straight,
             assert all(torch.equal(first[key], second[key]) for key in first), name
 
 
+def test_val_faces_that_are_too_few_have_no_row(project, trained, tmp_path):
+    few = tmp_path / "few"
+    generate(few, num_train=6, num_test=3, seed=5)  # one of each emotion becomes val
+    flags = ("--dataset", few, "--results_dir", tmp_path, "--classifier_dir", tmp_path, "--classifier_epochs", 1)
+    result = run(project, EVALUATE, "--run_dir", trained, *flags)
+    assert "note: no row of the val faces" in result.stdout and "| real val faces" not in result.stdout
+    assert "| real train faces" in result.stdout
+
+
 def test_evaluation_measures_both_gans_beside_the_baseline(project, trained, baseline, tmp_path):
     flags = ("--run_dir", trained, "--results_dir", tmp_path, "--classifier_dir", tmp_path, "--classifier_epochs", 1)
     result = run(project, EVALUATE, *flags, "--baseline_dir", baseline)
@@ -263,6 +272,8 @@ def test_wrong_input_is_refused_with_the_way_out(project, trained, faces, tmp_pa
         (EVALUATE, ("--run_dir", mixed["img2text"]), ["img2text_generator_epoch_1.pth is of 128 px, not of 64 px"]),
         (INFERENCE, ("--run_dir", mixed["text2img"]), ["text2img_generator_epoch_1.pth is of 128 px, not of 64 px"]),
         (INFERENCE, ("--run_dir", mixed["img2text"]), ["its weights are not those of its settings"]),
+        (INFERENCE, ("--run_dir", tmp_path / "gone"), ["there is no folder", "gone"]),
+        (TRAIN, ("--dataset", faces, "--resume_ckpt", trained), ["is a folder; give one of its .pth files"]),
         (INFERENCE, ("--run_dir", tmp_path), ["holds no img2text_generator_epoch_N.pth"]),
         (INFERENCE, ("--run_dir", trained, "--image", tmp_path / "gone.jpg"), ["gone.jpg does not exist"]),
         (INFERENCE, ("--run_dir", trained, "--image", csv), ["no image can be read", "1 were there"]),

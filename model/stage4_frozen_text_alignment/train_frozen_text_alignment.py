@@ -273,6 +273,8 @@ def main(config: Config) -> None:
         flip=config.flip,
         erase=config.erase,
     )
+    if len(train.images) < 2:
+        raise InputError(f"{data.name} has {len(train.images)} train image; a caption needs others to differ from")
     sampler = RandomBatchSampler(len(train.images), config.batch_size, config.seed, rank, world_size)
 
     # ---- optimisation: two learning rates, cosine with warm-up by step; the temperature goes with the head

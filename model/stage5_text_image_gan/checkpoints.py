@@ -100,6 +100,8 @@ def newest_epoch(folder: Path, gan: str, part: str = "generator") -> Path:
     Raises:
         InputError: there is none.
     """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; give the checkpoints of a run")
     matches = [(_NAME.fullmatch(path.name), path) for path in folder.glob(f"{gan}_{part}_epoch_*.pth")]
     epochs = {int(match[3]): path for match, path in matches if match}
     if not epochs:

@@ -185,10 +185,6 @@ def main(config: Config) -> None:
         raise InputError(
             f"the {config.split} split has fewer than two faces of {', '.join(few)}: nothing to compare with"
         )
-    results = writable_folder(
-        config.results_dir / new_run_name(f"{writer.recorded['dataset']}_stage5"), "--results_dir"
-    )
-
     # ---- the judge: a classifier of real train faces
     judges = config.classifier_dir or stage_dir(STAGE) / "checkpoints"
     classifier = trained_classifier(splits, channels, judges, device, epochs=config.classifier_epochs)
@@ -201,6 +197,9 @@ def main(config: Config) -> None:
     for name in ("train", "val", "test"):
         if name in splits and name != config.split:
             others = splits[name].first_of_each_emotion(int(np.bincount(real.labels).max()))
+            if np.bincount(others.labels).min() < 2:
+                print(f"note: no row of the {name} faces: they are too few, an emotion has only one")
+                continue
             sets[f"real {name} faces"] = (all_signed(others, channels), others.labels)
     sets["generated"] = (made, labels)
     if baseline:
@@ -212,7 +211,7 @@ def main(config: Config) -> None:
     for name, (images, asked) in sets.items():
         rows[name] = text_to_image(images, asked, classifier, real_features, real)
         rows[name]["clip_similarity"] = similarity(images, asked)
-    judge = f"a classifier trained on {len(splits['train']):,} real train faces, {real_features.shape[1]} a face"
+    judge = f"{real_features.shape[1]} features of a classifier trained on {len(splits['train']):,} real train faces"
     metrics = {
         "run": display(folder),
         "generators": [display(reader.path), display(writer.path)],
@@ -224,6 +223,9 @@ def main(config: Config) -> None:
         "image_to_text": image_to_text(reader, clip, classifier, real, device),
         "text_to_image": rows,
     }
+    results = writable_folder(
+        config.results_dir / new_run_name(f"{writer.recorded['dataset']}_stage5"), "--results_dir"
+    )
     write_json(results / "metrics.json", {**metrics, "environment": environment()})
     write_text(results / "metrics.md", report(metrics))
     print(report(metrics))
@@ -256,7 +258,7 @@ def report(metrics: dict) -> str:
     lines = [
         f"# {metrics['run']}, {metrics['split']} split, {metrics['faces']} faces",
         "",
-        f"FID and KID compare the features of {metrics['features']}.",
+        f"FID and KID compare {metrics['features']}.",
         "",
         "| image to text | accuracy |",
         "|---|---|",
@@ -269,7 +271,7 @@ def report(metrics: dict) -> str:
         "|---" * (len(COLUMNS) + 1) + "|",
     ]
     for name, row in rows.items():
-        cells = [f"{row[column]:.4g}" if column in row else "" for column in COLUMNS]
+        cells = [f"{row[column]:.3f}" if column in row else "" for column in COLUMNS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     real = next(row for name, row in rows.items() if name.startswith("real"))
     for figure, warning in WARNINGS.items():
@@ -281,7 +283,7 @@ def report(metrics: dict) -> str:
 def draw(folder: Path, made: torch.Tensor, asked: np.ndarray, real: torch.Tensor, labels: np.ndarray) -> None:
     """The generated faces by the emotions (N,) asked for, and the mean images of generated and of real ones."""
     rows = [(name, to_pixels(made[torch.from_numpy(asked == c)][:12])) for c, name in enumerate(EMOTIONS)]
-    image_grid_figure(folder / "generated.png", rows, title="generated faces, the first 12 of each emotion")
+    image_grid_figure(folder / "generated.png", rows, title="generated faces, the first of each emotion")
     sets = {"real": (real, labels), "generated": (made, asked)}
     rows = [
         (name, to_pixels(torch.stack([images[torch.from_numpy(of == c)].mean(dim=0) for c in range(len(EMOTIONS))])))

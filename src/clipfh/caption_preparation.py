@@ -57,6 +57,8 @@ def prepare_captions(
         InputError: what the readers raise, no captions at all, or most images missing or unreadable.
     """
     name = name or f"{dataset}_captions"
+    if Path(name).name != name or name == "..":
+        raise InputError(f"--name {name} has to be the name of a folder below metadata/, not a path")
     folder = metadata_dir(name)
     sizes = {**SIZES[dataset], **{split: size for split, size in (sizes or {}).items() if size is not None}}
     made_by = f"python model/stage4_frozen_text_alignment/prepare_captions.py --dataset {dataset} --data_root DIR"

@@ -40,6 +40,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} does not exist") from None
     except pickle.UnpicklingError as error:
         raise InputError(f"checkpoint {path} is not a file of plain tensors and values; it is not loaded") from error
+    except IsADirectoryError:
+        raise InputError(f"checkpoint {path} is a folder; give one of its .pth files") from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         raise InputError(f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}); make it again") from error
     if not isinstance(content, dict):
