@@ -4,6 +4,7 @@ Shapes: B batch, N faces, C channels, S image size in pixels.
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ def to_signed(pixels: np.ndarray, channels: int, device: torch.device) -> torch.
     if channels == 1:
         images = (images * torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     return images.mul(2).sub(1)
+
+
+def signed_batches(faces: Faces, channels: int, device: torch.device, size: int = 256) -> Iterator[torch.Tensor]:
+    """All faces in order, (B, C, S, S) in -1..1 at a time."""
+    for start in range(0, len(faces), size):
+        yield to_signed(faces[start : start + size], channels, device)
 
 
 def mirrored(images: torch.Tensor) -> torch.Tensor:

@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from captions import CaptionSpace
 from checkpoints import STAGE, TrainedGenerator, load_generator, load_recorded_clip, newest_epoch, newest_run
-from dataset import for_clip, recorded_faces, to_pixels
-from face_classifier import EPOCHS, classified, classifier_accuracy, signed_batches, trained_classifier
+from dataset import for_clip, recorded_faces, signed_batches, to_pixels
+from face_classifier import EPOCHS, classified, trained_classifier
 from networks import FaceClassifier
 
 from clipfh.cli import option, run_script
@@ -77,9 +77,9 @@ def generate(generator: TrainedGenerator, labels: np.ndarray, seed: int, device:
 
 @torch.inference_mode()
 def image_to_text(
-    generator: TrainedGenerator, clip: LoadedClip, classifier: FaceClassifier, faces: Faces, device: torch.device
+    generator: TrainedGenerator, clip: LoadedClip, faces: Faces, device: torch.device
 ) -> dict[str, float]:
-    """Accuracies on real faces: of the generator, of zero-shot CLIP, of the classifier, of chance."""
+    """Accuracies on real faces: of the generator, of zero-shot CLIP, of chance."""
     channels, space = generator.recorded["settings"]["channels"], generator.space
     captions = encode_texts(clip, [text for texts in space.captions for text in texts], device)
     prototypes = F.normalize(captions.view(len(EMOTIONS), -1, space.dim).mean(dim=1), dim=1).to(device)
@@ -89,8 +89,7 @@ def image_to_text(
         features = clip.model.encode_image(for_clip(images, clip), normalize=True)
         zero_shot.append((features @ prototypes.T).argmax(dim=1).cpu())
     right = torch.cat(nearest).numpy() == faces.labels
-    judged = classifier_accuracy(classifier, signed_batches(faces, channels, device), faces.labels)
-    figures = {"accuracy": float(right.mean()), "classifier": judged, "chance": 1 / len(EMOTIONS)}
+    figures = {"accuracy": float(right.mean()), "chance": 1 / len(EMOTIONS)}
     figures["zero_shot_clip"] = float((torch.cat(zero_shot).numpy() == faces.labels).mean())
     by_emotion = {f"accuracy_{name}": float(right[faces.labels == label].mean()) for label, name in enumerate(EMOTIONS)}
     return {**figures, **by_emotion}
@@ -185,9 +184,12 @@ def main(config: Config) -> None:
         raise InputError(
             f"the {config.split} split has fewer than two faces of {', '.join(few)}: nothing to compare with"
         )
+    writable_folder(config.results_dir, "--results_dir")  # before the work, not after it
+
     # ---- the judge: a classifier of real train faces
     judges = config.classifier_dir or stage_dir(STAGE) / "checkpoints"
     classifier = trained_classifier(splits, channels, judges, device, epochs=config.classifier_epochs)
+    real_images = all_signed(real, channels)
     real_features, real_emotions = classified(classifier, signed_batches(real, channels, device))
 
     # ---- every set of faces, measured in the same way against the real ones
@@ -206,8 +208,9 @@ def main(config: Config) -> None:
         sets["unconditional baseline"] = (generate(baseline, labels, config.seed, device), labels)
     sets["noise"] = (torch.rand_like(made) * 2 - 1, labels)
     similarity = partial(clip_similarity, space=writer.space, clip=clip, device=device)
-    rows = {f"real {config.split} faces": {"accuracy": float((real_emotions == real.labels).mean())}}
-    rows[f"real {config.split} faces"]["clip_similarity"] = similarity(all_signed(real, channels), real.labels)
+    judged = float((real_emotions == real.labels).mean())
+    of_real = {"accuracy": judged, "clip_similarity": similarity(real_images, real.labels)}
+    rows = {f"real {config.split} faces": of_real}
     for name, (images, asked) in sets.items():
         rows[name] = text_to_image(images, asked, classifier, real_features, real)
         rows[name]["clip_similarity"] = similarity(images, asked)
@@ -220,7 +223,7 @@ def main(config: Config) -> None:
         "split": config.split,
         "faces": len(real),
         "features": judge,
-        "image_to_text": image_to_text(reader, clip, classifier, real, device),
+        "image_to_text": {**image_to_text(reader, clip, real, device), "classifier": judged},
         "text_to_image": rows,
     }
     results = writable_folder(
@@ -229,7 +232,7 @@ def main(config: Config) -> None:
     write_json(results / "metrics.json", {**metrics, "environment": environment()})
     write_text(results / "metrics.md", report(metrics))
     print(report(metrics))
-    draw(results, made, labels, all_signed(real, channels), real.labels)
+    draw(results, made, labels, real_images, real.labels)
     print(f"wrote {display(results)}")
 
 

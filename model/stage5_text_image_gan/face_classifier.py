@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dataset import mirrored, to_signed
+from dataset import mirrored, signed_batches, to_signed
 from networks import FaceClassifier
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
@@ -74,12 +74,6 @@ def _digest(splits: dict[str, Faces], channels: int, epochs: int) -> str:
             digest.update(np.ascontiguousarray(image[..., 0]))
         digest.update(splits[name].labels.tobytes())
     return digest.hexdigest()[:12]
-
-
-def signed_batches(faces: Faces, channels: int, device: torch.device, size: int = 256):
-    """All faces in order, (B, C, S, S) in -1..1 at a time."""
-    for start in range(0, len(faces), size):
-        yield to_signed(faces[start : start + size], channels, device)
 
 
 @torch.inference_mode()

@@ -35,7 +35,7 @@ from checkpoints import (
     read_state,
     save_networks,
 )
-from dataset import find_dataset, load_faces, mirrored, tiled, to_pixels, to_signed
+from dataset import find_dataset, load_faces, mirrored, signed_batches, tiled, to_pixels, to_signed
 from gan_steps import STEPS, Gan, make_gan, set_learning_rates
 from PIL import Image
 from settings import Config, complete, parse_settings
@@ -95,12 +95,9 @@ def train_one_epoch(
 def caption_accuracy(gan: Gan, faces: Faces, device: torch.device) -> float:
     """The share of faces whose embedding is nearest to a caption of the right emotion."""
     gan.average.module.eval()
-    found = 0
-    for start in range(0, len(faces), 256):
-        images = to_signed(faces[start : start + 256], gan.config.text2img.channels, device)
-        emotions, _ = gan.space.nearest(gan.average.module(images))
-        found += int((emotions.cpu().numpy() == faces.labels[start : start + 256]).sum())
-    return found / len(faces)
+    batches = signed_batches(faces, gan.config.text2img.channels, device)
+    emotions = torch.cat([gan.space.nearest(gan.average.module(images))[0].cpu() for images in batches])
+    return float((emotions.numpy() == faces.labels).mean())
 
 
 @torch.inference_mode()
