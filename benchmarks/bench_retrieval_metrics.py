@@ -115,6 +115,7 @@ def every_row_sorted(kind: str, scale: float) -> Callable[[], dict[str, float]]:
     import numpy as np
 
     query, gallery, query_ids, gallery_ids = inputs(kind, scale)
+    tolerance = np.sqrt(DIM) * np.finfo(np.float32).eps * np.linalg.norm(gallery, axis=1).max()  # of clipfh.match_ranks
 
     def run() -> dict[str, float]:
         firsts, precisions, penalties = [], [], []
@@ -123,7 +124,8 @@ def every_row_sorted(kind: str, scale: float) -> Callable[[], dict[str, float]]:
                 is_match = gallery_ids == query_ids[q]
                 if not is_match.any():
                     continue
-                order = np.lexsort((is_match, -similarities))  # of equal similarities, the matches last
+                below = tolerance * np.linalg.norm(query[q])
+                order = np.lexsort((is_match, is_match * below - similarities))  # tied matches last
                 ranks = np.flatnonzero(is_match[order]) + 1
                 firsts.append(ranks[0])
                 precisions.append((np.arange(1, len(ranks) + 1) / ranks).mean())

@@ -89,3 +89,9 @@ def test_bad_input():
         caption_recall(images * float("nan"), texts, captions)
     with pytest.raises(InputError, match="no image"):
         caption_recall(images[:0], texts, [])
+
+
+def test_what_rounding_alone_sets_apart_is_tied():
+    gallery = torch.tensor([[0.6, 0.8], [0.6 - 6e-8, 0.8], [0.5, 0.8]])
+    ranks = first_match_ranks(torch.tensor([[1.0, 0.0]]), gallery, np.array([0]), np.array([0]))
+    assert ranks.tolist() == [2]

@@ -93,14 +93,66 @@ def test_the_number_of_threads_changes_nothing(threads):
     assert found == by_sorting_every_row(query, gallery, SameIdentity(*codes))
 
 
-def test_an_image_twice_in_the_gallery_ties_with_itself_wherever_it_stands():
+def last_bits_differ(monkeypatch):
+    """Make the product a worse one: each entry is moved by up to two thirds of what two orders of addition may differ.
+
+    What a BLAS does to equal columns depends on the processor and on where they stand; this does it everywhere.
+    """
+    rng = np.random.default_rng(5)
+
+    def multiply(queries, images, out):
+        np.matmul(queries, images.T, out=out)
+        lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(images, axis=1).max()
+        reach = np.sqrt(queries.shape[1]) * np.finfo(out.dtype).eps / 3 * lengths
+        out += (rng.uniform(-1, 1, out.shape) * reach).astype(out.dtype)
+
+    monkeypatch.setattr(match_ranks, "_multiply", multiply)
+
+
+def test_an_image_twice_in_the_gallery_ties_with_itself_wherever_it_stands(monkeypatch):
     generator = torch.Generator().manual_seed(4)
     rows = F.normalize(torch.randn(40, 100, generator=generator), dim=1)
-    gallery = rows.repeat(50, 1)  # 2,000 images in two blocks
+    gallery = rows.repeat(50, 1)  # 2,000 images in four blocks
     codes = np.arange(2000)
     for function in FUNCTIONS.values():
         found = collected(function(gallery, gallery, SameIdentity(codes, codes)), 2000)
         assert all(ranks == [50] for ranks in found.values())  # 49 equal images of other identities come first
+    last_bits_differ(monkeypatch)
+    found = collected(match_ranks.match_ranks(gallery, gallery, SameIdentity(codes, codes)), 2000)
+    assert all(ranks == [50] for ranks in found.values())
+
+
+@pytest.mark.parametrize("few_values", [48, 0])  # by comparison, by the table
+@pytest.mark.parametrize("num_gallery", [5, 63, 64, 65, 127, 129, 200, 321, 385])  # a remainder, none, several blocks
+@pytest.mark.parametrize("num_query", [1, 64, 65, 130])
+def test_equal_images_tie_in_every_block_whatever_the_product_does_to_their_last_bits(
+    monkeypatch, num_query, num_gallery, few_values
+):
+    for module, name, value in ((match_ranks, "CHUNK", 64), (match_ranks, "BLOCK", 64)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(reach_counts, "FEW_VALUES", few_values)
+    last_bits_differ(monkeypatch)
+    codes = np.arange(num_gallery) % 3 % 2  # identity 0 has more
+    for D, dtype, length in ((3, torch.float32, 1.0), (512, torch.float32, 30.0), (2048, torch.float64, 1e-3)):
+        row = F.normalize(torch.randn(1, D, generator=torch.Generator().manual_seed(D), dtype=dtype), dim=1) * length
+        query, gallery = row.repeat(num_query, 1), row.repeat(num_gallery, 1)
+        same = SameIdentity(np.zeros(num_query, dtype=int), codes)
+        found = collected(match_ranks.match_ranks(query, gallery, same), num_query)
+        num_others = int((codes == 1).sum())
+        assert all(ranks == list(range(num_others + 1, num_gallery + 1)) for ranks in found.values())
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_is_further_apart_than_rounding_is_no_tie(function):
+    D, eps = 256, torch.finfo(torch.float32).eps
+    tie = D**0.5 * eps  # of unit rows
+    query = torch.zeros(1, D)
+    query[0, 0] = 1.0
+    gallery = torch.zeros(4, D)
+    gallery[:, 0] = 0.5 - tie * torch.tensor([0.0, 2.0, 0.5, -2.0])  # the match; below, a tie, above
+    gallery[:, 1] = (1 - gallery[:, 0] ** 2).sqrt()
+    same = SameIdentity(np.array([0]), np.array([0, 1, 1, 1]))
+    assert collected(FUNCTIONS[function](query, gallery, same), 1) == {0: [3]}
 
 
 def test_memory_hardly_grows_with_the_gallery():
@@ -115,8 +167,13 @@ def test_memory_hardly_grows_with_the_gallery():
 
 
 @pytest.mark.parametrize("num_queries", [1, 63, 500, 5000])
-def test_every_thread_has_a_chunk_and_none_is_too_large(num_queries):
+def test_every_thread_has_a_chunk_and_none_is_too_large(monkeypatch, num_queries):
+    sizes = []
+    monkeypatch.setattr(match_ranks, "_ranks_of_chunk", lambda product, pairs, _: sizes.append(len(pairs.queries)))
+    features, codes = torch.ones(num_queries, 2), np.arange(num_queries)
     for threads in (1, 2, 8):
-        size = match_ranks._chunk_size(num_queries, threads)
-        assert size % 64 == 0 and size <= match_ranks.CHUNK + 64
-        assert size < 64 * 2 or -(-num_queries // size) >= threads
+        sizes.clear()
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        list(match_ranks.match_ranks(features, features[:10], SameIdentity(codes, codes[:10])))
+        assert sum(sizes) == num_queries and max(sizes) <= match_ranks.CHUNK
+        assert len(sizes) >= min(threads, num_queries)

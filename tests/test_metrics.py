@@ -109,8 +109,8 @@ def test_random_features_over_several_chunks_equal_the_oracle(monkeypatch):
     gallery_ids = [str(n % 9) for n in range(70)]
     expected, _, firsts = oracle(query.tolist(), gallery.tolist(), query_ids, gallery_ids)
     for size, few_matches in ((16, 0), (16, 24), (48, 7), (4096, 24)):
-        for name in ("ALIGN", "CHUNK", "BLOCK"):
-            monkeypatch.setattr(match_ranks, name, 64 if name == "ALIGN" else size)
+        for name in ("CHUNK", "BLOCK"):
+            monkeypatch.setattr(match_ranks, name, size)
         monkeypatch.setattr(reach_counts, "FEW_VALUES", few_matches)
         figures = evaluate_retrieval(query, gallery, query_ids, gallery_ids)
         assert {name: getattr(figures, name) for name in NAMES} == pytest.approx(expected, abs=1e-12)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from clipfh.errors import InputError
+from clipfh.match_ranks import tie_tolerance
 
 RECALLS = (1, 5, 10)
 _CHUNK = 512  # queries at a time: with 20,000 captions, 40 MB of similarities
@@ -87,7 +88,9 @@ def caption_recall(
 def first_match_ranks(
     query_features: torch.Tensor, gallery_features: torch.Tensor, query: np.ndarray, gallery: np.ndarray
 ) -> np.ndarray:
-    """The rank of each query's best match: one more than the number of non-matches at least as similar as it.
+    """The rank of each query's best match: one more than the number of non-matches as similar as it or more.
+
+    Ties are decided within the tolerance of `clipfh.match_ranks`.
 
     Args:
         query_features, gallery_features: (Q, D) and (G, D) on one device.
@@ -99,6 +102,7 @@ def first_match_ranks(
     order = np.argsort(query, kind="stable")
     query, gallery = query[order], gallery[order]
     ranks = np.empty(len(query_features), dtype=np.int64)
+    tolerance = tie_tolerance(query_features, gallery_features)
     for start in range(0, len(query_features), _CHUNK):
         similarities = query_features[start : start + _CHUNK] @ gallery_features.T  # (c, G)
         first, last = np.searchsorted(query, [start, start + len(similarities)])
@@ -107,7 +111,8 @@ def first_match_ranks(
         matches = torch.full_like(similarities, -torch.inf)
         matches[rows, columns] = similarities[rows, columns]
         similarities[rows, columns] = -torch.inf
-        above = (similarities >= matches.amax(dim=1, keepdim=True)).sum(dim=1)
+        reached = matches.amax(dim=1) - tolerance[start : start + _CHUNK]
+        above = (similarities >= reached[:, None]).sum(dim=1)
         ranks[start : start + len(similarities)] = above.cpu().numpy() + 1
     return ranks
 

@@ -167,7 +167,7 @@ def evaluate_clip(
         "checkpoint": labels.checkpoint,
         "exclude_same_camera": data.exclude_same_camera,
         "images_left_out": len(test.pixels.unreadable),
-        "official": _with_interval(official, config.seed),
+        "official": _with_interval(official, test, config.seed),
         "random": [value.as_dict() for value in random],
         "text_to_image": text.figures.as_dict(),
         "seconds": round(time.perf_counter() - started, 2),
@@ -228,11 +228,12 @@ def _summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds:
     return {"protocol": protocol, "split": number, **row, "seconds": round(seconds, 3)}
 
 
-def _with_interval(figures: RetrievalFigures, seed: int) -> dict[str, Any]:
-    """The figures, with the 95% bootstrap interval over queries of mAP and Rank-1."""
+def _with_interval(figures: RetrievalFigures, test: EvaluationData, seed: int) -> dict[str, Any]:
+    """The figures of the official split, with the 95% bootstrap interval over identities of mAP and Rank-1."""
     counted = figures.first_match_rank > 0
-    precision = bootstrap_interval(figures.average_precision[counted], seed=seed)
-    rank1 = bootstrap_interval((figures.first_match_rank[counted] == 1).astype(float), seed=seed)
+    item_ids = test.table.set_index("image").loc[test.official["query"], "item_id"].to_numpy()[counted]
+    precision = bootstrap_interval(figures.average_precision[counted], item_ids, seed=seed)
+    rank1 = bootstrap_interval((figures.first_match_rank[counted] == 1).astype(float), item_ids, seed=seed)
     return {
         **figures.as_dict(),
         "mAP_interval95": [precision.low, precision.high],

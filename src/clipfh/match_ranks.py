@@ -4,10 +4,22 @@ The rank of a match is one more than the number of gallery images above it. So p
 the matches come first; then, block by block of the gallery, the product, and how many others reach each match. The
 blocks' size does not depend on the gallery's: memory does not grow with it, and what is counted is still in the cache.
 
+Ties are decided within a tolerance. A matrix product adds up the D products of each of its entries in an order that
+depends on the BLAS, on the processor and on the entry's place: two images that are equal may differ in their
+similarities' last bits. So a non-match ranks before a match if its similarity is at most
+
+    sqrt(D) * eps * |query| * (length of the longest gallery row)
+
+below the match's: 2.7e-6 for unit rows of 512 float32. Each of two sums of D terms is off by about sqrt(D) * eps / 2 at
+most (Higham and Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis"), hence equal images always tie,
+and what the tolerance takes for a tie is no further apart than rounding could have moved it. Nothing else is asked of
+the product.
+
 Shapes: Q queries, G gallery images, D embedding, c queries of a chunk, b gallery images of a block, M most matches,
 N pairs of a query of the chunk and a gallery image of its identity.
 """
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +35,6 @@ from clipfh.reach_counts import ReachCounts
 
 CHUNK, BLOCK = 448, 512  # queries and gallery images of one product; 1 MiB of similarities stays in the cache
 BLOCKS_AT_ONCE = 5  # are counted by a table, which has to be fetched into the cache for every row anew
-ALIGN = 64  # a multiple of the rows and columns that BLAS kernels take at once
 
 
 class Pairs(NamedTuple):
@@ -99,7 +110,7 @@ def match_ranks(
     """Yield, chunk by chunk, queries (c,) and the ranks of their matches (c, M) int64.
 
     Ranks are from 1, in increasing order; 0 fills the places of queries with fewer than M matches. A tied non-match
-    ranks before a match; equal features have equal similarities, because every product of a call has the same shape.
+    ranks before a match; tied is what is nearer than the tolerance above, so that equal features are.
 
     Args:
         query_features, gallery_features: (Q, D) and (G, D), float32 or float64, on one device.
@@ -108,23 +119,36 @@ def match_ranks(
     if query_features.device.type == "cuda":
         yield from _match_ranks_by_sorting(query_features, gallery_features, same)
     else:  # MPS shares the CPU's memory
-        yield from _match_ranks_by_counting(query_features.cpu().numpy(), gallery_features.cpu().numpy(), same)
+        yield from _match_ranks_by_counting(query_features.cpu(), gallery_features.cpu(), same)
+
+
+def tie_tolerance(query_features: torch.Tensor, gallery_features: torch.Tensor) -> torch.Tensor:
+    """How far below a query's match a similarity may be and still tie with it, (Q,), of (Q, D) and (G, D): see above.
+
+    For everything that counts what is at least as similar as a match.
+    """
+    D, eps = query_features.shape[1], torch.finfo(query_features.dtype).eps
+    longest = torch.linalg.vector_norm(gallery_features, dim=1).max()
+    return math.sqrt(D) * eps * longest * torch.linalg.vector_norm(query_features, dim=1)
 
 
 def _match_ranks_by_counting(
-    query_features: np.ndarray, gallery_features: np.ndarray, same: SameIdentity
+    query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    # numpy, not torch: on the CPU its matrix product is the faster one
+    tolerance = tie_tolerance(query_features, gallery_features).numpy()
     threads = torch.get_num_threads()
+    chunk = _even_part(len(query_features), max(-(-len(query_features) // CHUNK), threads))
+    # numpy, not torch: on the CPU its matrix product is the faster one
+    query_rows, gallery_rows = query_features.numpy(), gallery_features.numpy()
     free: SimpleQueue[_BlockProduct] = SimpleQueue()
-    chunk = _chunk_size(len(query_features), threads)
     for _ in range(threads):
-        free.put(_BlockProduct(query_features, gallery_features, chunk))
+        free.put(_BlockProduct(gallery_rows, chunk))
 
     def ranks_of(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         product = free.get()
         try:
-            return queries, _ranks_of_chunk(product, same.pairs(queries))
+            product.queries = query_rows[queries]
+            return queries, _ranks_of_chunk(product, same.pairs(queries), tolerance[queries])
         finally:
             free.put(product)
 
@@ -139,13 +163,12 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()  # looks through all loaded libraries: 20 ms, once
 
 
-def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs) -> np.ndarray:
-    product.take(pairs.queries)
+def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs, tolerance: np.ndarray) -> np.ndarray:
     values = product.similarities_of(pairs)
     matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
-    above = ReachCounts(matches, num)
-    for similarities, width in product.non_matches(pairs, BLOCKS_AT_ONCE if above.by_table else 1):
-        above.add(similarities, width)
+    above = ReachCounts(matches - tolerance[:, None], num)
+    for similarities in product.non_matches(pairs, BLOCKS_AT_ONCE if above.by_table else 1):
+        above.add(similarities)
     return _ranks(above.total(), num)
 
 
@@ -154,66 +177,59 @@ def _ranks(above: np.ndarray, num: np.ndarray) -> np.ndarray:
     return np.where(place <= num[:, None], above + place, 0)
 
 
+def _multiply(queries: np.ndarray, images: np.ndarray, out: np.ndarray) -> None:
+    """The only product: (c, D) and (b, D) to (c, b). Its last bits may be any."""
+    np.matmul(queries, images.T, out=out)
+
+
 class _BlockProduct:
-    """Similarities of a chunk of queries, some blocks of the gallery at a time, into the same buffer."""
+    """Similarities of a chunk of queries, some blocks of the gallery at a time, into the same buffer.
 
-    def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray, chunk: int) -> None:
-        self._query_features, self._gallery = query_features, gallery_features
-        self._block = _even_part(len(gallery_features), -(-len(gallery_features) // BLOCK))
-        wide = self._block * min(BLOCKS_AT_ONCE, -(-len(gallery_features) // self._block))
-        D, dtype = query_features.shape[1], query_features.dtype
-        self._queries = np.zeros((chunk, D), dtype)
-        self._images = np.zeros((self._block, D), dtype)  # gathered ones, or the last block filled up
-        self._similarities = np.empty((chunk, wide), dtype)
+    Attributes:
+        queries: (c, D) features, to be set for each chunk; c is at most `chunk`.
+    """
 
-    def take(self, queries: np.ndarray) -> None:
-        self._num = len(queries)
-        self._queries[: self._num] = self._query_features[queries]
+    queries: np.ndarray
 
-    def _multiply(self, images: np.ndarray, column: int) -> None:
-        np.matmul(self._queries, images.T, out=self._similarities[:, column : column + self._block])
+    def __init__(self, gallery: np.ndarray, chunk: int) -> None:
+        self._gallery = gallery
+        self._block = _even_part(len(gallery), -(-len(gallery) // BLOCK))
+        wide = min(self._block * BLOCKS_AT_ONCE, len(gallery))
+        self._similarities = np.empty((chunk, wide), gallery.dtype)
 
     def similarities_of(self, pairs: Pairs) -> np.ndarray:
         """(N,) of the pairs alone."""
         wanted = np.zeros(len(self._gallery), dtype=bool)
         wanted[pairs.position] = True
         images, place = np.flatnonzero(wanted), (np.cumsum(wanted, dtype=np.int32) - 1)[pairs.position]
-        values = np.empty(len(place), self._queries.dtype)
+        values = np.empty(len(place), self._gallery.dtype)
         for start in range(0, len(images), self._block):
-            block = images[start : start + self._block]
-            np.take(self._gallery, block, axis=0, out=self._images[: len(block)], mode="clip")  # "raise" would copy
-            self._multiply(self._images, 0)
+            block = self._gallery[images[start : start + self._block]]
+            similarities = self._similarities[: len(self.queries), : len(block)]
+            _multiply(self.queries, block, similarities)
             here = (place >= start) & (place < start + self._block)
-            values[here] = self._similarities[pairs.row[here], place[here] - start]
+            values[here] = similarities[pairs.row[here], place[here] - start]
         return values
 
-    def non_matches(self, pairs: Pairs, num_blocks: int) -> Iterator[tuple[np.ndarray, int]]:
-        """(c, b) of the whole gallery, `num_blocks` at a time, and how many columns count; -inf for pairs."""
+    def non_matches(self, pairs: Pairs, num_blocks: int) -> Iterator[np.ndarray]:
+        """(c, b) of the whole gallery, `num_blocks` at a time; -inf for pairs."""
         G, wide = len(self._gallery), self._block * num_blocks
         part_of_pair = (pairs.position // wide).astype(np.uint16)  # numpy sorts 16 bits by radix
         by_part = np.argsort(part_of_pair, kind="stable")
         ends = np.cumsum(np.bincount(part_of_pair, minlength=-(-G // wide)))
         for number, start in enumerate(range(0, G, wide)):
-            for first in range(start, min(start + wide, G), self._block):
-                block = self._gallery[first : first + self._block]
-                if len(block) < self._block:
-                    self._images[: len(block)] = block
-                    block = self._images
-                self._multiply(block, first - start)
-            width = min(wide, G - start)
+            similarities = self._similarities[: len(self.queries), : min(wide, G - start)]
+            for first in range(0, similarities.shape[1], self._block):
+                block = slice(first, min(first + self._block, similarities.shape[1]))
+                _multiply(self.queries, self._gallery[start:][block], similarities[:, block])
             inside = by_part[ends[number - 1] if number else 0 : ends[number]]
-            self._similarities[pairs.row[inside], pairs.position[inside] - start] = -np.inf
-            yield self._similarities[: self._num], width
-
-
-def _chunk_size(num_queries: int, threads: int) -> int:
-    return _even_part(num_queries, max(-(-num_queries // CHUNK), threads))
+            similarities[pairs.row[inside], pairs.position[inside] - start] = -np.inf
+            yield similarities
 
 
 def _even_part(length: int, num_parts: int) -> int:
-    """The size of `num_parts` parts of about equal size, aligned."""
-    size = -(-length // num_parts)
-    return -(-size // ALIGN) * ALIGN
+    """The size of `num_parts` parts of about equal size."""
+    return -(-length // num_parts)
 
 
 def _in_rows(values: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -230,18 +246,14 @@ def _match_ranks_by_sorting(
     query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same on the features' device, where sorting whole rows is cheap beside moving them to the host."""
-    gallery = torch.nn.functional.pad(gallery_features, (0, 0, 0, -len(gallery_features) % ALIGN))
-    chunk = _chunk_size(len(query_features), 1)
-    for pairs in map(same.pairs, same.chunks(chunk)):
-        queries, row, position = (torch.from_numpy(part).to(gallery.device) for part in pairs[:3])
-        filled = gallery.new_zeros(chunk, gallery.shape[1])
-        filled[: len(queries)] = query_features[queries]
-        similarities = (filled @ gallery.T)[: len(queries)]  # (c, G + padding)
+    tolerance = tie_tolerance(query_features, gallery_features).cpu().numpy()
+    for pairs in map(same.pairs, same.chunks(CHUNK)):
+        queries, row, position = (torch.from_numpy(part).to(gallery_features.device) for part in pairs[:3])
+        similarities = query_features[queries] @ gallery_features.T  # (c, G)
         values = similarities[row, position].cpu().numpy()
         matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(queries))
-        similarities[:, len(gallery_features) :] = -torch.inf
         similarities[row, position] = -torch.inf
         ascending = similarities.sort(dim=1).values
-        below = torch.searchsorted(ascending, torch.from_numpy(matches).to(gallery.device))  # (c, M)
-        above = ascending.shape[1] - below.cpu().numpy()
-        yield pairs.queries, _ranks(above, num)
+        reached = torch.from_numpy(matches - tolerance[pairs.queries, None]).to(gallery_features.device)
+        above = ascending.shape[1] - torch.searchsorted(ascending, reached)  # (c, M)
+        yield pairs.queries, _ranks(above.cpu().numpy(), num)

@@ -61,7 +61,8 @@ def evaluate_retrieval(
 ) -> RetrievalFigures:
     """Exact Rank-1/5/10, mAP and mINP by cosine similarity.
 
-    A tied non-match ranks before a match (the pessimistic rank), so constant features score worst, not best.
+    A tied non-match ranks before a match (the pessimistic rank), so constant features score worst, not best. Ties are
+    decided within the tolerance of `clipfh.match_ranks`, whatever the machine's matrix product does to the last bits.
 
     Args:
         query_features, gallery_features: (Q, D) and (G, D) float, unit rows, on one device. Half precision is computed

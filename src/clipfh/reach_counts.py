@@ -68,9 +68,9 @@ class ReachCounts:
         )
         _fill_first(self._table)
 
-    def add(self, similarities: np.ndarray, width: int) -> None:
-        """Count the first `width` columns of (c, b) more; -inf counts nowhere."""
-        _add(similarities, width, self._table)
+    def add(self, similarities: np.ndarray) -> None:
+        """Count (c, b) more; -inf counts nowhere."""
+        _add(similarities, self._table)
 
     def total(self) -> np.ndarray:
         """(c, M) how many reached each match."""
@@ -110,7 +110,8 @@ def _fill_first(table: _Table) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _add(similarities: np.ndarray, b: int, table: _Table) -> None:
+def _add(similarities: np.ndarray, table: _Table) -> None:
+    b = similarities.shape[1]
     values, num_values, by_table, scale, first, histogram, reached = table
     top = values.dtype.type(first.shape[1] - 2)
     interval, shared = np.empty(b, dtype=np.uint16), np.empty(b + 1, dtype=np.uint32)

@@ -1,6 +1,6 @@
-"""How certain a figure is: mean and deviation over splits, bootstrap intervals over queries.
+"""How certain a figure is: mean and deviation over splits, bootstrap intervals over identities.
 
-Legend: N splits, Q queries, R resamples. Everything is pure numpy, deterministic by seed.
+Legend: N splits, Q queries, I identities, R resamples. Everything is pure numpy, deterministic by seed.
 """
 
 from collections.abc import Sequence
@@ -46,39 +46,56 @@ def mean_and_std(values: Sequence[float] | np.ndarray) -> MeanStd:
 
 
 def bootstrap_interval(
-    per_query: Sequence[float] | np.ndarray, *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
+    per_query: Sequence[float] | np.ndarray,
+    item_ids: Sequence[str] | np.ndarray,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """Percentile bootstrap interval of the mean of a per-query figure (average precision, hit at rank k, ...).
 
-    R times, Q queries are drawn with replacement and averaged; with c the confidence, the interval goes from the
-    (1 - c) / 2 quantile of those R means to the (1 + c) / 2 quantile (Efron and Tibshirani 1993, chapter 13). It tells
-    how the figure would vary with other queries of the same kind; the gallery and the weights are held fixed.
+    R times, I identities are drawn with replacement, and all queries of those drawn are averaged (an identity that is
+    drawn twice counts twice); with c the confidence, the interval goes from the (1 - c) / 2 quantile of those R means
+    to the (1 + c) / 2 quantile (Efron and Tibshirani 1993, chapter 13). Identities are drawn, not queries, because the
+    photos of one identity are found or missed together: single queries would feign more independent evidence than
+    there is (Field and Welsh 2007, "Bootstrapping clustered data"). It tells how the figure would vary with other
+    identities of the same kind; the gallery and the weights are held fixed.
 
     Args:
         per_query: (Q,) one value a query.
+        item_ids: (Q,) the identity of each query.
         confidence: between 0 and 1, exclusive.
         num_resamples: R.
         seed: of the draws; the same arguments give the same interval.
 
     Raises:
-        ValueError: no queries, a value that is not finite, or an impossible confidence or number of resamples.
+        ValueError: no queries, a value that is not finite, not one identity a query, or an impossible confidence or
+            number of resamples.
     """
     per_query = _checked(per_query, "per_query")
+    if len(item_ids) != len(per_query):
+        raise ValueError(f"{len(per_query)} values, but identities of {len(item_ids)} queries")
     if not 0 < confidence < 1 or num_resamples < 1:
         raise ValueError(f"confidence {confidence} is not within (0, 1), or num_resamples {num_resamples} is under 1")
-    means = _resampled_means(per_query, num_resamples, seed)  # (R,)
+    identity = np.unique(np.asarray(item_ids, dtype=str), return_inverse=True)[1]  # (Q,)
+    sums, counts = np.bincount(identity, weights=per_query), np.bincount(identity)  # (I,)
+    means = _resampled_means(sums, counts, num_resamples, seed)  # (R,)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(per_query.mean()), float(low), float(high))
 
 
-def _resampled_means(values: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    """(R,) means of R resamples of `values` (Q,), drawn in chunks that bound the memory."""
+def _resampled_means(sums: np.ndarray, counts: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """(R,) means of R resamples of identities with `counts` values that add up to `sums`, both (I,).
+
+    They are drawn in chunks that bound the memory.
+    """
     generator = np.random.default_rng(seed)
-    rows = max(1, _DRAWS_PER_CHUNK // len(values))
+    rows = max(1, _DRAWS_PER_CHUNK // len(sums))
     chunks = []
     for start in range(0, num_resamples, rows):
-        drawn = generator.integers(len(values), size=(min(rows, num_resamples - start), len(values)))  # (rows, Q)
-        chunks.append(values[drawn].mean(axis=1))
+        drawn = generator.integers(len(sums), size=(min(rows, num_resamples - start), len(sums)))  # (rows, I)
+        chunks.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     return np.concatenate(chunks)
 
 

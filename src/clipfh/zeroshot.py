@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
+from clipfh.match_ranks import tie_tolerance
+
 # Of the 80 templates of CLIP (Radford et al. 2021, section 3.1.4), those that fit photos and drawings of single things.
 TEMPLATES = (
     "a photo of a {}",
@@ -39,15 +41,19 @@ def top_k_accuracy(
 ) -> dict[int, float]:
     """K to the share of images whose class is among the K most similar; a tied other class comes first.
 
+    Ties are decided within the tolerance of `clipfh.match_ranks`.
+
     Args:
         image_features: (N, D) unit rows.
         classifiers: (C, D) unit rows, of `class_features`.
         labels: N classes as rows of `classifiers`.
         ks: how many classes may be named.
     """
-    similarities = image_features.float() @ classifiers.T  # (N, C)
+    image_features = image_features.float()
+    similarities = image_features @ classifiers.T  # (N, C)
     rows, columns = torch.arange(len(labels)), torch.tensor(labels)
     own = similarities[rows, columns].clone()
     similarities[rows, columns] = -torch.inf
-    ranks = (similarities >= own[:, None]).sum(dim=1) + 1
+    reached = own - tie_tolerance(image_features, classifiers)
+    ranks = (similarities >= reached[:, None]).sum(dim=1) + 1
     return {k: float((ranks <= k).float().mean()) for k in ks}
