@@ -177,9 +177,15 @@ def test_a_file_without_activation_is_known_by_its_name(clip, tmp_path, folder, 
     ("name", "tag", "expected"),
     [("ViT-B-32", "openai", True), ("ViT-B-32", "metaclip_400m", True), ("ViT-B-32", "laion2b_s34b_b79k", False)],
 )
-def test_tags_know_their_activation(monkeypatch, name, tag, expected):
-    assert clip_model._uses_quick_gelu(name, tag) is expected
-    assert clip_model._uses_quick_gelu(f"{name}-quickgelu", "random") is True
+def test_tags_know_their_activation(name, tag, expected):
+    assert clip_model._training_of(name, tag, None).get("quick_gelu", False) is expected
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_flag_beats_what_a_name_tells(clip, tmp_path, flag):
+    path = tmp_path / "ViT-B-32.openai.safetensors"
+    save_safetensors(clip.model.state_dict(), path)
+    assert load_clip(SMALL, str(path), quick_gelu=flag).quick_gelu is flag
 
 
 def test_weights_of_another_architecture(clip, tmp_path):

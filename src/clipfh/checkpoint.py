@@ -39,7 +39,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist") from None
     except pickle.UnpicklingError as error:
-        raise InputError(f"checkpoint {path} is not a file of plain tensors and values; it is not loaded") from error
+        raise InputError(
+            f"checkpoint {path} is not a file of plain tensors and values; it is not loaded, as that could "
+            "run code. A whole pickled module? Save its state_dict() where it was made"
+        ) from error
     except IsADirectoryError:
         raise InputError(f"checkpoint {path} is a folder; give one of its .pth files") from None
     except (RuntimeError, EOFError, ValueError, OSError) as error:

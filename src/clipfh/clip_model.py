@@ -6,7 +6,6 @@ Shapes: B batch, D embedding, L context length.
 import contextlib
 import difflib
 import logging
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ import clipfh.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.errors import InputError
 from clipfh.paths import TINY_MODELS, display
+from clipfh.weights_file import is_torchscript, load_weights, members_of_zip, read_weights
+from clipfh.weights_name import weights_named_by
 
 import open_clip  # isort: skip
 
@@ -104,14 +105,14 @@ def load_clip(
     recorded = recorded_architecture(file) if file else {}
     if recorded.get("model", name) != name:
         raise InputError(f"{display(file)} holds a {recorded['model']}, not a {name}. Pass --model {recorded['model']}")
+    trained = {} if recorded else _training_of(name, source, file)
     if quick_gelu is None:
-        quick_gelu = recorded.get("quick_gelu", _uses_quick_gelu(name, source))
+        in_name = open_clip.get_model_config(name).get("quick_gelu", False)  # the architectures named ...-quickgelu
+        quick_gelu = recorded.get("quick_gelu", in_name or trained.get("quick_gelu", False))
     model = _build(name, image_size=image_size or recorded.get("image_size"), quick_gelu=quick_gelu)
     if source != "random":
         load_weights_file(model, file or _download(name, source), name)
-    preprocess = dict(open_clip.get_model_preprocess_cfg(model))
-    if not file and source != "random":
-        preprocess.update({key: value for key, value in open_clip.get_pretrained_cfg(name, source).items() if value})
+    preprocess = {**open_clip.get_model_preprocess_cfg(model), **{k: v for k, v in trained.items() if v}}
     size = model.visual.image_size
     model.visual.to(memory_format=torch.channels_last)  # convolutions run up to 1.5 times faster; others don't mind
     return LoadedClip(
@@ -145,32 +146,22 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
     return "openai"
 
 
-def _uses_quick_gelu(name: str, source: str) -> bool:
-    """Whether weights were trained with QuickGELU, which no weights file records: open_clip's list or a name tells."""
-    if open_clip.get_model_config(name).get("quick_gelu"):  # the architectures named ...-quickgelu
-        return True
-    path = Path(source)
-    if not path.is_file():
-        return open_clip.get_pretrained_cfg(name, source).get("quick_gelu", False)
-    # a file name, or the folder of a hub's cache, such as models--timm--vit_base_patch16_clip_224.openai
-    named = (
-        any("openai" in part for part in path.resolve().parts if part.startswith("models--")) or "openai" in path.name
-    )
-    return named or _is_torchscript(path)
+def _training_of(name: str, source: str, file: Path | None) -> dict[str, Any]:
+    """How weights were trained, which no weights file records: `quick_gelu`, `mean`, `std`, `resize_mode` if known.
 
-
-def _is_torchscript(path: Path) -> bool:
-    # torch.save writes a zip as well; only a TorchScript archive carries constants.pkl
-    return "constants.pkl" in _members_of_zip(path)
-
-
-def _members_of_zip(path: Path) -> set[str]:
-    """The names of a zip's members, without their folders; empty for other files."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.rpartition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile:  # safetensors, or damaged: whoever reads it says so
-        return set()
+    open_clip's registry knows it of a tag; of a file, of the tag in its name. What a name told is said.
+    """
+    if file is None:
+        return open_clip.get_pretrained_cfg(name, source)  # empty for `random`
+    if named := weights_named_by(file, name):
+        activation = "QuickGELU" if named.config.get("quick_gelu") else "GELU"
+        mean, mode = named.config["mean"][0], named.config["resize_mode"]
+        print(
+            f"note: {display(file)} is taken as open_clip's {named.tag} ({named.part!r} says so): {activation}, "
+            f"mean {mean:.3g}, resize mode {mode}"
+        )
+        return named.config
+    return {"quick_gelu": is_torchscript(file)}  # only OpenAI publishes such archives
 
 
 def _build(name: str, *, image_size: int | None, quick_gelu: bool) -> nn.Module:
@@ -217,7 +208,7 @@ def recorded_architecture(path: Path) -> dict[str, Any]:
     Raises:
         InputError: saved by torch, but not as tensors and plain values.
     """
-    members = _members_of_zip(path)
+    members = members_of_zip(path)
     if "data.pkl" not in members or "constants.pkl" in members:
         return {}
     content = read_checkpoint(path)
@@ -233,14 +224,12 @@ def load_weights_file(model: nn.Module, path: Path, name: str) -> None:
         InputError: not a weights file, or the weights of another architecture.
     """
     try:
-        if _is_torchscript(path):  # OpenAI's own files; torch.load with weights_only refuses them
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
-            for key in ("input_resolution", "context_length", "vocab_size"):
-                state.pop(key, None)
-            open_clip.factory.resize_pos_embed(state, model)
-            model.load_state_dict({key: value.float() for key, value in state.items()})
+        if path.suffix in (".npz", ".npy"):  # big_vision's SigLIP
+            open_clip.load_checkpoint(model, str(path))
         else:
-            open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+            load_weights(model, read_weights(path))
+    except InputError:
+        raise
     except Exception as error:  # damaged files and foreign ones make torch, pickle and safetensors raise anything
         first = str(error).strip().splitlines()[:2]
         raise InputError(
