@@ -14,7 +14,6 @@ Writes to metadata/<dataset>/:
 """
 
 import os
-import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +22,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES, Dataset, expected_layout, read_dataset, reader_options
 from clipfh.datasets.hands11k import LAST_TRAIN_ID
 from clipfh.errors import InputError
 from clipfh.files import write_json
+from clipfh.names import require_name
 from clipfh.records import SPLITS, write_image_meta
 
 
@@ -59,11 +60,9 @@ def main(config: Config) -> None:
     """Read, then write; nothing is written before all of it was read."""
     if config.seed < 0:
         raise InputError(f"--seed must be 0 or more, not {config.seed}")
-    name = config.name or config.dataset
-    if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise InputError(f"--name {name!r} cannot name a folder; use letters, digits and _ . + - only")
+    name = require_name(config.name or config.dataset, "--name")
     data_root = config.data_root or ROOT / "data" / "raw" / config.dataset
-    metadata_dir = config.metadata_dir or ROOT / "metadata" / name
+    metadata_dir = config.metadata_dir or paths.metadata_dir(name)
     if config.data_root is None and config.dataset != "synthetic" and not data_root.is_dir():
         raise InputError(
             f"--data_root is missing, and {data_root} does not exist. Say where the raw dataset is:\n"

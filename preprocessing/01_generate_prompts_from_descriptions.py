@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
+from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES, Description
 from clipfh.prompts import prompt_from_description, read_descriptions, write_prompts
@@ -38,7 +39,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Read, write, and say how many identities had no description."""
-    metadata_dir = config.metadata_dir or ROOT / "metadata" / config.dataset
+    metadata_dir = config.metadata_dir or paths.metadata_dir(config.dataset)
     table = read_image_meta(metadata_dir / "image_paths.json")
     descriptions = read_descriptions(metadata_dir / "descriptions.json")
 

@@ -28,6 +28,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES
 from clipfh.files import replace_atomically
@@ -51,7 +52,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Read, analyse, write, print the summary."""
-    metadata_dir = config.metadata_dir or ROOT / "metadata" / config.dataset
+    metadata_dir = config.metadata_dir or paths.metadata_dir(config.dataset)
     table = read_image_meta(metadata_dir / "image_paths.json")
     prompts = read_prompts(config.prompt_json or metadata_dir / "image_prompts_per_identity.json", allow_empty=True)
 

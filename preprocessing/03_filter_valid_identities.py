@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
+from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES
 from clipfh.errors import InputError
@@ -45,7 +46,7 @@ def main(config: Config) -> None:
     """Check everything, then write both files."""
     if config.min_images < 1:
         raise InputError(f"--min_images must be at least 1, not {config.min_images}")
-    metadata_dir = config.metadata_dir or ROOT / "metadata" / config.dataset
+    metadata_dir = config.metadata_dir or paths.metadata_dir(config.dataset)
     prompt_path = config.prompt_json or metadata_dir / "image_prompts_per_identity.json"
     table = read_image_meta(metadata_dir / "image_paths.json")
     prompts = read_prompts(prompt_path, allow_empty=True)

@@ -22,6 +22,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 from tqdm import tqdm
 
+from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES, Description
 from clipfh.prompts import (
@@ -49,7 +50,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Build the prompts, write them, and say what they leave out."""
-    metadata_dir = config.metadata_dir or ROOT / "metadata" / config.dataset
+    metadata_dir = config.metadata_dir or paths.metadata_dir(config.dataset)
     table = read_image_meta(metadata_dir / "image_paths.json")
     descriptions = read_descriptions(metadata_dir / "descriptions.json")
 

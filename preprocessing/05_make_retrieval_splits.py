@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
+from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES
 from clipfh.errors import InputError
@@ -45,7 +46,7 @@ def main(config: Config) -> None:
         raise InputError(f"--num_splits must be at least 1, not {config.num_splits}")
     if config.seed is not None and config.seed < 0:
         raise InputError(f"--seed must be 0 or more, not {config.seed}")
-    metadata_dir = config.metadata_dir or ROOT / "metadata" / config.dataset
+    metadata_dir = config.metadata_dir or paths.metadata_dir(config.dataset)
     dataset = read_json(
         metadata_dir / "dataset.json",
         made_by=f"python preprocessing/00_prepare_dataset.py --dataset {config.dataset}",

@@ -8,6 +8,7 @@ from clipfh import checkpoint
 from clipfh.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
+    read_stage_checkpoint,
     require_training_state,
     weights_digest,
     write_checkpoint,
@@ -29,10 +30,10 @@ def test_a_failing_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     def fail(content, path):
         path.write_bytes(b"half")
-        raise OSError("disk full")
+        raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"cannot write .*unexpected pos 64 vs 0"):
         write_checkpoint(tmp_path / "a.pth", {"epoch": 2})
     assert read_checkpoint(tmp_path / "a.pth") == {"epoch": 1}
     assert os.listdir(tmp_path) == ["a.pth"]
@@ -109,9 +110,14 @@ def test_newest_checkpoint_without_a_folder(folder):
 
 
 def test_training_state_is_of_the_same_stage_and_model(tmp_path):
-    content = {"stage": 2, "model": "tiny-rn", "training": {"epoch": 3}}
+    kinds = ("modules", "optimizers", "scheduler", "sampler", "random", "best", "flags")
+    state = {**{kind: {} for kind in kinds}, "epoch": 3, "step": 9}
+    content = {"stage": 2, "model": "tiny-rn", "training": state}
     path = tmp_path / "a.pth"
-    assert require_training_state(content, path, "tiny-rn", 2) == {"epoch": 3}
+    assert require_training_state(content, path, "tiny-rn", 2) == state
+    for kind in state:
+        with pytest.raises(InputError, match=rf"what continues the run is damaged \({kind}\)"):
+            require_training_state({**content, "training": {**state, kind: None}}, path, "tiny-rn", 2)
     with pytest.raises(InputError, match=r"a.pth is of stage 2 and model tiny-rn; this run is stage 3 with tiny-rn"):
         require_training_state(content, path, "tiny-rn", 3)
     with pytest.raises(InputError, match="this run is stage 2 with tiny-vit"):
@@ -119,6 +125,79 @@ def test_training_state_is_of_the_same_stage_and_model(tmp_path):
     del content["training"]
     with pytest.raises(InputError, match=r"holds weights only; resume from the _LAST checkpoint"):
         require_training_state(content, path, "tiny-rn", 2)
+
+
+GOOD = {
+    "stage": 2, "model": "tiny-rn", "dataset": "mugs", "variant": "triplet+center", "epoch": 3, "val_mAP": 0.5,
+    "image_size": 64, "resize_mode": "shortest", "mean": (0.1, 0.2, 0.3), "std": [1.0, 1.0, 1.0], "quick_gelu": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("stage", "2"), ("stage", True), ("stage", -1), ("model", None), ("model", ["tiny-rn"]), ("model", "a\nb"),
+        ("dataset", "../x"), ("dataset", "a/b"), ("dataset", ""), ("dataset", 3), ("dataset", "x" * 101),
+        ("variant", "\x1b[31m"), ("variant", {}), ("epoch", "3"), ("epoch", 10**400), ("val_mAP", float("nan")),
+        ("val_mAP", "high"), ("image_size", 64.5), ("image_size", -3), ("mean", (1, 2)), ("mean", "abc"),
+        ("std", (1, 2, None)), ("quick_gelu", "yes"), ("training", [1]), ("training", None), ("run", "../x"),
+        ("seen_identities", "p01"), ("seen_identities", [1]), ("data_digest", 7),
+    ],
+)  # fmt: skip
+def test_what_a_checkpoint_records_has_its_type(tmp_path, key, value):
+    write_checkpoint(tmp_path / "a.pth", {**GOOD, "state_dict": {}, key: value})
+    with pytest.raises(InputError, match=rf"a.pth: {key} is ") as refused:
+        read_checkpoint(tmp_path / "a.pth")
+    assert str(refused.value).isprintable() and len(str(refused.value)) - len(str(tmp_path)) < 200
+
+
+@pytest.mark.parametrize("absent", sorted(GOOD.keys() - {"stage", "resize_mode", "quick_gelu"}))
+def test_a_checkpoint_of_a_stage_records_all(tmp_path, absent):
+    content = {**GOOD, "state_dict": {}}
+    write_checkpoint(tmp_path / "a.pth", content)
+    assert read_stage_checkpoint(tmp_path / "a.pth", 2) == content
+    with pytest.raises(InputError, match=r"a.pth is of stage 2, not of stage 3"):
+        read_stage_checkpoint(tmp_path / "a.pth", 3)
+    del content[absent]
+    write_checkpoint(tmp_path / "a.pth", content)
+    with pytest.raises(InputError, match=f"a.pth lacks {absent}"):
+        read_stage_checkpoint(tmp_path / "a.pth", 2)
+
+
+def test_weights_of_others_may_name_things_as_they_like(tmp_path):
+    content = {"model": {"w": torch.ones(2)}, "epoch": "last", "dataset": "/data/x"}
+    write_checkpoint(tmp_path / "a.pth", content)
+    assert read_checkpoint(tmp_path / "a.pth").keys() == content.keys()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "a.pth", {"epoch": 1})
+    save = torch.save
+
+    def save_to_full_disk(content, path):
+        path.unlink()
+        path.symlink_to("/dev/full")
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", save_to_full_disk)
+    with pytest.raises(InputError, match=r"cannot write .*a.pth \(No space left on device\); is the disk full\?"):
+        write_checkpoint(tmp_path / "a.pth", {"w": torch.ones(100_000)})
+    assert read_checkpoint(tmp_path / "a.pth") == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_a_named_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a.pth is no regular file"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+def test_newest_checkpoint_passes_over_damaged_files(folder, capsys):
+    write_checkpoint(folder / "a_BEST.pth", {"stage": 2, "dataset": "mugs"})
+    (folder / "b_BEST.pth").write_bytes(b"half")
+    assert newest_checkpoint(2, "*_BEST.pth", made_by="python train.py", dataset="mugs").name == "a_BEST.pth"
+    assert "note: passed over" in capsys.readouterr().out
 
 
 def test_a_digest_tells_the_last_bit_of_parameters_and_buffers_apart():

@@ -80,7 +80,50 @@ def test_wrong_flags_end_with_code_2(capsys, arguments, message):
         parse(*arguments)
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert message in error and "usage:" in error
+    assert message in error and error.startswith("error: ") and error.endswith(". All flags: --help\n")
+    assert error.count("\n") == 1 and len(error) < 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs", "9" * 5000],
+        ["--epochs", str(2**63)],
+        ["--rate", "1" * 101],
+        ["--margin", "1e999"],
+        ["--folder", ""],
+        ["--folder", "a\0b"],
+        ["--folder", "a\nb"],
+        ["--folder", "a\x1b[31mb"],
+        ["--name", "a\udcff"],
+        ["--name", "a\u202eb"],
+        ["--loss", "x" * 5000],
+        ["--" + "x" * 5000],
+        ["--epochs", "\x1b[31m"],
+    ],
+)
+def test_hostile_values_end_with_one_line(capsys, arguments):
+    with pytest.raises(SystemExit) as end:
+        parse(*arguments)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error[:-1].isprintable() and len(error) <= 300
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("a\x1b[31m\u202e" + "b" * 5000 + "the way out"), OSError(2, "x" * 999, "\n")]
+)
+def test_what_a_script_prints_of_an_error_is_short_and_harmless(capsys, monkeypatch, error):
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    monkeypatch.delenv("CLIPFH_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as end:
+        run_script(fail, Config, None)
+    printed = capsys.readouterr().err.strip("\n")
+    assert end.value.code == 2 and printed.startswith("error: ") and printed.isprintable() and len(printed) <= 300
+    assert isinstance(error, OSError) or printed.endswith("the way out")
 
 
 def test_a_field_without_default_is_required(capsys):

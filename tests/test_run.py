@@ -3,6 +3,7 @@ import random
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from clipfh.run import (
     environment,
     git_commit,
     jsonable,
-    new_run_name,
+    new_run_folder,
     pick_device,
     random_state,
     rank_and_world_size,
@@ -60,6 +61,24 @@ def test_rank_and_world_size(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(InputError, match="WORLD_SIZE is 4"):
         rank_and_world_size()
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size"), [("abc", "1"), ("0", ""), ("1.5", "2"), ("-1", "1"), ("1", "1"), ("9" * 5000, "1")]
+)
+def test_environment_variables_that_are_no_ranks(monkeypatch, rank, world_size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(InputError, match="RANK") as refused:
+        rank_and_world_size()
+    assert len(str(refused.value)) < 300 or rank.isdigit()
+
+
+@pytest.mark.parametrize("name", ["meta", "cpu:5", "cpu:-1", "privateuseone", "hpu", "", "x" * 1000])
+def test_devices_that_compute_nothing(name):
+    with pytest.raises(InputError, match=r"cannot be used here .*try auto or cpu") as refused:
+        pick_device(name)
+    assert len(str(refused.value)) < 300
 
 
 def test_pick_device(monkeypatch):
@@ -128,10 +147,26 @@ def test_images_are_shown_in_tensorboard(tmp_path):
     assert (image.step, image.width, image.height) == (2, 6, 4)
 
 
-def test_run_name():
-    name = new_run_name("clip_joint")
-    assert len(name) == len("clip_joint_20260301_093000")
-    assert name.removeprefix("clip_joint_").replace("_", "").isdigit()
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    class Clock(datetime):
+        @classmethod
+        def now(cls):
+            return cls(2026, 3, 1, 9, 30)
+
+    monkeypatch.setattr(run, "datetime", Clock)
+    names = [new_run_folder(tmp_path / "logs", "clip_joint", "--log_dir").name for _ in range(3)]
+    assert names == ["clip_joint_20260301_093000", "clip_joint_20260301_093000_2", "clip_joint_20260301_093000_3"]
+    # logs apart, but checkpoints in one folder
+    names = [
+        new_run_folder(tmp_path / logs, "clip_joint", "--log_dir", checkpoints=tmp_path / "logs").name for logs in "ab"
+    ]
+    assert names == ["clip_joint_20260301_093000", "clip_joint_20260301_093000_2"]
+
+
+def test_a_run_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"Choose another --log_dir"):
+        new_run_folder(tmp_path / "file", "run", "--log_dir")
 
 
 def git(folder, *arguments):
@@ -227,6 +262,54 @@ def test_a_resumed_run_appends_and_two_logs_stay_apart(tmp_path):
     assert lines == ["run 0", "resumed"]
     assert (tmp_path / "a" / "metrics.jsonl").read_text().count("epoch") == 2
     assert "run 0" not in (tmp_path / "b" / "train.log").read_text()
+
+
+EPOCHS = [{"epoch": number, "loss": number / 10} for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("written", "end", "last_row", "expected"),
+    [
+        (EPOCHS[:2], "", EPOCHS[1], EPOCHS[:2]),  # killed within epoch 3
+        (EPOCHS[:1], "", EPOCHS[1], EPOCHS[:2]),  # killed between the checkpoint of epoch 2 and its line
+        (EPOCHS[:1], '{"epoch": 2, "lo', EPOCHS[1], EPOCHS[:2]),  # ... and within its line
+        (EPOCHS, "", EPOCHS[1], EPOCHS[:2]),  # of a version that wrote the line first
+        (EPOCHS[:1], "", {}, []),  # killed before the first checkpoint
+        (EPOCHS[:1], "", None, EPOCHS[:1]),
+    ],
+)
+def test_the_log_of_a_continued_run_ends_with_the_row_of_its_checkpoint(tmp_path, written, end, last_row, expected):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in written) + end)
+    log = RunLog(tmp_path, Config(), last_row=last_row)
+    log.epoch({"epoch": 9})
+    log.close()
+    assert [json.loads(line) for line in path.read_text().split("\n")[:-1]] == [*expected, {"epoch": 9}]
+
+
+def test_the_rows_of_two_gans_are_kept_apart(tmp_path):
+    rows = [{"gan": name, "epoch": epoch} for name in ("img2text", "text2img") for epoch in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    log = RunLog(tmp_path, Config(), last_row=rows[2])
+    log.close()
+    assert log.epochs() == rows[:3]
+    log = RunLog(tmp_path, Config(), last_row={"gan": "text2img", "epoch": 0})
+    log.close()
+    assert log.epochs() == rows[:2]
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "nonsense", '{"epoch": "1"}', "[" * 100_000, '{"epoch": NaN}', "\0"])
+def test_a_log_that_is_none(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n")
+    with pytest.raises(InputError, match=r"metrics.jsonl is not the log of a run"):
+        RunLog(tmp_path, Config(), last_row=EPOCHS[0])
+
+
+def test_a_line_of_the_log_ends_with_a_line_feed_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "note": "a\u2028b\x85c"}\n', encoding="utf-8")
+    log = RunLog(tmp_path, Config())
+    log.close()
+    assert log.epochs() == [{"epoch": 1, "note": "a\u2028b\x85c"}]
 
 
 def test_other_ranks_write_nothing(tmp_path, capsys):

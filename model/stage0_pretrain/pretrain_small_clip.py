@@ -143,7 +143,7 @@ def main(config: Config) -> None:
     scheduler = LambdaLR(optimizer, factor)
 
     # ---- training
-    log = RunLog(logs / name, config)
+    log = RunLog(logs / name, config, last_row={})  # the name is the configuration's: the log of an earlier try goes
     log.say(
         f"{name}: {len(images):,} photos of {len(item_ids):,} generated garments, "
         f"{len(sampler)} batches of {config.batch_size}, {device}"

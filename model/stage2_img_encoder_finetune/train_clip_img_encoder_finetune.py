@@ -36,11 +36,11 @@ from clipfh.checkpoint import read_checkpoint, require_training_state, write_bes
 from clipfh.cli import option, run_script
 from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, freeze_text_encoder, load_clip
 from clipfh.figures import training_curves_figure
-from clipfh.files import writable_folder
+from clipfh.files import require_file, writable_folder
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
@@ -177,6 +177,8 @@ def main(config: Config) -> None:
     seed_everything(config.seed, rank)
     keep_freed_memory()
     device = pick_device(config.device)
+    if config.resume_ckpt:
+        require_file(config.resume_ckpt, "--resume_ckpt")
     terms = parse_terms(config.loss, config.p, config.k)
     apart = "smoke" if config.smoke else ""  # so that a smoke run is never taken for the newest BEST
     checkpoints = writable_folder(config.save_path or stage_dir(STAGE) / "checkpoints" / apart, "--save_path")
@@ -230,18 +232,22 @@ def main(config: Config) -> None:
     best = BestSoFar(config.patience)
 
     # ---- run: its name, the run to resume, the log
-    run = config.resume_ckpt.stem.removesuffix("_LAST") if config.resume_ckpt else new_run_name("clip_img_encoder")
     parts = {"modules": {"clip": clip.model, "objective": objective, "ema": ema}, "optimizers": optimizers}
     averaged = replace(clip, model=ema.module)  # what is validated and saved
     parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
     recorded = {**clip.architecture(), "stage": STAGE, "dataset": data.name, "variant": config.loss}
-    first_epoch, step = 1, 0
+    first_epoch, step, last_row = 1, 0, None
     if config.resume_ckpt:
         state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
         require_same_flags(state["flags"], config)
         last_epoch, step = restore_training_state(state, **parts)
-        first_epoch = last_epoch + 1
-    log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
+        first_epoch, last_row = last_epoch + 1, state.get("row")
+        folder = logs / config.resume_ckpt.stem.removesuffix("_LAST")
+    else:
+        folder = new_run_folder(logs, "clip_img_encoder", "--log_dir", checkpoints=checkpoints)
+    run = folder.name
+    # after the checks: a refused resume leaves that run's files alone
+    log = RunLog(folder, config, rank=rank, last_row=last_row)
     log.say(
         f"{run}: {clip.name} ({clip.pretrained}) on {data.name}, {len(photos.labels):,} photos of "
         f"{len(photos.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
@@ -264,12 +270,12 @@ def main(config: Config) -> None:
         is_best = best.update(val.mAP, epoch)
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
         row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "seconds": round(time.perf_counter() - started, 2)}
-        log.epoch(row)
-        log.say(epoch_line(row, config.epochs, is_best=is_best))
         if rank == 0:
             content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": averaged.model.state_dict()}
-            state = {**training_state(**parts, epoch=epoch, step=step), "flags": binding_flags(config)}
+            state = {**training_state(**parts, epoch=epoch, step=step), "row": row, "flags": binding_flags(config)}
             write_best_and_last(checkpoints, run, content, is_best=is_best, training=state)
+        log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
+        log.say(epoch_line(row, config.epochs, is_best=is_best))
         if best.should_stop(epoch):
             log.say(f"no better val mAP for {config.patience} epochs: stopped early")
             break

@@ -45,7 +45,7 @@ from clipfh.cli import option, run_script
 from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, encode_texts, load_clip
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
-from clipfh.files import writable_folder
+from clipfh.files import require_file, writable_folder
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.gradient_cache import Tower, cached_backward
 from clipfh.paths import TINY_MODELS, display, stage_dir
@@ -58,7 +58,7 @@ from clipfh.prepared import (
     load_prompts,
     prepare_default,
 )
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler, RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
@@ -260,6 +260,8 @@ def main(config: Config) -> None:
     seed_everything(config.seed, rank)
     keep_freed_memory()
     device = pick_device(config.device)
+    if config.resume_ckpt:
+        require_file(config.resume_ckpt, "--resume_ckpt")
     terms = parse_terms(config.loss)
     if config.p * config.k < 2:
         raise InputError("a contrastive loss needs at least two photos a batch; raise --p or --k")
@@ -313,18 +315,22 @@ def main(config: Config) -> None:
     best = BestSoFar(config.patience)
 
     # ---- run: its name, the run to resume, the log
-    run = config.resume_ckpt.stem.removesuffix("_LAST") if config.resume_ckpt else new_run_name("clip_joint")
     parts = {"modules": {"clip": clip.model, "objective": objective, "ema": ema}, "optimizers": {"model": optimizer}}
     averaged = replace(clip, model=ema.module)  # what is validated and saved
     parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
     recorded = {**clip.architecture(), "stage": STAGE, "dataset": data.name, "variant": config.variant}
-    first_epoch, step = 1, 0
+    first_epoch, step, last_row = 1, 0, None
     if config.resume_ckpt:
         state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
         require_same_flags(state["flags"], config)
         last_epoch, step = restore_training_state(state, **parts)
-        first_epoch = last_epoch + 1
-    log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
+        first_epoch, last_row = last_epoch + 1, state.get("row")
+        folder = logs / config.resume_ckpt.stem.removesuffix("_LAST")
+    else:
+        folder = new_run_folder(logs, "clip_joint", "--log_dir", checkpoints=checkpoints)
+    run = folder.name
+    # after the checks: a refused resume leaves that run's files alone
+    log = RunLog(folder, config, rank=rank, last_row=last_row)
     log.say(
         f"{run}: {config.variant}, {clip.name} ({clip.pretrained}) on {data.name}, {len(photos.labels):,} photos of "
         f"{len(photos.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k} ({config.batches}), "
@@ -351,12 +357,12 @@ def main(config: Config) -> None:
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
         row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "logit_scale": clip.model.logit_scale.exp().item()}
         row["seconds"] = round(time.perf_counter() - started, 2)
-        log.epoch(row)
-        log.say(epoch_line(row, config.epochs, is_best=is_best))
         if rank == 0:
             content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": averaged.model.state_dict()}
-            state = {**training_state(**parts, epoch=epoch, step=step), "flags": binding_flags(config)}
+            state = {**training_state(**parts, epoch=epoch, step=step), "row": row, "flags": binding_flags(config)}
             write_best_and_last(checkpoints, run, content, is_best=is_best, training=state)
+        log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
+        log.say(epoch_line(row, config.epochs, is_best=is_best))
         if best.should_stop(epoch):
             log.say(f"no better val mAP for {config.patience} epochs: stopped early")
             break

@@ -36,9 +36,9 @@ from clipfh.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.cli import option, run_script
 from clipfh.errors import InputError
 from clipfh.figures import RankedImage, RankedQuery, ranked_results_figure
-from clipfh.files import writable_folder, write_json, write_text
+from clipfh.files import write_json, write_text
 from clipfh.paths import RESULTS_DIR, display, metadata_dir
-from clipfh.run import environment, jsonable, new_run_name, pick_device
+from clipfh.run import environment, jsonable, new_run_folder, pick_device
 from clipfh.zeroshot import class_features, top_k_accuracy
 
 STAGE = 4
@@ -212,7 +212,7 @@ def main(config: Config) -> None:
     rows["this checkpoint"] = trained
 
     # ---- files
-    run_dir = writable_folder(config.results_dir, "--results_dir").resolve() / new_run_name(f"{data.name}_stage{STAGE}")
+    run_dir = new_run_folder(config.results_dir.resolve(), f"{data.name}_stage{STAGE}", "--results_dir")
     plain = {
         name: {key: one.as_dict() if isinstance(one, CaptionRecall) else one for key, one in figures.items()}
         for name, figures in rows.items()

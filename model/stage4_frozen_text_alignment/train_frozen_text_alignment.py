@@ -42,11 +42,11 @@ from clipfh.cli import option, run_script
 from clipfh.clip_model import canonical_model_name, clamp_logit_scale
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
-from clipfh.files import writable_folder
+from clipfh.files import require_file, writable_folder
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import TINY_MODELS, display, stage_dir
 from clipfh.prepared import prepare_weights
-from clipfh.run import RunLog, autocast, new_run_name, pick_device, rank_and_world_size, seed_everything
+from clipfh.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
 from clipfh.training import (
@@ -239,6 +239,8 @@ def main(config: Config) -> None:
     """Load, train the baseline, train, keep the best."""
     rank, world_size = rank_and_world_size()
     device = pick_device(config.device)
+    if config.resume_ckpt:
+        require_file(config.resume_ckpt, "--resume_ckpt")
     config = complete(config, on_cpu=device.type == "cpu")
     seed_everything(config.seed, rank)
     keep_freed_memory()
@@ -291,14 +293,13 @@ def main(config: Config) -> None:
     best = BestSoFar(config.patience)
 
     # ---- run: its name, the run to resume, the log
-    run = config.resume_ckpt.stem.removesuffix("_LAST") if config.resume_ckpt else new_run_name(RUN_NAME)
     modules = {"image_encoder": encoder, "temperature": nn.ParameterList([model.logit_scale]), "ema": ema}
     parts = {"modules": modules, "optimizers": {"model": optimizer}, "scheduler": scheduler, "sampler": sampler}
     parts["best"] = best
     recorded = {**describe(config), "dataset": data.name, "text_digest": text_digest}
     recorded["splits_digest"] = splits_digest(data)
     recorded["quick_gelu"] = model.text_encoder.quick_gelu
-    first_epoch, step = 1, 0
+    first_epoch, step, last_row = 1, 0, None
     if config.resume_ckpt:
         content = read_checkpoint(config.resume_ckpt)
         state = require_training_state(content, config.resume_ckpt, recorded["model"], STAGE)
@@ -308,8 +309,13 @@ def main(config: Config) -> None:
         if content["splits_digest"] != recorded["splits_digest"]:
             raise InputError(f"{config.resume_ckpt} was trained on other splits of {data.name}; prepare them as then")
         last_epoch, step = restore_training_state(state, **parts)
-        first_epoch = last_epoch + 1
-    log = RunLog(logs / run, config, rank=rank)  # after the checks: a refused resume leaves that run's files alone
+        first_epoch, last_row = last_epoch + 1, state.get("row")
+        folder = logs / config.resume_ckpt.stem.removesuffix("_LAST")
+    else:
+        folder = new_run_folder(logs, RUN_NAME, "--log_dir", checkpoints=checkpoints)
+    run = folder.name
+    # after the checks: a refused resume leaves that run's files alone
+    log = RunLog(folder, config, rank=rank, last_row=last_row)
     model.print_parameter_summary()
     log.say(
         f"{run}: {config.image_encoder} ({config.image_weights}, {config.image_size} px) to the text tower of "
@@ -334,17 +340,17 @@ def main(config: Config) -> None:
         row |= {"val_recall": value, "val_image_to_text_recall1": to_text.recall[1]}
         row |= {"val_text_to_image_recall1": to_image.recall[1], "temperature": 1 / model.logit_scale.exp().item()}
         row["seconds"] = round(time.perf_counter() - started, 2)
-        log.epoch(row)
+        if rank == 0:
+            content = {**recorded, "epoch": epoch, "val_recall": value}
+            content["state_dict"] = full_state(model, ema.module.state_dict())
+            state = {**training_state(**parts, epoch=epoch, step=step), "row": row, "flags": binding_flags(config)}
+            write_best_and_last(checkpoints, run, content, is_best=is_best, training=state)
+        log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
         log.say(
             f"epoch {epoch}/{config.epochs}  infonce {row['loss_infonce']:.3f}  val recall {100 * value:.1f} "
             f"R@1 to text {100 * to_text.recall[1]:.1f} to image {100 * to_image.recall[1]:.1f}  "
             f"{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
         )
-        if rank == 0:
-            content = {**recorded, "epoch": epoch, "val_recall": value}
-            content["state_dict"] = full_state(model, ema.module.state_dict())
-            state = {**training_state(**parts, epoch=epoch, step=step), "flags": binding_flags(config)}
-            write_best_and_last(checkpoints, run, content, is_best=is_best, training=state)
         if best.should_stop(epoch):
             log.say(f"no better val recall for {config.patience} epochs: stopped early")
             break

@@ -177,6 +177,8 @@ def fresh_folder(folder: Path) -> Path:
         InputError: it cannot be written, or holds those of another run.
     """
     writable_folder(folder, "--checkpoint_dir")
+    if not (folder / "LAST.pth").exists():  # a run that was stopped before its first GAN left no more than this
+        (folder / FINETUNED_CLIP).unlink(missing_ok=True)
     held = [path.name for path in folder.glob("*.pth")]
     if held:
         raise InputError(

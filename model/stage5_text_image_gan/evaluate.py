@@ -41,7 +41,7 @@ from clipfh.files import writable_folder, write_json, write_text
 from clipfh.generative_metrics import frechet_distance, kernel_distance
 from clipfh.image_grid import image_grid_figure
 from clipfh.paths import RESULTS_DIR, display, stage_dir
-from clipfh.run import environment, jsonable, new_run_name, pick_device, seed_everything
+from clipfh.run import environment, jsonable, new_run_folder, pick_device, seed_everything
 
 TRAIN = "python model/stage5_text_image_gan/train.py"
 PLAIN = f"{TRAIN} --config model/stage5_text_image_gan/config/plain.yaml --gans text2img"
@@ -226,9 +226,7 @@ def main(config: Config) -> None:
         "image_to_text": {**image_to_text(reader, clip, real, device), "classifier": judged},
         "text_to_image": rows,
     }
-    results = writable_folder(
-        config.results_dir / new_run_name(f"{writer.recorded['dataset']}_stage5"), "--results_dir"
-    )
+    results = new_run_folder(config.results_dir, f"{writer.recorded['dataset']}_stage5", "--results_dir")
     write_json(results / "metrics.json", {**metrics, "environment": environment()})
     write_text(results / "metrics.md", report(metrics))
     print(report(metrics))

@@ -29,10 +29,10 @@ from clipfh.cli import option, run_script
 from clipfh.datasets.fer2013 import EMOTIONS
 from clipfh.datasets.layout import IMAGE_SUFFIXES, list_images
 from clipfh.errors import InputError
-from clipfh.files import writable_folder, write_json
+from clipfh.files import write_json
 from clipfh.image_grid import image_grid_figure
 from clipfh.paths import RESULTS_DIR, display
-from clipfh.run import new_run_name, pick_device
+from clipfh.run import new_run_folder, pick_device
 from clipfh.transforms import decode
 
 TASKS = ("all", "image_to_text", "text_to_image", "image_to_image")
@@ -118,7 +118,7 @@ def main(config: Config) -> None:
         size = reader.recorded["settings"]["image_size"]
     if wanted != ("image_to_text",):
         writer = load_generator(newest_epoch(folder, "text2img"), "text2img", device, image_size=size)
-    results = writable_folder(config.results_dir / new_run_name("stage5_inference"), "--results_dir")
+    results = new_run_folder(config.results_dir, "stage5_inference", "--results_dir")
 
     if reader is not None:
         names, pixels = read_photos(config.image, size) if config.image else val_faces(reader, size)

@@ -47,13 +47,13 @@ from clipfh.cli import run_script
 from clipfh.clip_model import load_clip
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
 from clipfh.errors import InputError
-from clipfh.files import replace_atomically, writable_folder
+from clipfh.files import replace_atomically, require_file, writable_folder
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import display, stage_dir
 from clipfh.prepared import prepare_weights
 from clipfh.run import (
     RunLog,
-    new_run_name,
+    new_run_folder,
     pick_device,
     random_state,
     rank_and_world_size,
@@ -132,6 +132,15 @@ def train_gan(
                 parts[part].load_state_dict(state)
         restore_random_state(resumed["random"])
         first_epoch = resumed["epoch"] + 1
+
+    def save_state(epoch: int, row: dict[str, Any]) -> None:
+        state = {"gan": name, "epoch": epoch, "flags": flags, "random": random_state(), "clip": recorded["clip"]}
+        state["modules"] = {part: module.state_dict() for part, module in gan.modules().items()}
+        state["optimizers"] = {part: optimizer.state_dict() for part, optimizer in gan.optimizers.items()}
+        write_checkpoint(folder / "LAST.pth", {"stage": STAGE, "run": log.folder.name, "row": row, **state})
+
+    if resumed is None:  # a run that is killed in its first epoch can be continued too
+        save_state(0, {"gan": name, "epoch": 0})
     log.say(f"{name}: {len(faces):,} faces, {epochs} epochs of {len(sampler)} batches of {batch_size}")
     for epoch in range(first_epoch, epochs + 1):
         started = time.perf_counter()
@@ -141,9 +150,8 @@ def train_gan(
         if name == "img2text":
             row[f"{name}_val_accuracy"] = caption_accuracy(gan, splits["val"], device)
         row[f"{name}_seconds"] = round(time.perf_counter() - started, 2)
-        log.epoch({"gan": name, "epoch": epoch, **row})
         figures = " ".join(f"{key.removeprefix(f'{name}_')} {value:.3f}" for key, value in row.items())
-        log.say(f"{name} epoch {epoch}/{epochs}  {figures}")
+        row = {"gan": name, "epoch": epoch, **row}
         if epoch % config.save_interval == 0 or epoch == epochs:
             networks = {"generator": gan.average.module, "discriminator": gan.discriminator}
             save_networks(name, config, networks, recorded, epoch, folder)
@@ -155,10 +163,9 @@ def train_gan(
                 log.image("samples", grid, epoch)
                 with replace_atomically(log.folder / f"samples_epoch_{epoch}.png") as temporary:
                     Image.fromarray(grid).save(temporary)
-        state = {"gan": name, "epoch": epoch, "flags": flags, "random": random_state(), "clip": recorded["clip"]}
-        state["modules"] = {part: module.state_dict() for part, module in gan.modules().items()}
-        state["optimizers"] = {part: optimizer.state_dict() for part, optimizer in gan.optimizers.items()}
-        write_checkpoint(folder / "LAST.pth", {"stage": STAGE, "run": log.folder.name, **state})
+        save_state(epoch, row)
+        log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
+        log.say(f"{name} epoch {epoch}/{epochs}  {figures}")
 
 
 def load_reader(
@@ -188,11 +195,11 @@ def main(config: Config) -> None:
     seed_everything(config.seed)
     keep_freed_memory()
     device = pick_device(config.device)
+    if config.resume_ckpt:
+        require_file(config.resume_ckpt, "--resume_ckpt")
     state = read_state(config.resume_ckpt, config) if config.resume_ckpt else None
-    run = state["run"] if state else new_run_name("text_image_gan")
     apart = "smoke" if config.smoke else ""  # so that a smoke run is never taken for the newest one
     logs = writable_folder(config.log_dir or stage_dir(STAGE) / "logs" / apart, "--log_dir")
-    default_folder = stage_dir(STAGE) / "checkpoints" / apart / run
 
     # ---- data
     source = find_dataset(config.dataset, config.smoke)
@@ -213,8 +220,13 @@ def main(config: Config) -> None:
     space = caption_space(clip, config.captions, device, center=config.center_captions)
     for gan in GANS:
         require_latent_dim(f"{gan}.latent_dim", getattr(config, gan).latent_dim, clip, space.dim)
-    folder = config.resume_ckpt.parent if state else fresh_folder(config.checkpoint_dir or default_folder)
-    log = RunLog(logs / run, config)
+    log_folder = logs / state["run"] if state else new_run_folder(logs, "text_image_gan", "--log_dir")
+    run = log_folder.name
+    if state:
+        folder = config.resume_ckpt.parent
+    else:
+        folder = fresh_folder(config.checkpoint_dir or stage_dir(STAGE) / "checkpoints" / apart / run)
+    log = RunLog(log_folder, config, last_row=state.get("row") if state else None)
     counts = ", ".join(f"{len(faces):,} {name}" for name, faces in splits.items())
     pixels = f"{config.text2img.image_size} px"
     log.say(f"{run}: {display(source)} ({counts}) at {pixels}, {clip.name} ({clip.pretrained}), {device}")

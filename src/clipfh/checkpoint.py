@@ -1,22 +1,109 @@
 """Checkpoints: plain tensors and plain values, written whole or not at all, loaded with `weights_only=True`."""
 
 import hashlib
+import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clipfh.errors import InputError
+from clipfh.errors import InputError, printable, shortened, shown
 from clipfh.files import replace_atomically
+from clipfh.names import is_name
 from clipfh.paths import display, stage_dir
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 1000 and printable(value) == value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
+
+
+# what a checkpoint may record, with the check of its value
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "stage": _is_count,
+    "model": _is_text,
+    "dataset": is_name,
+    "variant": _is_text,
+    "epoch": _is_count,
+    "val_mAP": _is_number,
+    "val_recall": _is_number,
+    "image_size": _is_count,
+    "resize_mode": _is_text,
+    "mean": _is_colour,
+    "std": _is_colour,
+    "quick_gelu": lambda value: isinstance(value, bool),
+    "image_encoder": _is_text,
+    "image_weights": _is_text,
+    "text_model": _is_text,
+    "text_digest": _is_text,
+    "data_digest": _is_text,
+    "seen_identities": _is_texts,
+    "head_layers": _is_count,
+    "head_norm": _is_text,
+    "head_dropout": _is_number,
+    "gan": _is_text,
+    "part": _is_text,
+    "run": is_name,
+    "settings": lambda value: isinstance(value, dict),
+    "captions": lambda value: isinstance(value, dict),
+    "clip": lambda value: isinstance(value, dict),
+    "faces": lambda value: isinstance(value, dict),
+    "flags": lambda value: isinstance(value, dict),
+    "row": lambda value: isinstance(value, dict),
+    "training": lambda value: isinstance(value, dict),
+}
+_FINE_TUNED = ("model", "dataset", "variant", "epoch", "val_mAP", "image_size", "mean", "std", "state_dict")
+_ALIGNED = ("model", "dataset", "variant", "epoch", "val_recall", "state_dict")
+_ALIGNED += ("image_encoder", "image_weights", "image_size", "text_model", "text_digest", "mean", "std")
+_ALIGNED += ("head_layers", "head_norm", "head_dropout", "quick_gelu")
+# what one of each stage always records
+_RECORDED = {2: _FINE_TUNED, 3: _FINE_TUNED, 4: _ALIGNED, 5: ("stage",)}
+# what continues a run, see `clipfh.training.training_state`
+_TRAINING = {
+    **dict.fromkeys(("modules", "optimizers", "scheduler", "sampler", "random", "best", "flags"), dict),
+    **dict.fromkeys(("epoch", "step"), int),
+}
+
+
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Save a dictionary of tensors and plain values (nested dictionaries, lists, numbers, strings) atomically."""
+    """Save a dictionary of tensors and plain values (nested dictionaries, lists, numbers, strings) atomically.
+
+    Raises:
+        InputError: it cannot be written, as on a full disk; what `path` held before is still there.
+    """
     with replace_atomically(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's own writer reports a full disk so
+            raise InputError(f"cannot write {path} ({_write_error(temporary, error)}); is the disk full?") from error
+
+
+def _write_error(temporary: Path, error: Exception) -> str:
+    """The reason that torch's message leaves out: its zip writer only says at which byte it stopped."""
+    try:
+        with temporary.open("ab") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+    except OSError as reason:
+        return reason.strerror
+    return shortened(error)
 
 
 def write_best_and_last(
@@ -31,10 +118,14 @@ def write_best_and_last(
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU.
 
+    This is the one place where a checkpoint's values are checked: what it records has its type, see `_TYPES`.
+
     Raises:
-        InputError: the file is missing, damaged, or holds more than tensors and plain values.
+        InputError: the file is missing, damaged, holds more than tensors and plain values, or a value of another type.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"checkpoint {path} is no regular file")  # reading a pipe would wait for ever
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise InputError(f"checkpoint {path} does not exist") from None
@@ -45,10 +136,29 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     except IsADirectoryError:
         raise InputError(f"checkpoint {path} is a folder; give one of its .pth files") from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise InputError(f"checkpoint {path} cannot be read ({str(error).splitlines()[0]}); make it again") from error
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"checkpoint {path} cannot be read ({shortened(error)}); make it again") from error
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {path} is not a dictionary of tensors")
+    if "stage" in content or content.keys() >= {"model", "image_size", "state_dict"}:  # ours, no foreign weights
+        for key, is_valid in _TYPES.items():
+            if key in content and not is_valid(content[key]):
+                raise InputError(f"checkpoint {path}: {key} is {shown(content[key])}; it is damaged or made elsewhere")
+    return content
+
+
+def read_stage_checkpoint(path: Path, stage: int) -> dict[str, Any]:
+    """Load a checkpoint that has to be of `stage`, with all that such a one records.
+
+    Raises:
+        InputError: as `read_checkpoint`; or it is of another stage, or lacks something.
+    """
+    content = read_checkpoint(path)
+    if content.get("stage") != stage:
+        raise InputError(f"{path} is of stage {content.get('stage')}, not of stage {stage}")
+    absent = [key for key in _RECORDED[stage] if key not in content]
+    if absent:
+        raise InputError(f"{path} lacks {', '.join(absent)}: it is no checkpoint of stage {stage} of this version")
     return content
 
 
@@ -61,7 +171,11 @@ def newest_checkpoint(folder_stage: int, pattern: str, *, made_by: str, **record
     folder = stage_dir(folder_stage) / "checkpoints"
     found = sorted(folder.glob(pattern), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     for path in found:
-        content = read_checkpoint(path)
+        try:
+            content = read_checkpoint(path)
+        except InputError as error:  # it is not asked for by its name: an older one may do
+            print(f"note: passed over {shortened(error)}")
+            continue
         if all(content.get(key) == value for key, value in recorded.items()):
             return path
     wanted = ", ".join(f"{key} {value}" for key, value in recorded.items())
@@ -79,9 +193,13 @@ def require_training_state(content: dict[str, Any], path: Path, model: str, stag
             f"{path} is of stage {content.get('stage')} and model {content.get('model')}; "
             f"this run is stage {stage} with {model}"
         )
-    if "training" not in content:
+    state = content.get("training")
+    if state is None:
         raise InputError(f"{path} holds weights only; resume from the _LAST checkpoint of the same run")
-    return content["training"]
+    absent = [key for key, kind in _TRAINING.items() if not isinstance(state.get(key), kind)]
+    if absent:
+        raise InputError(f"{path}: what continues the run is damaged ({', '.join(absent)}); resume from another")
+    return state
 
 
 def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:

@@ -25,9 +25,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clipfh.errors import InputError
+from clipfh.errors import InputError, printable, shortened, shortened_inside
 
 C = TypeVar("C")
+MAX_NUMBER_LENGTH = 100  # digits: Python refuses to read integers of thousands
 
 
 def option(
@@ -56,11 +57,20 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line of the project's form, and whose flags are spelled out."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Print the message, and end with exit code 2."""
+        self.exit(2, f"error: {shortened(message, 250)}. All flags: --help\n")
+
+
 def parse_config(config_class: type[C], description: str | None, arguments: Sequence[str] | None = None) -> C:
     """Parse `arguments` (default: the command line) into `config_class`. Unknown flags end with exit code 2."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=description)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         add_flag(parser, field, hints[field.name], field.name, field.default)
@@ -86,7 +96,7 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: An
         )
     else:
         bounds = field.metadata.get("bounds", {})
-        keywords["type"] = bounded(wanted, bounds) if wanted in (int, float) else wanted
+        keywords["type"] = bounded(wanted, bounds) if wanted in (int, float) else _text_as(wanted)
         if field.metadata.get("choices"):
             keywords["choices"] = list(field.metadata["choices"])
         else:
@@ -99,7 +109,11 @@ def bounded(wanted: type, bounds: dict[str, float | None]) -> Callable[[str], An
     keeps = {"more than": operator.gt, "at least": operator.ge, "at most": operator.le}
 
     def convert(text: str) -> Any:
+        if len(text) > MAX_NUMBER_LENGTH:
+            raise argparse.ArgumentTypeError(f"{shortened(text, 20)} has {len(text)} digits")
         value = wanted(text)
+        if wanted is int and not -(2**63) <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"{text} does not fit into 64 bits")
         stated = [f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None]
         if not math.isfinite(value):
             raise argparse.ArgumentTypeError(f"{text} is not a finite number")
@@ -108,6 +122,20 @@ def bounded(wanted: type, bounds: dict[str, float | None]) -> Callable[[str], An
         return value
 
     convert.__name__ = wanted.__name__  # argparse: "invalid int value"
+    return convert
+
+
+def _text_as(wanted: type) -> Callable[[str], Any]:
+    """A text or path as argparse wants it, refusing what no file or name can be."""
+
+    def convert(text: str) -> Any:
+        if wanted is Path and not text:
+            raise argparse.ArgumentTypeError("it is empty")
+        if printable(text) != text:
+            raise argparse.ArgumentTypeError(f"{shortened(printable(text))} holds control or unprintable characters")
+        return wanted(text)
+
+    convert.__name__ = wanted.__name__
     return convert
 
 
@@ -136,7 +164,8 @@ def run_script(
     except (InputError, OSError) as error:
         if os.environ.get("CLIPFH_DEBUG"):
             raise
-        print(f"\nerror: {error}", file=sys.stderr)
+        lines = [shortened_inside(printable(line)) for line in str(error).split("\n")]  # a layout has several
+        print("\nerror: " + "\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from clipfh.cli import add_flag, bounded, value_type
-from clipfh.errors import InputError
+from clipfh.cli import Parser, add_flag, bounded, value_type
+from clipfh.errors import InputError, shown
 
 C = TypeVar("C")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -65,13 +65,8 @@ def parse_with_files(
     return _build(config_class, values)
 
 
-def _config_flag(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=description is not None,
-    )
+def _config_flag(description: str | None) -> Parser:
+    parser = Parser(description=description, add_help=description is not None)
     parser.add_argument(
         "--config", type=Path, nargs="+", action="extend", default=[], metavar="PATH",
         help="YAML files whose keys replace the default ones, the last one's over the others'",
@@ -114,7 +109,7 @@ def read_config_file(path: Path, known: dict[str, tuple[dataclasses.Field, Any]]
         if key in sections and isinstance(value, dict):
             flat.update({f"{key}.{inner}": inner_value for inner, inner_value in value.items()})
         elif key in sections:
-            raise InputError(f"{path}: {key} is a section with keys of its own, not {value!r}")
+            raise InputError(f"{path}: {key} is a section with keys of its own, not {shown(value)}")
         else:
             flat[str(key)] = value
     return {name: _checked(path, name, value, known) for name, value in flat.items()}
@@ -133,7 +128,7 @@ def _checked(path: Path, name: str, value: Any, known: dict[str, tuple[dataclass
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 2e-4, without a point, as text
     if not (isinstance(value, str) if wanted is Path else type(value) is wanted):
-        raise InputError(f"{path}: {name} must be {_KINDS[wanted]}, not {value!r}")
+        raise InputError(f"{path}: {name} must be {_KINDS[wanted]}, not {shown(value)}")
     if wanted in (int, float):
         try:
             bounded(wanted, field.metadata.get("bounds", {}))(str(value))
@@ -141,7 +136,7 @@ def _checked(path: Path, name: str, value: Any, known: dict[str, tuple[dataclass
             raise InputError(f"{path}: {name}: {error}") from None
     choices = field.metadata.get("choices")
     if choices and value not in choices:
-        raise InputError(f"{path}: {name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+        raise InputError(f"{path}: {name} must be one of {', '.join(map(str, choices))}, not {shown(value)}")
     return Path(value) if wanted is Path else value
 
 

@@ -11,20 +11,19 @@ from typing import Any
 
 import torch
 
-from clipfh.checkpoint import newest_checkpoint, read_checkpoint
+from clipfh.checkpoint import newest_checkpoint, read_stage_checkpoint
 from clipfh.cli import option
 from clipfh.clip_model import LoadedClip, canonical_model_name, load_clip
-from clipfh.errors import InputError
 from clipfh.evaluation_data import EvaluationData, load_evaluation_data
 from clipfh.feature_store import load_features
-from clipfh.files import replace_atomically, writable_folder, write_json
+from clipfh.files import replace_atomically, write_json
 from clipfh.metrics import RetrievalFigures
 from clipfh.paths import RESULTS_DIR, display, processed_dir
 from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prepared, prepare_default
 from clipfh.printed_figures import print_figures
 from clipfh.rankings import TextQueries, draw_rankings, ranking_table, text_to_image
 from clipfh.retrieval import image_to_image
-from clipfh.run import environment, jsonable, new_run_name, pick_device
+from clipfh.run import environment, jsonable, new_run_folder, pick_device
 from clipfh.run_report import write_run_report
 from clipfh.statistics import bootstrap_interval
 from clipfh.summary import append_rows, utc_now
@@ -82,9 +81,7 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     data = load_dataset(config)
     if path is None:
         path = _newest_best(stage, data.name, variant, made_by)
-    content = read_checkpoint(path)
-    if content.get("stage") != stage:
-        raise InputError(f"{path} is of stage {content.get('stage')}, not of stage {stage}")
+    content = read_stage_checkpoint(path, stage)
     model = canonical_model_name(config.model) if config.model else content["model"]
     device = pick_device(config.device)
     print(
@@ -141,7 +138,7 @@ def evaluate_clip(
     started = time.perf_counter()
     torch.backends.cudnn.allow_tf32 = False  # cuDNN's default: convolutions with 10 bits of each factor, not float32's
     stage_name = f"stage{labels.stage}" + (f"_{labels.variant}" if labels.variant else "")
-    run_dir = writable_folder(config.results_dir, "--results_dir").resolve() / new_run_name(f"{data.name}_{stage_name}")
+    run_dir = new_run_folder(config.results_dir.resolve(), f"{data.name}_{stage_name}", "--results_dir")
     cache_dir = processed_dir(data.name) / "test"
     test = load_evaluation_data(
         data,

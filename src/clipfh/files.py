@@ -61,6 +61,19 @@ def writable_folder(folder: Path, flag: str) -> Path:
     return folder
 
 
+def require_file(path: Path, flag: str) -> Path:
+    """`path`, a file that `flag` named.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_dir():
+        raise InputError(f"{flag} {path} is a folder; give one of its .pth files")
+    if not path.is_file():
+        raise InputError(f"{flag} {path} does not exist, or is no regular file")
+    return path
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

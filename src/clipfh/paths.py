@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from clipfh.names import require_name
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_DIR = ROOT / "results"
 TINY_MODELS = ("tiny-rn", "tiny-vit")  # the small CLIPs that stage 0 makes the weights of
@@ -16,7 +18,12 @@ STAGES = {
 
 
 def metadata_dir(dataset: str) -> Path:
-    """The folder of a dataset's table, prompts and splits."""
+    """The folder of a dataset's table, prompts and splits.
+
+    Raises:
+        InputError: `dataset` is no name, but a path.
+    """
+    require_name(dataset, "--dataset")
     return ROOT / "metadata" / dataset
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from clipfh.errors import InputError
 from clipfh.files import read_json
+from clipfh.names import require_name
 from clipfh.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens, prompts_for, read_prompts
 from clipfh.records import read_image_meta
@@ -128,7 +129,9 @@ def load_prepared(
     table = read_image_meta(Path(image_meta) if image_meta else folder / default_meta)
     if exclude_same_camera is None:
         exclude_same_camera = bool(description.get("exclude_same_camera", False))
-    name = name or str(description.get("name") or folder.resolve().name)
+    if not name and "name" in description:
+        name = require_name(description["name"], f"{folder / 'dataset.json'}: name")
+    name = require_name(name or folder.resolve().name, "--dataset" if name else "the folder, without --dataset,")
     return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera)
 
 

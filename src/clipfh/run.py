@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from clipfh.errors import InputError
-from clipfh.files import write_json
+from clipfh.errors import InputError, shortened
+from clipfh.files import replace_atomically, writable_folder, write_json
 from clipfh.paths import ROOT
 
 STEPS_AT_ONCE = 50  # of TensorBoard: values stay where they were computed until so many steps are written
+DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pandas", "Pillow")
 
 
@@ -31,10 +33,15 @@ def rank_and_world_size() -> tuple[int, int]:
     """This process's rank and the number of processes, as `torchrun` sets them; (0, 1) without it.
 
     Raises:
-        InputError: several processes. Sampler, seeds and logs know ranks, but gradients are not exchanged yet: every
-            process would train a model of its own on a part of the batches.
+        InputError: the variables hold no such numbers; or several processes. Sampler, seeds and logs know ranks, but
+            gradients are not exchanged yet: every process would train a model of its own on a part of the batches.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise InputError(f"RANK and WORLD_SIZE are whole numbers, as torchrun sets them ({shortened(error)})") from None
+    if not 0 <= rank < world_size:
+        raise InputError(f"RANK is {rank} and WORLD_SIZE {world_size}; unset both for a run in one process")
     if world_size > 1:
         raise InputError(f"WORLD_SIZE is {world_size}: train in one process, and choose its GPU with --device cuda:N")
     return rank, world_size
@@ -57,10 +64,12 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in DEVICE_TYPES or (device.type == "cpu" and device.index):
+            raise RuntimeError("no device that computes")  # meta keeps no values; cpu:5 is taken, and computes wrongly
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try auto or cpu"
+            f"--device {shortened(name)} cannot be used here ({shortened(error)}); try auto or cpu"
         ) from error
     return device
 
@@ -142,24 +151,74 @@ def jsonable(config: Any) -> dict[str, Any]:
     return values
 
 
-def new_run_name(prefix: str) -> str:
-    """`<prefix>_YYYYMMDD_HHMMSS`, local time."""
-    return f"{prefix}_{datetime.now():%Y%m%d_%H%M%S}"
+def new_run_folder(parent: Path, prefix: str, flag: str, *, checkpoints: Path | None = None) -> Path:
+    """Make the folder `<parent>/<prefix>_YYYYMMDD_HHMMSS`, local time, for one run: no other run gets the same.
+
+    Runs that start within the same second get `_2`, `_3` and so on behind it. The folder's name is the run's.
+
+    Args:
+        parent: folder of the runs.
+        prefix: what the name begins with.
+        flag: that chooses another `parent`, for the message.
+        checkpoints: where the run's checkpoints will lie, `<run>_*.pth`: the name is taken there too, by a hidden file
+            that goes with this process, as runs with logs in different folders may share it.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    parent = writable_folder(parent, flag)
+    name = f"{prefix}_{datetime.now():%Y%m%d_%H%M%S}"
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()  # fails where another process was first
+            if checkpoints is not None:
+                taken = checkpoints / f".{folder.name}.running"
+                taken.touch(exist_ok=False)
+                atexit.register(taken.unlink, missing_ok=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}. Choose another {flag}") from error
+    raise AssertionError("unreachable: counting never ends")
 
 
 class RunLog:
     """The log folder of one training run: `train.log`, `metrics.jsonl`, TensorBoard events, `config.json`.
 
     Only rank 0 writes; on other ranks every method does nothing.
+
+    Args:
+        folder: of the log; made where it is missing.
+        config: the run's flags, a dataclass.
+        extra: more to keep in `config.json`.
+        rank: of this process.
+        last_row: where a run is continued, the row of `metrics.jsonl` that belongs to its checkpoint. The file is made
+            to end with it: a kill may have come before the row was written, or after rows that are computed again.
+            A row of epoch 0, or an empty one: none was written yet.
+
+    Raises:
+        InputError: the folder cannot be written, or holds a `metrics.jsonl` that is no such file.
     """
 
-    def __init__(self, folder: Path, config: Any, *, extra: dict[str, Any] | None = None, rank: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Any,
+        *,
+        extra: dict[str, Any] | None = None,
+        rank: int = 0,
+        last_row: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.is_writer = rank == 0
         if not self.is_writer:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if last_row is not None:
+                self._end_with(last_row)
             handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
         except OSError as error:
             raise InputError(
@@ -217,10 +276,30 @@ class RunLog:
         if self.is_writer:
             self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
 
+    def _end_with(self, row: dict[str, Any]) -> None:
+        """Cut `metrics.jsonl` behind `row`, or behind what came before it and add it."""
+        rows = self.epochs() if (self.folder / "metrics.jsonl").exists() else []
+        place = _place(row)
+        kept = [before for before in rows if _place(before) < place] + ([row] if place[1] else [])
+        if kept != rows:
+            with replace_atomically(self.folder / "metrics.jsonl") as temporary:
+                temporary.write_text("".join(json.dumps(before) + "\n" for before in kept), encoding="utf-8")
+
     def epochs(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl` so far, those of a resumed run's earlier part included."""
-        lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """The lines of `metrics.jsonl` so far, those of a resumed run's earlier part included.
+
+        Raises:
+            InputError: a line is no JSON object; a last line without its end is what a kill left, and is left out.
+        """
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1]
+        try:
+            rows = [json.loads(line) for line in lines]
+            if all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in rows):
+                return rows
+        except (ValueError, RecursionError):
+            pass  # the message below says it
+        raise InputError(f"{path} is not the log of a run: every line is a JSON object with its epoch; move it away")
 
     def close(self) -> None:
         """Write what is left, and close the files."""
@@ -231,3 +310,8 @@ class RunLog:
             self._tensorboard.close()
             for handler in self._logger.handlers:
                 handler.close()
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a row of `metrics.jsonl` stands: stage 5 trains two GANs, one after the other, each from epoch 1."""
+    return (1 if row.get("gan") == "text2img" else 0, row.get("epoch", 0))
