@@ -280,6 +280,11 @@ stage2() { # image encoder
 stage3() { # both encoders, from the checkpoint of stage 2
     local from
     from=$(made_by 30_stage2_train '*_BEST.pth')
+    if [ -z "$from" ] && [ -e "$logs/30_stage2_train.json" ]; then
+        echo "note: stage 2 was trained on other photos, splits or weights than there are now: it is trained again"
+        stage2
+        from=$(made_by 30_stage2_train '*_BEST.pth')
+    fi
     if [ -z "$from" ]; then echo "note: stage 2 has not been run here; stage 3 starts from the pretrained weights"; fi
     if [ "$variant" = v3 ]; then
         train_joint v2 "$from" 30_stage2_train

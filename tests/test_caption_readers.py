@@ -162,3 +162,31 @@ def test_grocery_photos_have_the_sentences_of_their_product():
     assert all(image.image.split("/")[0] == image.split for image in raw.images)
     lime = next(image for image in raw.images if image.label == "Lime")
     assert lime.captions[1] == "It is mainly the juice you use but also the shell can be used."
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x0b", "\x0c", "\x85", "\x1c"])
+def test_a_caption_may_hold_what_other_programs_take_for_a_line_break(tmp_path, mark):
+    layouts = {
+        "captions.txt": f"image,caption\na.jpg,one{mark}two\r\n",
+        "results.csv": f"image_name| comment_number| comment\na.jpg| 0| one{mark}two\n",
+        "Flickr8k.token.txt": f"a.jpg#0\tone{mark}two\n",
+    }
+    for name, content in layouts.items():
+        (tmp_path / name[0]).mkdir()
+        (tmp_path / name[0] / name).write_text(content, encoding="utf-8", newline="")
+        (image,) = read_captions("flickr8k", tmp_path / name[0]).images
+        assert image.image == "a.jpg" and [text.strip() for text in image.captions] == [f"one{mark}two"]
+
+
+def test_one_image_under_two_spellings_of_its_path(tmp_path):
+    (tmp_path / "captions.txt").write_text("image,caption\na.jpg,one\n./a.jpg,two\n")
+    (image,) = read_captions("flickr8k", tmp_path).images
+    assert image.captions == ("one", "two")
+    write_lines(tmp_path, '{"image": "./b/a.jpg", "caption": "one"}', '{"image": "b//a.jpg", "caption": "two"}')
+    (image,) = read_captions("jsonl", tmp_path).images
+    assert (image.image, image.captions) == ("b/a.jpg", ("one", "two"))
+
+
+def test_a_label_of_zero_is_one(tmp_path):
+    write_lines(tmp_path, '{"image": "a.jpg", "caption": "x", "label": 0}', '{"image": "b.jpg", "caption": "x"}')
+    assert [image.label for image in read_captions("jsonl", tmp_path).images] == ["0", ""]

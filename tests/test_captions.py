@@ -10,9 +10,9 @@ from clipfh.captions import (
     CaptionDataset,
     CaptionedImage,
     assign_splits,
+    captions_digest,
     index_captions,
     read_caption_dataset,
-    splits_digest,
     write_caption_dataset,
 )
 from clipfh.errors import InputError
@@ -61,10 +61,10 @@ def test_fewer_images_than_asked_for_are_taken_and_said(capsys):
 
 def test_the_digest_of_the_splits_sees_an_image_that_changes_sides():
     images = tuple(CaptionedImage(f"{n}.jpg", ("x",), split) for n, split in enumerate(("train", "val", "test")))
-    digest = splits_digest(CaptionDataset("d", Path(), images))
-    assert splits_digest(CaptionDataset("d", Path(), images[::-1])) == digest
+    digest = captions_digest(CaptionDataset("d", Path(), images))
+    assert captions_digest(CaptionDataset("d", Path(), images[::-1])) == digest
     moved = (replace(images[0], split="test"), *images[1:])
-    assert splits_digest(CaptionDataset("d", Path(), moved)) != digest
+    assert captions_digest(CaptionDataset("d", Path(), moved)) != digest
 
 
 def test_a_split_without_images_is_refused():

@@ -112,24 +112,25 @@ def test_newest_checkpoint_without_a_folder(folder):
 def test_training_state_is_of_the_same_stage_and_model(tmp_path):
     kinds = ("modules", "optimizers", "scheduler", "sampler", "random", "best", "flags")
     state = {**{kind: {} for kind in kinds}, "epoch": 3, "step": 9}
-    content = {"stage": 2, "model": "tiny-rn", "training": state}
+    content = {"stage": 2, "model": "tiny-rn", "dataset": "mugs", "data_digest": "5a", "training": state}
     path = tmp_path / "a.pth"
-    assert require_training_state(content, path, "tiny-rn", 2) == state
+    assert require_training_state(content, path, "tiny-rn", "5a") == state
     for kind in state:
         with pytest.raises(InputError, match=rf"what continues the run is damaged \({kind}\)"):
-            require_training_state({**content, "training": {**state, kind: None}}, path, "tiny-rn", 2)
-    with pytest.raises(InputError, match=r"a.pth is of stage 2 and model tiny-rn; this run is stage 3 with tiny-rn"):
-        require_training_state(content, path, "tiny-rn", 3)
-    with pytest.raises(InputError, match="this run is stage 2 with tiny-vit"):
-        require_training_state(content, path, "tiny-vit", 2)
+            require_training_state({**content, "training": {**state, kind: None}}, path, "tiny-rn", "5a")
+    with pytest.raises(InputError, match=r"a.pth was trained on other photos or splits of mugs"):
+        require_training_state(content, path, "tiny-rn", "5b")
+    with pytest.raises(InputError, match="this run is of tiny-vit"):
+        require_training_state(content, path, "tiny-vit", "5a")
     del content["training"]
     with pytest.raises(InputError, match=r"holds weights only; resume from the _LAST checkpoint"):
-        require_training_state(content, path, "tiny-rn", 2)
+        require_training_state(content, path, "tiny-rn", "5a")
 
 
 GOOD = {
     "stage": 2, "model": "tiny-rn", "dataset": "mugs", "variant": "triplet+center", "epoch": 3, "val_mAP": 0.5,
     "image_size": 64, "resize_mode": "shortest", "mean": (0.1, 0.2, 0.3), "std": [1.0, 1.0, 1.0], "quick_gelu": False,
+    "data_digest": "5a", "seen_identities": {"5a": ["p01", "p02"]},
 }  # fmt: skip
 
 
@@ -141,7 +142,7 @@ GOOD = {
         ("variant", "\x1b[31m"), ("variant", {}), ("epoch", "3"), ("epoch", 10**400), ("val_mAP", float("nan")),
         ("val_mAP", "high"), ("image_size", 64.5), ("image_size", -3), ("mean", (1, 2)), ("mean", "abc"),
         ("std", (1, 2, None)), ("quick_gelu", "yes"), ("training", [1]), ("training", None), ("run", "../x"),
-        ("seen_identities", "p01"), ("seen_identities", [1]), ("data_digest", 7),
+        ("seen_identities", "p01"), ("seen_identities", {"5a": [1]}), ("seen_identities", ["p01"]), ("data_digest", 7),
     ],
 )  # fmt: skip
 def test_what_a_checkpoint_records_has_its_type(tmp_path, key, value):

@@ -228,7 +228,15 @@ def test_missing_splits_and_prompts(clip, dataset):
 
 
 def checkpoint_content(clip, **changes):
-    recorded = {"stage": 2, "dataset": "squares", "variant": "v1", "epoch": 4, "val_mAP": 0.5}
+    recorded = {
+        "stage": 2,
+        "dataset": "squares",
+        "variant": "v1",
+        "epoch": 4,
+        "val_mAP": 0.5,
+        "data_digest": "5a",
+        "seen_identities": {},
+    }
     return {**clip.architecture(), **recorded, **changes, "state_dict": clip.model.state_dict()}
 
 
@@ -242,6 +250,36 @@ def test_a_checkpoint_gives_the_figures_of_its_model(clip, dataset, tmp_path, ca
         assert result[name] == expected[name]
     assert (result["stage"], result["variant"], result["checkpoint"]) == (2, "v1", str(path))
     assert "run_BEST.pth (tiny-rn, v1, trained on squares, epoch 4, val mAP 50.0)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_weights_that_have_seen_test_identities_are_refused(clip, dataset, tmp_path, without_figures, capsys, stage):
+    data = evaluation.load_dataset(dataset)
+    seen = sorted(set(data.rows("query")["item_id"]))[:3]
+    path = tmp_path / "run_BEST.pth"
+    write_checkpoint(path, checkpoint_content(clip, seen_identities={"another": [*seen, "x"]}))
+
+    def evaluate_it(**changes):
+        config = CheckpointConfig(**{**vars(dataset), "ckpt": path, **changes})
+        if stage == 2:
+            return evaluate_checkpoint(config, stage=2, variant=None, made_by="")
+        return evaluate_clip(load_clip("tiny-rn", str(path)), data, replace(LABELS, stage=1), CPU, config)
+
+    with pytest.raises(InputError, match=r"3 of the \d+ test identities of squares were trained or validated on"):
+        evaluate_it()
+    assert not dataset.results_dir.exists()
+    assert evaluate_it(unrelated_ids=True)["data_digest"] == data.digest[:12]
+    assert "taken as unrelated" in capsys.readouterr().out
+    write_checkpoint(path, checkpoint_content(clip, seen_identities={data.digest: seen}))  # of this very dataset
+    assert evaluate_it()["official"]
+
+
+def test_an_old_summary_is_found_before_the_work(clip, dataset, monkeypatch):
+    monkeypatch.setattr(evaluation, "load_evaluation_data", None)
+    dataset.results_dir.mkdir()
+    (dataset.results_dir / "summary.csv").write_text("time,dataset,model\n")
+    with pytest.raises(InputError, match="is not a summary of this version"):
+        evaluate(clip, dataset)
 
 
 def test_checkpoints_that_do_not_fit(clip, dataset, tmp_path, monkeypatch):

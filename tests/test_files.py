@@ -6,7 +6,7 @@ import time
 import pytest
 
 from clipfh.errors import InputError
-from clipfh.files import read_json, replace_atomically, writable_folder, write_json, write_text
+from clipfh.files import read_json, replace_atomically, text_lines, writable_folder, write_json, write_text
 
 
 def test_a_file_is_replaced_when_the_block_succeeds(tmp_path):
@@ -105,3 +105,32 @@ def test_json_that_is_missing_or_a_folder(tmp_path):
 def test_the_expected_shape_may_be_given(tmp_path):
     (tmp_path / "a.json").write_text("[1]")
     assert read_json(tmp_path / "a.json", made_by="x", check=lambda value: value == [1]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", []),
+        ("a", ["a"]),
+        ("a\n", ["a"]),
+        ("a\r\nb\n\nc", ["a", "b", "", "c"]),
+        ("a\u2028b\x0bc\x0cd\x85e\x1cf\u2029g\n", ["a\u2028b\x0bc\x0cd\x85e\x1cf\u2029g"]),
+    ],
+)
+def test_text_has_two_line_ends_and_no_more(text, lines):
+    assert text_lines(text) == lines
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a": ' * 50_000, '{"a": ' + "9" * 5000 + "}", "\0", '{"a": 1', ""]
+)
+def test_hostile_json_ends_with_one_line(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(InputError, match=r"a\.json.*not valid JSON .*Make it again with: make") as refused:
+        read_json(tmp_path / "a.json", made_by="make")
+    assert str(refused.value).isprintable() and len(str(refused.value)) - len(str(tmp_path)) < 200
+
+
+def test_a_byte_order_mark_is_no_json_error(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 0}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json", made_by="make") == {"a": 0}

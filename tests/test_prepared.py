@@ -132,7 +132,7 @@ def test_a_script_that_fails_stops_the_preparation(checkout):
 
 def test_prompts_that_the_tokenizer_will_cut_are_counted(tmp_path, capsys):
     table = make_table([("a.jpg", "1", "train", ""), ("b.jpg", "2", "train", "")])
-    data = PreparedDataset("d", tmp_path, tmp_path, table, False)
+    data = PreparedDataset("d", tmp_path, tmp_path, table, False, "")
     write_prompts(tmp_path / "prompts.json", {"1": ["a red dress", "red " * 80], "2": "a blue dress"})
     load_prompts(data, tmp_path / "prompts.json", "unused", "train")
     assert "note: 1 prompts of prompts.json are longer than 77 tokens" in capsys.readouterr().out

@@ -111,3 +111,53 @@ def test_a_bad_table_leaves_the_old_file(tmp_path):
         write_image_meta(path, bad)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["image_paths.json"]
+
+
+def read_entry(tmp_path, **entry):
+    path = tmp_path / "image_paths.json"
+    path.write_text(json.dumps({"a.jpg": {"item_id": "a", "split": "train", **entry}}))
+    return read_image_meta(path).iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.0, "0"), (4, "4"), (4.0, "4"), (4.5, "4.5"), (-1, "-1"), ("0", "0"), ("é\u200d👩", "é\u200d👩")],
+)
+def test_numbers_are_ids_and_cameras_and_zero_is_one(tmp_path, value, text):
+    row = read_entry(tmp_path, item_id=value, camera=value)
+    assert (row["item_id"], row["camera"]) == (text, text)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "", " "])
+def test_nothing_is_an_unknown_camera_but_no_id(tmp_path, value):
+    assert read_entry(tmp_path, camera=value)["camera"] == ""
+    with pytest.raises(InputError, match=r"image_paths.json: 'a.jpg' has no item id"):
+        read_entry(tmp_path, item_id=value)
+
+
+@pytest.mark.parametrize("key", ["item_id", "camera", "split"])
+@pytest.mark.parametrize(
+    "value", [True, False, [], {}, ["a"], {"a": 1}, float("inf"), "a\0b", "a\nb", "\ud800", "\u202ea"]
+)
+def test_other_values_are_refused_with_the_image(tmp_path, key, value):
+    with pytest.raises(InputError, match=r"a\.jpg|unknown split") as refused:
+        read_entry(tmp_path, **{key: value})
+    assert str(refused.value).isprintable() and len(str(refused.value)) - len(str(tmp_path)) < 200
+
+
+@pytest.mark.parametrize("other", ["./a/b.jpg", "a//b.jpg", "a/./b.jpg", "././/a/b.jpg"])
+def test_one_image_has_one_path(tmp_path, other):
+    entry = {"item_id": "a", "split": "train"}
+    (tmp_path / "t.json").write_text(json.dumps({other: entry}))
+    assert read_image_meta(tmp_path / "t.json")["image"].tolist() == ["a/b.jpg"]
+    assert make_table([(other, "a", "train", "")])["image"].tolist() == ["a/b.jpg"]
+    (tmp_path / "t.json").write_text(json.dumps({other: entry, "a/b.jpg": {**entry, "split": "val"}}))
+    with pytest.raises(InputError, match=r"a/b.jpg is listed twice"):
+        read_image_meta(tmp_path / "t.json")
+
+
+def test_composed_and_decomposed_ids_are_one(tmp_path):
+    table = make_table([("1.jpg", "caf\u00e9", "query", ""), ("2.jpg", "cafe\u0301", "gallery", "")])
+    assert set(table["item_id"]) == {"caf\u00e9"}
+    write_image_meta(tmp_path / "t.json", table)
+    assert read_entry(tmp_path, item_id="cafe\u0301")["item_id"] == "caf\u00e9"

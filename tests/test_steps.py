@@ -159,6 +159,18 @@ def test_recorded_of_a_step_never_run_is_empty(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().out == ""
 
 
+def test_outputs_of_a_step_that_its_inputs_have_left_behind_are_not_recorded(capfd: pytest.CaptureFixture[str]) -> None:
+    run_step("data", "--outputs", "data.txt", command="echo 1 > data.txt")
+    run_step("train", "--after", "data", "--outputs", "*_BEST.pth", command="echo 1 > new_BEST.pth")
+    capfd.readouterr()
+    assert steps.main(["--log", "logs/train.log", "--recorded", "*_BEST.pth"]) == 0
+    assert capfd.readouterr().out == "new_BEST.pth\n"
+    run_step("data", "--outputs", "data.txt", command="echo 2 > data.txt")
+    capfd.readouterr()
+    assert steps.main(["--log", "logs/train.log", "--recorded", "*_BEST.pth"]) == 1
+    assert capfd.readouterr().out == ""
+
+
 def test_step_that_reuses_a_file_records_the_one_that_it_names() -> None:
     for name in ("x1.pth", "x2.pth"):
         Path(name).write_text(name)

@@ -11,6 +11,7 @@ from clipfh.summary import (
     append_rows,
     latest_rows,
     read_summary,
+    require_summary,
     stage_label,
     stage_number,
     stage_results,
@@ -20,7 +21,8 @@ from clipfh.summary import (
 
 def make_row(**changes):
     row = dict.fromkeys(("rank1", "rank5", "rank10", "mAP", "mINP"), 0.5)
-    row |= {"time": "2026-03-01T09:30:00Z", "dataset": "synthetic", "model": "tiny-vit", "stage": 2, "variant": ""}
+    row |= {"time": "2026-03-01T09:30:00Z", "dataset": "synthetic", "data_digest": "5a", "model": "tiny-vit"}
+    row |= {"stage": 2, "variant": ""}
     row |= {"checkpoint": "run_BEST.pth", "protocol": "official", "split": None, "num_query": 9, "num_gallery": 20}
     return row | {"seconds": 1.25} | changes
 
@@ -36,7 +38,7 @@ def test_rows_come_back_as_written(tmp_path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == ",".join(COLUMNS)
     assert lines[0] == (
-        "time,dataset,model,stage,variant,checkpoint,protocol,split,num_query,num_gallery,"
+        "time,dataset,data_digest,model,stage,variant,checkpoint,protocol,split,num_query,num_gallery,"
         "rank1,rank5,rank10,mAP,mINP,seconds"
     )
     assert "0.666667" in lines[1] and len(lines) == 3
@@ -107,7 +109,7 @@ def test_missing_file_names_the_command(tmp_path):
         ("official", "unofficial", "unknown protocol 'unofficial'"),
         ("0.500000", "half", "rank1 is 'half'"),
         ("0.500000", "50.0", "rank1 is 50.0"),
-        (",tiny-vit", "", "15 cells instead of 16"),
+        (",tiny-vit", "", "16 cells instead of 17"),
         ("2026-03-01T09:30:00Z", "1 March", "1 March"),
     ],
 )
@@ -170,6 +172,30 @@ def test_evaluations_of_the_same_second_do_not_count_twice(tmp_path):
     append_rows(path, random_rows([0.1, 0.2]))
     append_rows(path, random_rows([0.6, 0.8]))
     assert latest_rows(read_summary(path))["mAP"].tolist() == [0.6, 0.8]
+
+
+def test_only_rows_of_what_a_dataset_holds_now_are_compared(tmp_path):
+    path = tmp_path / "summary.csv"
+    append_rows(path, [make_row(stage=1, data_digest="old", mAP=0.1), make_row(stage=2, data_digest="old", mAP=0.9)])
+    append_rows(path, [make_row(stage=1, data_digest="new", mAP=0.2, time="2026-03-02T00:00:00Z")])
+    append_rows(path, [make_row(stage=1, dataset="mugs", data_digest="old", mAP=0.3)])
+    results = stage_results(read_summary(path))
+    assert [(r.dataset, r.stage, r.data_digest, r.official["mAP"]) for r in results] == [
+        ("mugs", "1", "old", 0.3),
+        ("synthetic", "1", "new", 0.2),
+    ]
+
+
+def test_a_summary_of_another_version_is_found_before_the_work(tmp_path):
+    path = tmp_path / "summary.csv"
+    require_summary(path)
+    path.write_text("")
+    require_summary(path)
+    append_rows(path, [make_row()])
+    require_summary(path)
+    path.write_text(path.read_text().replace("data_digest,", ""))
+    with pytest.raises(InputError, match=r"is not a summary of this version: .*Move it away"):
+        require_summary(path)
 
 
 def test_stage_results_average_the_random_splits_and_sort_by_stage(tmp_path):

@@ -32,9 +32,10 @@ from tqdm import tqdm
 
 from clipfh.augment import Augmentation
 from clipfh.averaged_weights import AveragedWeights
-from clipfh.checkpoint import read_checkpoint, require_training_state, write_best_and_last
+from clipfh.checkpoint import read_stage_checkpoint, require_training_state, write_best_and_last
 from clipfh.cli import option, run_script
 from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, freeze_text_encoder, load_clip
+from clipfh.data_digest import require_unseen, seen_with
 from clipfh.figures import training_curves_figure
 from clipfh.files import require_file, writable_folder
 from clipfh.freed_memory import keep_freed_memory
@@ -108,6 +109,9 @@ class Config:
     save_path: Path | None = option(None, "folder of the checkpoints (default: checkpoints/ beside this script)")
     log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
     resume_ckpt: Path | None = option(None, "a _LAST checkpoint: continue that run")
+    unrelated_ids: bool = option(
+        False, "item ids equal to ones that the first weights were trained on in another dataset stand for other things"
+    )
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
     smoke: bool = option(False, "one epoch with small batches: does every step work?")
 
@@ -197,6 +201,14 @@ def main(config: Config) -> None:
     prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, "train")
     start = str(config.resume_ckpt) if config.resume_ckpt else config.pretrained  # a checkpoint knows its image size
     clip = load_clip(config.model, start, image_size=config.image_size, device=device)
+    require_unseen(
+        clip.seen_identities,
+        data.digest,
+        data.table,
+        weights=clip.pretrained,
+        name=data.name,
+        unrelated_ids=config.unrelated_ids,
+    )
     pictures = load_training_data(
         data,
         clip,
@@ -235,10 +247,13 @@ def main(config: Config) -> None:
     parts = {"modules": {"clip": clip.model, "objective": objective, "ema": ema}, "optimizers": optimizers}
     averaged = replace(clip, model=ema.module)  # what is validated and saved
     parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
-    recorded = {**clip.architecture(), "stage": STAGE, "dataset": data.name, "variant": config.loss}
+    recorded = {**clip.architecture(), "stage": STAGE, "variant": config.loss}
+    recorded |= {"dataset": data.name, "data_digest": data.digest}
+    recorded["seen_identities"] = seen_with(clip.seen_identities, data.digest, data.table)
     first_epoch, step, last_row = 1, 0, None
     if config.resume_ckpt:
-        state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
+        content = read_stage_checkpoint(config.resume_ckpt, STAGE)
+        state = require_training_state(content, config.resume_ckpt, clip.name, data.digest)
         require_same_flags(state["flags"], config)
         last_epoch, step = restore_training_state(state, **parts)
         first_epoch, last_row = last_epoch + 1, state.get("row")

@@ -40,9 +40,10 @@ from tqdm import tqdm
 
 from clipfh.augment import Augmentation
 from clipfh.averaged_weights import AveragedWeights
-from clipfh.checkpoint import newest_checkpoint, read_checkpoint, require_training_state, write_best_and_last
+from clipfh.checkpoint import newest_checkpoint, read_stage_checkpoint, require_training_state, write_best_and_last
 from clipfh.cli import option, run_script
 from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, encode_texts, load_clip
+from clipfh.data_digest import require_unseen, seen_with
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
 from clipfh.files import require_file, writable_folder
@@ -145,6 +146,9 @@ class Config:
     save_path: Path | None = option(None, "folder of the checkpoints (default: checkpoints/ beside this script)")
     log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
     resume_ckpt: Path | None = option(None, "a _LAST checkpoint: continue that run")
+    unrelated_ids: bool = option(
+        False, "item ids equal to ones that the first weights were trained on in another dataset stand for other things"
+    )
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
     smoke: bool = option(False, "one epoch with small batches: does every step work?")
 
@@ -159,8 +163,8 @@ def complete(config: Config) -> Config:
     return replace(config, p=4, k=2, epochs=1) if config.smoke else config
 
 
-def initial_weights(config: Config) -> str | None:
-    """The weights to start from: the run to resume, `--init_ckpt`, else `--pretrained`."""
+def initial_weights(config: Config, dataset: str, data_digest: str | None = None) -> str | None:
+    """The weights to start from: the run to resume, `--init_ckpt` (of this dataset), else `--pretrained`."""
     if config.resume_ckpt:
         return str(config.resume_ckpt)  # it knows its image size
     if not config.init_ckpt:
@@ -173,9 +177,9 @@ def initial_weights(config: Config) -> str | None:
         stage, script, wanted = 2, "train_clip_img_encoder_finetune.py", {}
     else:
         stage, script, wanted = 3, f"train_clip_joint_encoders_{config.init_ckpt}.py", {"variant": config.init_ckpt}
-    command = f"python {display(stage_dir(stage) / script)} --dataset {config.dataset or DEFAULT_DATASET}"
-    wanted["dataset"] = config.dataset or DEFAULT_DATASET
-    return str(newest_checkpoint(stage, "*_BEST.pth", made_by=command, **wanted))
+    command = f"python {display(stage_dir(stage) / script)} --dataset {dataset}"
+    wanted["dataset"] = dataset
+    return str(newest_checkpoint(stage, "*_BEST.pth", made_by=command, data_digest=data_digest, **wanted))
 
 
 @dataclass(frozen=True)
@@ -271,7 +275,7 @@ def main(config: Config) -> None:
 
     # ---- data: train photos with prompts, val photos
     if config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
-        prepare_default(config.model, initial_weights(config))
+        prepare_default(config.model, initial_weights(config, DEFAULT_DATASET))
     data = load_prepared(
         config.dataset,
         folder=config.metadata_dir,
@@ -280,7 +284,17 @@ def main(config: Config) -> None:
         default_meta="image_paths_clean.json",
     )
     prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], "train")
-    clip = load_clip(config.model, initial_weights(config), image_size=config.image_size, device=device)
+    clip = load_clip(
+        config.model, initial_weights(config, data.name, data.digest), image_size=config.image_size, device=device
+    )
+    require_unseen(
+        clip.seen_identities,
+        data.digest,
+        data.table,
+        weights=clip.pretrained,
+        name=data.name,
+        unrelated_ids=config.unrelated_ids,
+    )
     pictures = load_training_data(
         data,
         clip,
@@ -318,10 +332,13 @@ def main(config: Config) -> None:
     parts = {"modules": {"clip": clip.model, "objective": objective, "ema": ema}, "optimizers": {"model": optimizer}}
     averaged = replace(clip, model=ema.module)  # what is validated and saved
     parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
-    recorded = {**clip.architecture(), "stage": STAGE, "dataset": data.name, "variant": config.variant}
+    recorded = {**clip.architecture(), "stage": STAGE, "variant": config.variant}
+    recorded |= {"dataset": data.name, "data_digest": data.digest}
+    recorded["seen_identities"] = seen_with(clip.seen_identities, data.digest, data.table)
     first_epoch, step, last_row = 1, 0, None
     if config.resume_ckpt:
-        state = require_training_state(read_checkpoint(config.resume_ckpt), config.resume_ckpt, clip.name, STAGE)
+        content = read_stage_checkpoint(config.resume_ckpt, STAGE)
+        state = require_training_state(content, config.resume_ckpt, clip.name, data.digest)
         require_same_flags(state["flags"], config)
         last_epoch, step = restore_training_state(state, **parts)
         first_epoch, last_row = last_epoch + 1, state.get("row")

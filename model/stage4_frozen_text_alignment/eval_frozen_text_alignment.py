@@ -31,8 +31,8 @@ from torch import nn
 from clipfh.caption_figures import RetrievedCaptions, retrieved_captions_figure
 from clipfh.caption_preparation import DATASETS
 from clipfh.caption_retrieval import CaptionRecall, caption_recall
-from clipfh.captions import CaptionDataset, read_caption_dataset, splits_digest
-from clipfh.checkpoint import newest_checkpoint, read_checkpoint
+from clipfh.captions import CaptionDataset, captions_digest, read_caption_dataset
+from clipfh.checkpoint import newest_checkpoint, read_stage_checkpoint
 from clipfh.cli import option, run_script
 from clipfh.errors import InputError
 from clipfh.figures import RankedImage, RankedQuery, ranked_results_figure
@@ -63,8 +63,6 @@ class Config:
 
 def load_model(path: Path, content: dict[str, Any], device: torch.device) -> CLIP:
     """The model of a checkpoint of this stage, with its weights."""
-    if content.get("stage") != STAGE or "image_encoder" not in content:
-        raise InputError(f"{path} is of stage {content.get('stage')}, not of stage {STAGE}")
     model = create_clip_model(
         device,
         image_encoder=content["image_encoder"],
@@ -94,7 +92,7 @@ def find_checkpoint(config: Config) -> tuple[Path, dict[str, Any]]:
         path = newest_checkpoint(
             STAGE, "*_BEST.pth", made_by=f"{TRAIN} --dataset {config.dataset}", stage=STAGE, dataset=name
         )
-    content = read_checkpoint(path)
+    content = read_stage_checkpoint(path, STAGE)
     if config.image_size and content.get("image_size") != config.image_size:
         raise InputError(f"{path} is of images of {content.get('image_size')} px, not of {config.image_size}")
     return path, content
@@ -183,7 +181,7 @@ def main(config: Config) -> None:
         f"of {content['text_model']}, epoch {content['epoch']}, val recall {100 * content['val_recall']:.1f})"
     )
     data = read_caption_dataset(metadata_dir(config.name or content["dataset"]), made_by=TRAIN)
-    if splits_digest(data) != content["splits_digest"]:
+    if captions_digest(data) != content["data_digest"]:
         raise InputError(
             f"{path} was trained on other splits of {data.name} than those of now: its train images may be among the "
             f"test images. Prepare the captions with the flags of the run (its config.json), or train again"
@@ -203,7 +201,7 @@ def main(config: Config) -> None:
     rows = {}
     linear_path = path.with_name(path.name.replace("_BEST", "_LINEAR").replace("_LAST", "_LINEAR"))
     if linear_path.is_file() and linear_path != path:
-        linear = load_model(linear_path, read_checkpoint(linear_path), device)
+        linear = load_model(linear_path, read_stage_checkpoint(linear_path, STAGE), device)
         linear_figures = measured(linear.image_encoder)[1]
         rows["random features"] = measured(untrained_head(linear, config.seed))[1]
         rows["linear head, frozen backbone"] = linear_figures

@@ -36,8 +36,8 @@ from tqdm import tqdm
 
 from clipfh.augment import Augmentation
 from clipfh.averaged_weights import AveragedWeights
-from clipfh.captions import splits_digest
-from clipfh.checkpoint import read_checkpoint, require_training_state, write_best_and_last, write_checkpoint
+from clipfh.captions import captions_digest
+from clipfh.checkpoint import read_stage_checkpoint, require_training_state, write_best_and_last, write_checkpoint
 from clipfh.cli import option, run_script
 from clipfh.clip_model import canonical_model_name, clamp_logit_scale
 from clipfh.errors import InputError
@@ -297,17 +297,15 @@ def main(config: Config) -> None:
     parts = {"modules": modules, "optimizers": {"model": optimizer}, "scheduler": scheduler, "sampler": sampler}
     parts["best"] = best
     recorded = {**describe(config), "dataset": data.name, "text_digest": text_digest}
-    recorded["splits_digest"] = splits_digest(data)
+    recorded["data_digest"] = captions_digest(data)
     recorded["quick_gelu"] = model.text_encoder.quick_gelu
     first_epoch, step, last_row = 1, 0, None
     if config.resume_ckpt:
-        content = read_checkpoint(config.resume_ckpt)
-        state = require_training_state(content, config.resume_ckpt, recorded["model"], STAGE)
+        content = read_stage_checkpoint(config.resume_ckpt, STAGE)
+        state = require_training_state(content, config.resume_ckpt, recorded["model"], recorded["data_digest"])
         require_same_flags(state["flags"], config)
         if content["text_digest"] != text_digest:
             raise InputError(f"{config.resume_ckpt} was trained beside other text weights; pass the same --pretrained")
-        if content["splits_digest"] != recorded["splits_digest"]:
-            raise InputError(f"{config.resume_ckpt} was trained on other splits of {data.name}; prepare them as then")
         last_epoch, step = restore_training_state(state, **parts)
         first_epoch, last_row = last_epoch + 1, state.get("row")
         folder = logs / config.resume_ckpt.stem.removesuffix("_LAST")

@@ -20,9 +20,9 @@ from settings import Config
 from torch import nn
 from unfrozen import FINETUNED_CLIP
 
-from clipfh.checkpoint import read_checkpoint, weights_digest, write_checkpoint
+from clipfh.checkpoint import read_checkpoint, read_stage_checkpoint, require_keys, weights_digest, write_checkpoint
 from clipfh.clip_model import LoadedClip, load_clip
-from clipfh.errors import InputError
+from clipfh.errors import InputError, shortened
 from clipfh.files import writable_folder
 from clipfh.paths import ROOT, display, stage_dir
 from clipfh.training import require_same_flags
@@ -30,6 +30,18 @@ from clipfh.training import require_same_flags
 STAGE = 5
 GENERATORS = {"img2text": Img2TextGenerator, "text2img": Text2ImageGenerator}
 GANS = tuple(GENERATORS)
+GENERATOR_KEYS = (
+    "data_digest",
+    "seen_faces",
+    "settings",
+    "clip",
+    "captions",
+    "faces",
+    "variant",
+    "epoch",
+    "state_dict",
+)
+STATE_KEYS = ("run", "gan", "epoch", "flags", "random", "clip", "modules", "optimizers")
 _NAME = re.compile(r"(img2text|text2img)_(generator|discriminator)_epoch_(\d+)\.pth")
 
 
@@ -87,7 +99,12 @@ def newest_run(variant: str, dataset: str | None = None, image_size: int | None 
     root = stage_dir(STAGE) / "checkpoints"
     found = sorted(root.glob("*/text2img_generator_epoch_*.pth"), key=lambda path: path.stat().st_mtime_ns)
     for path in reversed(found):
-        content = read_checkpoint(path)
+        try:
+            content = read_checkpoint(path)
+            require_keys(path, content, GENERATOR_KEYS)
+        except InputError as error:  # it is not asked for by its name: an older one may do
+            print(f"note: passed over {shortened(error)}")
+            continue
         suits = content["variant"] == variant and dataset in (None, content["dataset"])
         if suits and image_size in (None, content["settings"]["image_size"]):
             return path.parent
@@ -121,9 +138,10 @@ def load_generator(path: Path, gan: str, device: torch.device, *, image_size: in
     Raises:
         InputError: another stage's or network's file, or one of another image size.
     """
-    content = read_checkpoint(path)
-    if content.get("stage") != STAGE or content.get("gan") != gan or content.get("part") != "generator":
+    content = read_stage_checkpoint(path, STAGE)
+    if content["gan"] != gan or content.get("part") != "generator":
         raise InputError(f"{path} is no {gan} generator of stage {STAGE}")
+    require_keys(path, content, GENERATOR_KEYS)
     settings = content["settings"]
     if image_size is not None and settings["image_size"] != image_size:
         raise InputError(
@@ -194,9 +212,10 @@ def read_state(path: Path, config: Config) -> dict[str, Any]:
     Raises:
         InputError: it is no LAST.pth of this stage, or of a run with other flags.
     """
-    state = read_checkpoint(path)
-    if state.get("stage") != STAGE or "optimizers" not in state:
+    state = read_stage_checkpoint(path, STAGE)
+    if "optimizers" not in state:
         raise InputError(f"{path} does not hold the state of a run of stage {STAGE}; give its LAST.pth")
+    require_keys(path, state, STATE_KEYS)
     size = state["flags"].get("text2img.image_size")
     if size != config.text2img.image_size:
         raise InputError(

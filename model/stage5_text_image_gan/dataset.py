@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from clipfh.clip_model import LoadedClip
+from clipfh.data_digest import digest_of
 from clipfh.datasets import face_rendering
 from clipfh.datasets.fer2013 import EMOTIONS, Faces, read_faces
 from clipfh.errors import InputError
-from clipfh.paths import RESULTS_DIR, ROOT, processed_dir
+from clipfh.names import as_name
+from clipfh.paths import RESULTS_DIR, ROOT, display, processed_dir
 from clipfh.transforms import to_float
 
 DEFAULT_DATASET = Path("data/fer2013")  # of config/default.yaml; where it is absent, faces are generated
@@ -50,9 +52,9 @@ def load_faces(
     Raises:
         InputError: as `read_faces`; an emotion with fewer than two train faces.
     """
-    listing = RESULTS_DIR / f"{source.stem}_stage5_train" / "unreadable_images.csv"
+    listing = RESULTS_DIR / f"{dataset_name(source)}_stage5_train" / "unreadable_images.csv"
     splits = read_faces(
-        source, image_size, processed_dir(f"{source.stem}_faces"), listing, skip_unreadable=skip_unreadable
+        source, image_size, processed_dir(f"{dataset_name(source)}_faces"), listing, skip_unreadable=skip_unreadable
     )
     if "val" not in splits:
         rng, held_out = np.random.default_rng(data_seed), []
@@ -64,41 +66,73 @@ def load_faces(
         val = np.sort(np.concatenate(held_out))
         splits["val"] = splits["train"].take(val)
         splits["train"] = splits["train"].take(np.setdiff1d(np.arange(len(splits["train"])), val))
-    elsewhere = {_digest(image) for name, faces in splits.items() if name != "train" for image in faces}
-    kept = [place for place, image in enumerate(splits["train"]) if _digest(image) not in elsewhere]
+    elsewhere = {code for name, faces in splits.items() if name != "train" for code in face_codes(faces)}
+    kept = [place for place, code in enumerate(face_codes(splits["train"])) if code not in elsewhere]
     repeated = len(splits["train"]) - len(kept)
     if repeated:
         splits["train"] = splits["train"].take(np.array(kept))
     return splits, repeated
 
 
+def face_codes(faces: Faces) -> list[int]:
+    """64 bits of the SHA-256 of each face's pixels."""
+    digests = (hashlib.sha256(np.ascontiguousarray(image)).digest() for image in faces)
+    return [int.from_bytes(digest[:8], "little", signed=True) for digest in digests]
+
+
+def describe_faces(splits: dict[str, Faces]) -> dict[str, Any]:
+    """What a checkpoint records of the faces that it was trained beside, see `clipfh.data_digest`.
+
+    `data_digest` is of all faces, labels and splits; `seen_faces` (N,) int64 are the codes of the train faces.
+    """
+    rows = (
+        (name, *face)
+        for name, faces in splits.items()
+        for face in zip(faces.names, faces.labels.tolist(), face_codes(faces), strict=True)
+    )
+    return {"data_digest": digest_of(rows), "seen_faces": torch.tensor(face_codes(splits["train"]))}
+
+
 def recorded_faces(
-    recorded: dict[str, Any], dataset: Path | None, image_size: int, *, skip_unreadable: bool
+    recorded: dict[str, Any], dataset: Path | None, image_size: int, *, split: str, skip_unreadable: bool
 ) -> dict[str, Faces]:
-    """The splits that a run was trained on.
+    """The splits of the faces that a run was trained beside, or of others.
 
     Args:
-        recorded: what its checkpoints say of the faces: source, data_seed, val_fraction.
+        recorded: what its checkpoints record, with the faces' source, data_seed and val_fraction.
         dataset: where they are now, if elsewhere.
         image_size: S.
+        split: that something is to be measured on.
         skip_unreadable: go on without images that cannot be read.
 
     Raises:
-        InputError: as `load_faces`.
+        InputError: as `load_faces`; or the run was trained on faces of `split`, with their number.
     """
-    source = dataset or ROOT / recorded["source"]
+    faces = recorded["faces"]
+    source = dataset or ROOT / faces["source"]
     splits, _ = load_faces(
         source,
         image_size,
-        data_seed=recorded["data_seed"],
-        val_fraction=recorded["val_fraction"],
+        data_seed=faces["data_seed"],
+        val_fraction=faces["val_fraction"],
         skip_unreadable=skip_unreadable,
     )
+    if split in splits and split != "train" and describe_faces(splits)["data_digest"] != recorded["data_digest"]:
+        shared = len(set(recorded["seen_faces"].tolist()) & set(face_codes(splits[split])))
+        if shared:
+            raise InputError(
+                f"{shared:,} of the {len(splits[split]):,} {split} faces of {display(source)} were trained on: the "
+                "run is of other faces or splits than these. Train again"
+            )
+        print(
+            f"note: {display(source)} holds other faces than the run was trained on; none of its {split} faces is one"
+        )
     return splits
 
 
-def _digest(image: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(image)).digest()
+def dataset_name(source: Path) -> str:
+    """What a source of faces is called in checkpoints and folders."""
+    return as_name(source.stem)
 
 
 def to_signed(pixels: np.ndarray, channels: int, device: torch.device) -> torch.Tensor:

@@ -175,7 +175,9 @@ def main(config: Config) -> None:
     print(f"run: {display(folder)}, {reader.path.name} and {writer.path.name}")
     baseline = find_baseline(config, writer, device)
     clip = load_recorded_clip(writer, config.pretrained, device)
-    splits = recorded_faces(writer.recorded["faces"], config.dataset, size, skip_unreadable=config.skip_unreadable)
+    splits = recorded_faces(
+        writer.recorded, config.dataset, size, split=config.split, skip_unreadable=config.skip_unreadable
+    )
     if config.split not in splits:
         raise InputError(f"the faces have no split {config.split}; it has {', '.join(splits)}")
     real = splits[config.split]

@@ -89,7 +89,7 @@ def val_faces(reader: TrainedGenerator, image_size: int) -> tuple[list[str], np.
     source = ROOT / reader.recorded["faces"]["source"]
     if not source.exists():
         raise InputError(f"the faces of the run are no longer at {source}; give photos with --image")
-    faces = recorded_faces(reader.recorded["faces"], None, image_size, skip_unreadable=True)["val"]
+    faces = recorded_faces(reader.recorded, None, image_size, split="val", skip_unreadable=True)["val"]
     rows = np.array([np.flatnonzero(faces.labels == label)[0] for label in range(len(EMOTIONS))])
     chosen = faces.take(rows)
     return list(chosen.names), chosen[:]

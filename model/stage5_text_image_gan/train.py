@@ -35,7 +35,17 @@ from checkpoints import (
     read_state,
     save_networks,
 )
-from dataset import find_dataset, load_faces, mirrored, signed_batches, tiled, to_pixels, to_signed
+from dataset import (
+    dataset_name,
+    describe_faces,
+    find_dataset,
+    load_faces,
+    mirrored,
+    signed_batches,
+    tiled,
+    to_pixels,
+    to_signed,
+)
 from gan_steps import STEPS, Gan, make_gan, set_learning_rates
 from PIL import Image
 from settings import Config, complete, parse_settings
@@ -135,6 +145,7 @@ def train_gan(
 
     def save_state(epoch: int, row: dict[str, Any]) -> None:
         state = {"gan": name, "epoch": epoch, "flags": flags, "random": random_state(), "clip": recorded["clip"]}
+        state["data_digest"] = recorded["data_digest"]
         state["modules"] = {part: module.state_dict() for part, module in gan.modules().items()}
         state["optimizers"] = {part: optimizer.state_dict() for part, optimizer in gan.optimizers.items()}
         write_checkpoint(folder / "LAST.pth", {"stage": STAGE, "run": log.folder.name, "row": row, **state})
@@ -210,6 +221,9 @@ def main(config: Config) -> None:
         val_fraction=config.val_fraction,
         skip_unreadable=config.skip_unreadable,
     )
+    described = describe_faces(splits)
+    if state and state["data_digest"] != described["data_digest"]:
+        raise InputError(f"{config.resume_ckpt} was trained on other faces or splits than {display(source)} holds now")
     if config.smoke:
         splits = {name: faces.first_of_each_emotion(SMOKE_FACES) for name, faces in splits.items()}
 
@@ -239,7 +253,8 @@ def main(config: Config) -> None:
 
     # ---- the two GANs
     faces = {"source": display(source), "data_seed": config.data_seed, "val_fraction": config.val_fraction}
-    recorded = {"stage": STAGE, "dataset": source.stem, "faces": faces, "clip": record, "captions": space.state()}
+    recorded = {"stage": STAGE, "dataset": dataset_name(source), **described, "faces": faces}
+    recorded |= {"clip": record, "captions": space.state()}
     recorded |= {"variant": "conditional" if config.conditional else "unconditional"}
     for name in GANS:
         if config.gans not in ("both", name) or (state and GANS.index(name) < GANS.index(state["gan"])):

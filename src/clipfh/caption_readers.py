@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from clipfh.captions import SPLITS, CaptionedImage
 from clipfh.datasets import grocery
-from clipfh.datasets.layout import read_raw_json, read_raw_text, require_folder
-from clipfh.errors import InputError
+from clipfh.datasets.layout import read_raw_json, read_raw_lines, require_folder
+from clipfh.errors import InputError, shown
+from clipfh.files import json_problem
 from clipfh.prompts import readable_name
+from clipfh.records import normal_path, text_of
 
 LAYOUTS = {
     "coco": """\
@@ -84,7 +86,7 @@ def read_coco(data_root: Path) -> RawCaptions:
         path = data_root / "annotations" / f"captions_{folder}.json"
         content = read_raw_json(path, LAYOUTS["coco"])
         try:
-            names = {entry["id"]: f"{folder}/{entry['file_name']}" for entry in content["images"]}
+            names = {entry["id"]: normal_path(f"{folder}/{entry['file_name']}") for entry in content["images"]}
             texts: dict[Any, list[str]] = {image_id: [] for image_id in names}
             for number, entry in enumerate(content["annotations"]):
                 if not isinstance(entry["caption"], str):
@@ -133,7 +135,7 @@ def read_flickr(data_root: Path) -> RawCaptions:
 def _comma_lines(path: Path) -> list[tuple[str, str]]:
     """`image,caption`; a caption with commas is in quotes, or simply has them."""
     rows = []
-    for number, line in enumerate(read_raw_text(path, "").splitlines(), start=1):
+    for number, line in enumerate(read_raw_lines(path, ""), start=1):
         try:  # line by line: a quote that is never closed would swallow the rest of the file
             values = next(csv.reader([line], strict=True), [])
         except csv.Error as error:
@@ -144,14 +146,14 @@ def _comma_lines(path: Path) -> list[tuple[str, str]]:
             raise InputError(f"{path}, line {number}: expected 'image,caption', found {line[:80]!r}")
         if re.fullmatch(r"\d+", values[1].strip()) and len(values) > 2:  # image,comment number,caption
             values = [values[0], *values[2:]]
-        rows.append((values[0].strip(), ",".join(values[1:])))
+        rows.append((normal_path(values[0].strip()), ",".join(values[1:])))
     return rows
 
 
 def _bar_lines(path: Path) -> list[tuple[str, str]]:
     """`image_name| comment_number| comment`."""
     rows = []
-    for number, line in enumerate(read_raw_text(path, "").splitlines(), start=1):
+    for number, line in enumerate(read_raw_lines(path, ""), start=1):
         if not line.strip() or (number == 1 and line.startswith("image_name")):
             continue
         values = line.split("|", 2)
@@ -159,19 +161,19 @@ def _bar_lines(path: Path) -> list[tuple[str, str]]:
             values = [values[0], *lost.groups()]  # the file as it is handed on has one line without its second bar
         if len(values) != 3 or not values[1].strip().isdecimal():
             raise InputError(f"{path}, line {number}: expected 'image_name| number| caption', found {line!r}")
-        rows.append((values[0].strip(), values[2]))
+        rows.append((normal_path(values[0].strip()), values[2]))
     return rows
 
 
 def _token_lines(path: Path) -> list[tuple[str, str]]:
     """`NAME.jpg#0 <tab> caption`, the original form."""
     rows = []
-    for number, line in enumerate(read_raw_text(path, "").splitlines(), start=1):
+    for number, line in enumerate(read_raw_lines(path, ""), start=1):
         image, tab, caption = line.partition("\t")
         if line.strip() and (not tab or "#" not in image):
             raise InputError(f"{path}, line {number}: expected 'NAME.jpg#0<tab>caption', found {line!r}")
         if line.strip():
-            rows.append((image.rpartition("#")[0].strip(), caption))
+            rows.append((normal_path(image.rpartition("#")[0].strip()), caption))
     return rows
 
 
@@ -181,7 +183,7 @@ def read_jsonl(data_root: Path) -> RawCaptions:
         require_folder(data_root, LAYOUTS["jsonl"])
     path = data_root if data_root.is_file() else data_root / "captions.jsonl"
     found: dict[str, CaptionedImage] = {}
-    for number, line in enumerate(read_raw_text(path, LAYOUTS["jsonl"]).split("\n"), start=1):
+    for number, line in enumerate(read_raw_lines(path, LAYOUTS["jsonl"]), start=1):
         if line.strip():
             image = _read_json_line(line, f"{path}, line {number}")
             before = found.get(image.image)
@@ -197,21 +199,23 @@ def _read_json_line(line: str, where: str) -> CaptionedImage:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}, column {error.colno}: not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}{json_problem(error)}") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
         raise InputError(f'{where}: expected {{"image": path, "captions": [texts]}}, found {line.strip()[:80]!r}')
     image = PurePosixPath(entry["image"])
     if image.is_absolute() or ".." in image.parts:
         raise InputError(f"{where}: {entry['image']!r} leaves the data root; write paths relative to it")
-    captions = entry.get("captions") or []
+    captions = [] if entry.get("captions") is None else entry["captions"]
     captions = [captions] if isinstance(captions, str) else captions
     if "caption" in entry and isinstance(captions, list):
         captions = [*captions, entry["caption"]]
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise InputError(f"{where}: captions must be texts, found {captions!r}")
-    split = entry.get("split") or ""
-    if split and split not in SPLITS:
-        raise InputError(f"{where}: unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return CaptionedImage(entry["image"], tuple(captions), split, str(entry.get("label") or ""))
+        raise InputError(f"{where}: captions must be texts, found {shown(captions)}")
+    split = "" if entry.get("split") is None else entry["split"]
+    if split not in ("", *SPLITS):
+        raise InputError(f"{where}: unknown split {shown(split)}; the splits are {', '.join(SPLITS)}")
+    return CaptionedImage(image.as_posix(), tuple(captions), split, text_of(entry.get("label"), f"{where}: label"))
 
 
 def read_grocery(data_root: Path) -> RawCaptions:
@@ -222,7 +226,7 @@ def read_grocery(data_root: Path) -> RawCaptions:
     data = grocery.read(data_root)
     split_of_image = {}
     for split in SPLITS:
-        for line in read_raw_text(data_root / f"{split}.txt", LAYOUTS["grocery"]).splitlines():
+        for line in read_raw_lines(data_root / f"{split}.txt", LAYOUTS["grocery"]):
             split_of_image[line.partition(",")[0].strip().lstrip("/")] = split
     images = [
         CaptionedImage(

@@ -4,7 +4,6 @@ On disk `metadata/<name>/captions.json` is `{image: {"captions": [texts], "split
 `dataset.json` says where the images are and what the table was made of.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from clipfh.data_digest import digest_of, size_of
 from clipfh.errors import InputError
 from clipfh.files import read_json, write_json
+from clipfh.names import require_name
 from clipfh.paths import ROOT, display
+from clipfh.records import text_of
 
 SPLITS = ("train", "val", "test")
 
@@ -136,10 +138,12 @@ def write_caption_dataset(folder: Path, data: CaptionDataset, source: dict[str, 
     write_json(folder / "dataset.json", {**description, "source": source})
 
 
-def splits_digest(data: CaptionDataset) -> str:
-    """SHA-256 of which image is in which split: a checkpoint is not to be tested on images that it was trained on."""
-    lines = sorted(f"{image.split} {image.image}" for image in data.images)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def captions_digest(data: CaptionDataset) -> str:
+    """The digest of the images, their sizes in bytes, splits, labels and captions, see `clipfh.data_digest`."""
+    return digest_of(
+        (image.image, size_of(data.image_dir / image.image), image.split, image.label, *image.captions)
+        for image in data.images
+    )
 
 
 def read_caption_dataset(folder: Path, made_by: str) -> CaptionDataset:
@@ -158,5 +162,8 @@ def read_caption_dataset(folder: Path, made_by: str) -> CaptionDataset:
             raise InputError(f"{folder / 'captions.json'}: {image!r} needs a list of captions. Make it with: {made_by}")
         if entry.get("split") not in SPLITS:
             raise InputError(f"{folder / 'captions.json'}: {image!r} has the split {entry.get('split')!r}")
-        images.append(CaptionedImage(image, tuple(texts), entry["split"], str(entry.get("label") or "")))
-    return CaptionDataset(description["name"], ROOT / description["image_dir"], tuple(images))
+        images.append(
+            CaptionedImage(image, tuple(texts), entry["split"], text_of(entry.get("label"), f"{image}: label"))
+        )
+    name = require_name(description.get("name"), f"{folder / 'dataset.json'}: name")
+    return CaptionDataset(name, ROOT / description["image_dir"], tuple(images))

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "text_model": _is_text,
     "text_digest": _is_text,
     "data_digest": _is_text,
-    "seen_identities": _is_texts,
+    "seen_identities": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
+    "seen_faces": lambda value: isinstance(value, torch.Tensor) and value.dtype == torch.int64,
     "head_layers": _is_count,
     "head_norm": _is_text,
     "head_dropout": _is_number,
@@ -70,11 +71,12 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "training": lambda value: isinstance(value, dict),
 }
 _FINE_TUNED = ("model", "dataset", "variant", "epoch", "val_mAP", "image_size", "mean", "std", "state_dict")
-_ALIGNED = ("model", "dataset", "variant", "epoch", "val_recall", "state_dict")
+_FINE_TUNED += ("data_digest", "seen_identities")
+_ALIGNED = ("model", "dataset", "data_digest", "variant", "epoch", "val_recall", "state_dict")
 _ALIGNED += ("image_encoder", "image_weights", "image_size", "text_model", "text_digest", "mean", "std")
 _ALIGNED += ("head_layers", "head_norm", "head_dropout", "quick_gelu")
 # what one of each stage always records
-_RECORDED = {2: _FINE_TUNED, 3: _FINE_TUNED, 4: _ALIGNED, 5: ("stage",)}
+_RECORDED = {2: _FINE_TUNED, 3: _FINE_TUNED, 4: _ALIGNED, 5: ("gan", "data_digest")}
 # what continues a run, see `clipfh.training.training_state`
 _TRAINING = {
     **dict.fromkeys(("modules", "optimizers", "scheduler", "sampler", "random", "best", "flags"), dict),
@@ -156,20 +158,34 @@ def read_stage_checkpoint(path: Path, stage: int) -> dict[str, Any]:
     content = read_checkpoint(path)
     if content.get("stage") != stage:
         raise InputError(f"{path} is of stage {content.get('stage')}, not of stage {stage}")
-    absent = [key for key in _RECORDED[stage] if key not in content]
-    if absent:
-        raise InputError(f"{path} lacks {', '.join(absent)}: it is no checkpoint of stage {stage} of this version")
+    require_keys(path, content, _RECORDED[stage])
     return content
 
 
-def newest_checkpoint(folder_stage: int, pattern: str, *, made_by: str, **recorded: Any) -> Path:
+def require_keys(path: Path, content: dict[str, Any], keys: Iterable[str]) -> None:
+    """Refuse a checkpoint that lacks any of `keys`.
+
+    Raises:
+        InputError: it does; the message names them.
+    """
+    absent = [key for key in keys if key not in content]
+    if absent:
+        raise InputError(f"{path} lacks {', '.join(absent)}: it is no such checkpoint of this version")
+
+
+def newest_checkpoint(
+    folder_stage: int, pattern: str, *, made_by: str, data_digest: str | None = None, **recorded: Any
+) -> Path:
     """The newest checkpoint of stage `folder_stage` that matches `pattern` and records the given values.
+
+    Those that were trained on the data of `data_digest` go before the others.
 
     Raises:
         InputError: there is none; the message names the command `made_by`.
     """
     folder = stage_dir(folder_stage) / "checkpoints"
     found = sorted(folder.glob(pattern), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    of_other_data: list[Path] = []
     for path in found:
         try:
             content = read_checkpoint(path)
@@ -177,21 +193,27 @@ def newest_checkpoint(folder_stage: int, pattern: str, *, made_by: str, **record
             print(f"note: passed over {shortened(error)}")
             continue
         if all(content.get(key) == value for key, value in recorded.items()):
-            return path
+            if data_digest in (None, content.get("data_digest")):
+                return path
+            of_other_data.append(path)
+    if of_other_data:
+        return of_other_data[0]  # whether it may be used, `clipfh.data_digest.require_unseen` decides
     wanted = ", ".join(f"{key} {value}" for key, value in recorded.items())
     raise InputError(f"no checkpoint {pattern} with {wanted} in {display(folder)}. Make one with: {made_by}")
 
 
-def require_training_state(content: dict[str, Any], path: Path, model: str, stage: int) -> dict[str, Any]:
-    """The part of a `_LAST` checkpoint that resumes a run.
+def require_training_state(content: dict[str, Any], path: Path, model: str, data_digest: str) -> dict[str, Any]:
+    """The part of a `_LAST` checkpoint, read with `read_stage_checkpoint`, that resumes a run.
 
     Raises:
-        InputError: the checkpoint is of another stage or architecture, or holds weights only.
+        InputError: the checkpoint is of another architecture or other data, or holds weights only.
     """
-    if content.get("stage") != stage or content.get("model") != model:
+    if content["model"] != model:
+        raise InputError(f"{path} is of model {content['model']}; this run is of {model}")
+    if content["data_digest"] != data_digest:
         raise InputError(
-            f"{path} is of stage {content.get('stage')} and model {content.get('model')}; "
-            f"this run is stage {stage} with {model}"
+            f"{path} was trained on other photos or splits of {content['dataset']} than there are now; prepare them as "
+            "then, or train anew"
         )
     state = content.get("training")
     if state is None:

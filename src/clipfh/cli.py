@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clipfh.errors import InputError, printable, shortened, shortened_inside
+from clipfh.errors import InputError, printable, shortened, with_short_words
 
 C = TypeVar("C")
 MAX_NUMBER_LENGTH = 100  # digits: Python refuses to read integers of thousands
@@ -164,7 +164,7 @@ def run_script(
     except (InputError, OSError) as error:
         if os.environ.get("CLIPFH_DEBUG"):
             raise
-        lines = [shortened_inside(printable(line)) for line in str(error).split("\n")]  # a layout has several
+        lines = [with_short_words(printable(line)) for line in str(error).split("\n")]  # a layout has several
         print("\nerror: " + "\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

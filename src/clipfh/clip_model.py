@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class LoadedClip:
         resize_mode: `shortest` (then centre crop) or `squash`.
         mean, std: of the normalisation, on 0..1 RGB.
         quick_gelu: whether the towers use QuickGELU, as OpenAI's weights do.
+        seen_identities: what the weights were fine-tuned on, see `clipfh.data_digest`; empty for pretrained ones.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LoadedClip:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     quick_gelu: bool
+    seen_identities: dict[str, list[str]] = field(default_factory=dict)
 
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint records beside the weights, so that they are never loaded into anything else."""
@@ -125,6 +127,7 @@ def load_clip(
         mean=tuple(recorded.get("mean") or preprocess["mean"]),
         std=tuple(recorded.get("std") or preprocess["std"]),
         quick_gelu=quick_gelu,
+        seen_identities=recorded.get("seen_identities", {}),
     )
 
 
@@ -214,7 +217,7 @@ def recorded_architecture(path: Path) -> dict[str, Any]:
     content = read_checkpoint(path)
     if not {"model", "image_size", "state_dict"} <= content.keys():  # see LoadedClip.architecture
         return {}
-    return {key: value for key, value in content.items() if not isinstance(value, (dict, torch.Tensor))}
+    return {key: value for key, value in content.items() if key not in ("state_dict", "training")}
 
 
 def load_weights_file(model: nn.Module, path: Path, name: str) -> None:

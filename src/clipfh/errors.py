@@ -1,7 +1,10 @@
 """The one exception that means: the input is wrong, not the program; and how its message shows a foreign value."""
 
+import re
 import unicodedata
 from typing import Any
+
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direction of writing, until they are closed
 
 
 class InputError(Exception):
@@ -26,22 +29,24 @@ def shortened(value: Any, length: int = 120) -> str:
     return printable(line if len(line) <= length else line[: length - 3] + "...")
 
 
-def shortened_inside(line: str, length: int = 290) -> str:
-    """`line` without its middle where it is longer than `length`: an error's end says the way out."""
-    if len(line) <= length:
-        return line
-    return f"{line[: length * 2 // 3]} ... {line[len(line) - (length // 3 - 5) :]}"
+def with_short_words(line: str, length: int = 200) -> str:
+    """`line`, where a word or path longer than `length` loses its middle: a foreign value that nobody has to read."""
+    return re.sub(r"\S+", lambda word: _without_middle(word.group(), length), line)
+
+
+def _without_middle(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
 
 
 def printable(value: Any) -> str:
     """The text without what a terminal would act on or cannot show.
 
     Control characters, the marks that turn the direction of writing, line breaks and halves of surrogate pairs become
-    escapes such as `\\x1b`.
+    escapes such as `\\x1b`; the joiners inside emoji and Persian words stay.
     """
     return "".join(
         character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        if character in _TURNS or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
         else character
         for character in str(value)
     )

@@ -14,6 +14,7 @@ import torch
 from clipfh.checkpoint import newest_checkpoint, read_stage_checkpoint
 from clipfh.cli import option
 from clipfh.clip_model import LoadedClip, canonical_model_name, load_clip
+from clipfh.data_digest import SHORT, require_unseen
 from clipfh.evaluation_data import EvaluationData, load_evaluation_data
 from clipfh.feature_store import load_features
 from clipfh.files import replace_atomically, write_json
@@ -26,7 +27,7 @@ from clipfh.retrieval import image_to_image
 from clipfh.run import environment, jsonable, new_run_folder, pick_device
 from clipfh.run_report import write_run_report
 from clipfh.statistics import bootstrap_interval
-from clipfh.summary import append_rows, utc_now
+from clipfh.summary import append_rows, require_summary, utc_now
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class EvaluationConfig:
     batch_size: int = option(128, "images at a time", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     seed: int = option(0, "of the bootstrap intervals", at_least=0)
+    unrelated_ids: bool = option(
+        False, "item ids equal to ones that the weights were trained on in another dataset stand for other things"
+    )
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
     fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
 
@@ -75,12 +79,10 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
             `evaluate_clip` raises.
     """
     # the checkpoint first: without one, there is no reason to prepare the embedded default
-    path = config.ckpt
-    if path is None and config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
-        path = _newest_best(stage, DEFAULT_DATASET, variant, made_by)
+    if config.ckpt is None and config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
+        _newest_best(stage, DEFAULT_DATASET, None, variant, made_by)
     data = load_dataset(config)
-    if path is None:
-        path = _newest_best(stage, data.name, variant, made_by)
+    path = config.ckpt or _newest_best(stage, data.name, data.digest, variant, made_by)
     content = read_stage_checkpoint(path, stage)
     model = canonical_model_name(config.model) if config.model else content["model"]
     device = pick_device(config.device)
@@ -92,9 +94,9 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     return evaluate_clip(clip, data, EvaluationLabels(stage, content["variant"], clip.pretrained), device, config)
 
 
-def _newest_best(stage: int, dataset: str, variant: str | None, made_by: str) -> Path:
+def _newest_best(stage: int, dataset: str, data_digest: str | None, variant: str | None, made_by: str) -> Path:
     wanted = {"stage": stage, "dataset": dataset} | ({"variant": variant} if variant else {})
-    return newest_checkpoint(stage, "*_BEST.pth", made_by=made_by, **wanted)
+    return newest_checkpoint(stage, "*_BEST.pth", made_by=made_by, data_digest=data_digest, **wanted)
 
 
 def load_dataset(config: EvaluationConfig, *, model: str = "", pretrained: str | None = None) -> PreparedDataset:
@@ -137,6 +139,15 @@ def evaluate_clip(
     """
     started = time.perf_counter()
     torch.backends.cudnn.allow_tf32 = False  # cuDNN's default: convolutions with 10 bits of each factor, not float32's
+    require_unseen(
+        clip.seen_identities,
+        data.digest,
+        data.table,
+        weights=labels.checkpoint,
+        name=data.name,
+        unrelated_ids=config.unrelated_ids,
+    )
+    require_summary(config.results_dir / "summary.csv")
     stage_name = f"stage{labels.stage}" + (f"_{labels.variant}" if labels.variant else "")
     run_dir = new_run_folder(config.results_dir.resolve(), f"{data.name}_{stage_name}", "--results_dir")
     cache_dir = processed_dir(data.name) / "test"
@@ -158,6 +169,7 @@ def evaluate_clip(
     drawn = draw_rankings(run_dir, data.image_dir, rankings, test.official["query"], official, text, stage_name)
     result = {
         "dataset": data.name,
+        "data_digest": data.digest[:SHORT],
         "model": clip.name,
         "stage": labels.stage,
         "variant": labels.variant,
@@ -203,7 +215,8 @@ def _write(
 ) -> None:
     """Write the run's metrics and report, and append its rows to the summary."""
     write_json(run_dir / "metrics.json", result)
-    shared = {"time": utc_now(), **{key: result[key] for key in ("dataset", "model", "stage", "variant", "checkpoint")}}
+    names = ("dataset", "data_digest", "model", "stage", "variant", "checkpoint")
+    shared = {"time": utc_now(), **{name: result[name] for name in names}}
     rows = [{**shared, **row} for row in rows]
     write_run_report(
         run_dir,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipfh.errors import InputError
+from clipfh.errors import InputError, shortened
 
 KEPT_SECONDS = 24 * 3600  # how long a temporary file may be one that is still written
 
@@ -91,6 +91,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
+def text_lines(text: str) -> list[str]:
+    """The lines of a text, split at `\\n` and `\\r\\n` and nowhere else; a last line may lack its end.
+
+    `str.splitlines` splits at eight characters more, such as U+2028 and the vertical tab, which captions contain.
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
+def json_problem(error: Exception) -> str:
+    """What `json.loads` found wrong, with its place, to go behind the file's name in a message."""
+    if isinstance(error, json.JSONDecodeError):
+        return f", line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})"
+    if isinstance(error, RecursionError):
+        return ": not valid JSON (nested too deep)"
+    return f": not valid JSON ({shortened(error, 80)})"  # an integer of thousands of digits
+
+
 def read_json(path: Path, *, made_by: str, check: Callable[[Any], bool] = lambda value: isinstance(value, dict)) -> Any:
     """Read JSON.
 
@@ -104,16 +122,13 @@ def read_json(path: Path, *, made_by: str, check: Callable[[Any], bool] = lambda
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))  # editors may put a byte order mark
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Make it with: {made_by}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). "
-            f"Make it again with: {made_by}"
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}{json_problem(error)}. Make it again with: {made_by}") from None
     if not check(value):
         raise InputError(f"{path} holds JSON of an unexpected shape. Make it again with: {made_by}")
     return value

@@ -22,3 +22,8 @@ def require_name(value: Any, origin: str) -> str:
     if not is_name(value):
         raise InputError(f"{origin} {shown(value)} cannot name a folder; use letters, digits and _ . + - only")
     return value
+
+
+def as_name(text: str) -> str:
+    """`text`, such as a folder's name, as a name: what cannot stand in one becomes `_`."""
+    return re.sub(r"[^\w.+-]|^[^\w]", "_", text)[:100] or "_"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from clipfh.data_digest import table_digest
 from clipfh.errors import InputError
 from clipfh.files import read_json
 from clipfh.names import require_name
@@ -19,6 +20,7 @@ TOKEN_SAFE_PROMPTS = "image_prompts_cleaned_for_v4.json"
 RAW_PROMPTS = "image_prompts_per_identity.json"
 CLEAN_PROMPTS = "image_prompts_clean.json"
 SPLITS = "image_splits.json"
+WHOLE_TABLE = "image_paths.json"
 PREPROCESSING = (
     "00_prepare_dataset.py",
     "01_generate_prompts_from_descriptions.py",
@@ -39,6 +41,7 @@ class PreparedDataset:
         image_dir: the image root.
         table: the table of `clipfh.records`.
         exclude_same_camera: the dataset's protocol, unless a flag said otherwise.
+        digest: of all its images, identities and splits, see `clipfh.data_digest`.
     """
 
     name: str
@@ -46,6 +49,7 @@ class PreparedDataset:
     image_dir: Path
     table: pd.DataFrame
     exclude_same_camera: bool
+    digest: str
 
     def rows(self, *splits: str) -> pd.DataFrame:
         """The rows of the given splits, in the table's order."""
@@ -96,7 +100,7 @@ def load_prepared(
     image_dir: Path | None = None,
     image_meta: Path | None = None,
     exclude_same_camera: bool | None = None,
-    default_meta: str = "image_paths.json",
+    default_meta: str = WHOLE_TABLE,
 ) -> PreparedDataset:
     """Read a prepared dataset.
 
@@ -127,12 +131,16 @@ def load_prepared(
             raise InputError(f"{folder / 'dataset.json'} names no image_dir; give --image_dir")
         image_dir = ROOT / description["image_dir"]
     table = read_image_meta(Path(image_meta) if image_meta else folder / default_meta)
+    # training leaves out what has no prompt, evaluation does not: both speak of the same dataset
+    is_whole = image_meta is not None or default_meta == WHOLE_TABLE or not (folder / WHOLE_TABLE).is_file()
+    whole = table if is_whole else read_image_meta(folder / WHOLE_TABLE)
     if exclude_same_camera is None:
         exclude_same_camera = bool(description.get("exclude_same_camera", False))
     if not name and "name" in description:
         name = require_name(description["name"], f"{folder / 'dataset.json'}: name")
     name = require_name(name or folder.resolve().name, "--dataset" if name else "the folder, without --dataset,")
-    return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera)
+    digest = table_digest(whole, Path(image_dir))
+    return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera, digest)
 
 
 def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, *splits: str) -> dict[str, list[str]]:

@@ -1,14 +1,15 @@
 """Prompts: one or more texts an identity, made from its description, and counted as CLIP's tokenizer counts them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from clipfh.datasets import Description
-from clipfh.errors import InputError
+from clipfh.errors import InputError, shown
 from clipfh.files import read_json, write_json
+from clipfh.records import normal_id
 
 CONTEXT_LENGTH = 77  # tokens that CLIP's text encoder takes, start and end token included
 START_AND_END = 2
@@ -132,11 +133,11 @@ def read_descriptions(path: Path) -> dict[str, Description]:
         InputError: the file is missing, malformed, or an entry has parts of another type.
     """
     descriptions = {}
-    for item_id, entry in read_json(path, made_by=DESCRIPTIONS_MADE_BY).items():
+    for item_id, entry in _by_id(read_json(path, made_by=DESCRIPTIONS_MADE_BY), path):
         if not isinstance(entry, dict):
             raise InputError(f"{path}: the description of {item_id!r} must be an object, not {type(entry).__name__}")
-        texts = {key: entry.get(key) or "" for key in ("category", "color")}
-        lists = {key: entry.get(key) or [] for key in ("lines", "attributes")}
+        texts = {key: "" if entry.get(key) is None else entry[key] for key in ("category", "color")}
+        lists = {key: [] if entry.get(key) is None else entry[key] for key in ("lines", "attributes")}
         for key, value in texts.items():
             if not isinstance(value, str):
                 raise InputError(f'{path}: "{key}" of {item_id!r} must be a string, not {type(value).__name__}')
@@ -158,12 +159,12 @@ def read_prompts(path: Path, *, allow_empty: bool = False) -> dict[str, list[str
         InputError: the file is missing or malformed; a value is no text; an identity has no or an empty prompt.
     """
     prompts: dict[str, list[str]] = {}
-    for item_id, value in read_json(path, made_by=_made_by(path)).items():
+    for item_id, value in _by_id(read_json(path, made_by=_made_by(path)), path):
         texts: list[Any] = value if isinstance(value, list) else [value]
         for text in texts:
             if not isinstance(text, str):
                 raise InputError(
-                    f"{path}: the prompt of {item_id!r} must be a string or a list of strings, found {text!r}"
+                    f"{path}: the prompt of {item_id!r} must be a string or a list of strings, found {shown(text)}"
                 )
         filled = [_replace_lone_surrogates(text) for text in texts if text.strip()]
         if len(filled) < max(len(texts), 1) and not allow_empty:
@@ -172,6 +173,17 @@ def read_prompts(path: Path, *, allow_empty: bool = False) -> dict[str, list[str
             )
         prompts[item_id] = filled
     return prompts
+
+
+def _by_id(entries: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
+    """The entries of an object by item id, in the spelling of the table of images."""
+    seen: set[str] = set()
+    for key, value in entries.items():
+        item_id = normal_id(key)
+        if item_id in seen:
+            raise InputError(f"{path}: {item_id!r} stands there twice, in composed and in decomposed letters")
+        seen.add(item_id)
+        yield item_id, value
 
 
 def write_prompts(path: Path, prompts: Mapping[str, str | list[str]]) -> None:

@@ -4,21 +4,59 @@ Columns: `image` (path below the image root, `/` separators), `item_id` (string)
 (`train`, `val`, `query`, `gallery`), `camera` (string, empty where unknown). Rows are sorted by `image`.
 """
 
+import math
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
-from clipfh.errors import InputError
+from clipfh.errors import InputError, printable, shown
 from clipfh.files import read_json, write_json
 
 COLUMNS = ("image", "item_id", "split", "camera")
 SPLITS = ("train", "val", "query", "gallery")
 
 
+def text_of(value: Any, where: str) -> str:
+    """An id, a camera or a label as it may stand in JSON or come out of a data frame, as text.
+
+    Text stays, a whole number is its digits (0 is a value; `4` and `4.0` are the same), null and NaN are nothing: "".
+
+    Args:
+        value: as it was read.
+        where: the file, the image and the key, for the message.
+
+    Raises:
+        InputError: true, false, a list, an object or an infinity; text with control characters.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or value in (math.inf, -math.inf):
+        raise InputError(f"{where} is {shown(value)}; write a text or a number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value) if str(value).strip() else ""
+    if printable(text) != text:
+        raise InputError(f"{where} is {shown(value)}, which holds control or unprintable characters")
+    return text
+
+
+def normal_id(item_id: str) -> str:
+    """The one spelling of an id: with composed letters, as Linux writes them, not decomposed ones, as macOS does."""
+    return item_id if item_id.isascii() else unicodedata.normalize("NFC", item_id)
+
+
+def normal_path(image: str) -> str:
+    """The one spelling of a path: `./a//b.jpg` is `a/b.jpg`. Where it leads stays as it is."""
+    return PurePosixPath(image).as_posix() if image else image
+
+
 def make_table(rows: Iterable[tuple[str, str, str, str]]) -> pd.DataFrame:
     """Build the table from (image, item_id, split, camera) rows, sorted by image, and check it."""
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS), dtype=object)
+    rows = [(normal_path(image), normal_id(item_id), split, camera) for image, item_id, split, camera in rows]
+    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     table = table.sort_values("image", kind="stable", ignore_index=True)
     check_table(table, source="the dataset")
     return table
@@ -75,7 +113,16 @@ def read_image_meta(path: Path) -> pd.DataFrame:
     for image, entry in entries.items():
         if not isinstance(entry, dict) or not {"item_id", "split"} <= entry.keys():
             raise InputError(f'{path}: entry {image!r} needs the keys "item_id" and "split"')
-        rows.append((image, str(entry["item_id"]), str(entry["split"]), str(entry.get("camera") or "")))
+        where = f"{path}: {shown(image)}"
+        item_id, camera = (
+            text_of(entry["item_id"], f"{where}: item_id"),
+            text_of(entry.get("camera"), f"{where}: camera"),
+        )
+        if not item_id:
+            raise InputError(f"{where} has no item id ({shown(entry['item_id'])}); leave the image out, or give it one")
+        if not isinstance(entry["split"], str):
+            raise InputError(f"{where}: unknown split {shown(entry['split'])}; the splits are {', '.join(SPLITS)}")
+        rows.append((normal_path(image), normal_id(item_id), entry["split"], camera))
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object).sort_values("image", ignore_index=True)
     check_table(table, source=str(path))
     return table

@@ -22,7 +22,7 @@ from clipfh.errors import InputError
 from clipfh.files import write_text
 from clipfh.paths import RESULTS_DIR, ROOT, display
 from clipfh.statistics import MeanStd
-from clipfh.summary import StageResult, read_summary, stage_label, stage_number, stage_results
+from clipfh.summary import StageResult, of_present_data, read_summary, stage_label, stage_number, stage_results
 
 README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
 _FIGURE_LABELS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
@@ -221,6 +221,9 @@ def main(config: Config) -> None:
         if not results:
             raise InputError(f"{path} holds no row of dataset {config.dataset!r}; it holds {', '.join(known)}")
         summary = summary[summary["dataset"] == config.dataset]
+    before = len(summary) - len(of_present_data(summary))
+    if before:
+        print(f"note: {before:,} rows of {path.name} are of other photos or splits than a dataset has now: left out")
     tables = result_tables(results)
     markdown = markdown_report(tables, git_commit(ROOT))
     if config.readme is not None:

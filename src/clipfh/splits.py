@@ -20,6 +20,7 @@ import pandas as pd
 
 from clipfh.errors import InputError
 from clipfh.files import read_json
+from clipfh.records import normal_path
 
 PROTOCOLS = ("half", "one_gallery")
 VAL_FRACTION = 0.1  # of the train identities, for every dataset without an official val split
@@ -143,6 +144,8 @@ def read_splits(path: Path, table: pd.DataFrame) -> dict[str, Any]:
     """
     made_by = "python preprocessing/05_make_retrieval_splits.py --dataset NAME"
     splits = read_json(path, made_by=made_by, check=_has_shape_of_splits)
+    for split in (splits["official"], *splits["random"]):
+        split.update({side: [normal_path(image) for image in split[side]] for side in ("query", "gallery")})
     test_images = set(table.loc[table["split"].isin(["query", "gallery"]), "image"])
     named = [("official", splits["official"]), *((f"random {n}", split) for n, split in enumerate(splits["random"]))]
     for name, split in named:

@@ -107,7 +107,7 @@ def why_run(stamp: dict[str, Any], planned: dict[str, Any], patterns: list[str],
 def lines_of(path: str) -> list[str]:
     """The lines of a text file; none where it does not exist."""
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        return Path(path).read_text(encoding="utf-8", errors="replace").split("\n")  # a name may hold other line breaks
     except FileNotFoundError:
         return []
 

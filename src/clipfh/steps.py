@@ -34,6 +34,7 @@ from clipfh.stamps import (
     made_or_changed,
     plan,
     read_stamp,
+    result_digest,
     stamp_path,
     state_of,
     why_run,
@@ -150,8 +151,14 @@ def duration(seconds: float) -> str:
 
 
 def print_recorded(log: Path, pattern: str) -> int:
-    """Print the outputs of a finished step whose path matches `pattern`; exit code 1 if there is none."""
-    recorded = [path for paths in read_stamp(log).get("outputs", {}).values() for path in paths]
+    """Print the outputs of a finished step whose path matches `pattern`; exit code 1 if there is none.
+
+    A step whose earlier steps have made something else since counts as unfinished: its outputs fit no longer.
+    """
+    stamp = read_stamp(log)
+    if any(result_digest(log.with_name(f"{name}.log")) != digest for name, digest in stamp.get("after", {}).items()):
+        return 1
+    recorded = [path for paths in stamp.get("outputs", {}).values() for path in paths]
     matching = {path for path in recorded if fnmatch.fnmatch(path, pattern) and os.path.isfile(path)}
     matching = sorted(matching, key=lambda path: (os.stat(path).st_mtime_ns, path))
     print(*matching, sep="\n", end="\n" if matching else "")

@@ -17,12 +17,13 @@ from typing import Any
 
 import pandas as pd
 
-from clipfh.errors import InputError
+from clipfh.errors import InputError, shortened
 from clipfh.statistics import MeanStd, mean_and_std
 
 FRACTIONS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 COLUMNS = (
-    *("time", "dataset", "model", "stage", "variant", "checkpoint", "protocol", "split", "num_query", "num_gallery"),
+    *("time", "dataset", "data_digest", "model", "stage", "variant", "checkpoint"),
+    *("protocol", "split", "num_query", "num_gallery"),
     *FRACTIONS,
     "seconds",
 )
@@ -47,6 +48,7 @@ class StageResult:
 
     Attributes:
         dataset: its name.
+        data_digest: of what it held then, see `clipfh.data_digest`.
         model: the architecture.
         stage: as written in the summary.
         variant: of the training, such as "v4"; may be empty.
@@ -58,6 +60,7 @@ class StageResult:
     """
 
     dataset: str
+    data_digest: str
     model: str
     stage: str
     variant: str
@@ -118,6 +121,23 @@ def _append_locked(file: Any, path: Path, text: str) -> None:
     file.flush()
 
 
+def require_summary(path: Path) -> None:
+    """Check that rows can be appended to `path`, before the work and not after it.
+
+    Raises:
+        InputError: the file has another header, as one of an earlier version, or cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            header = file.readline().decode("utf-8", "replace")
+    except (FileNotFoundError, NotADirectoryError):  # whether it can be made is another question
+        return
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}. Choose another results folder.") from error
+    if header:
+        _check_header(path, header)
+
+
 def read_summary(path: Path) -> pd.DataFrame:
     """Read the table: `split` is a nullable integer, the counts integers, the figures floats, the rest text.
 
@@ -149,8 +169,18 @@ def read_summary(path: Path) -> pd.DataFrame:
     return summary.astype(types | dict.fromkeys(FRACTIONS, "float64"))
 
 
+def of_present_data(summary: pd.DataFrame) -> pd.DataFrame:
+    """Only the rows of each dataset that were measured on what it held at its newest evaluation.
+
+    A dataset that was prepared again, or another folder of the same name, is not compared with what was there before.
+    """
+    latest = summary.sort_values("time", kind="stable").groupby("dataset")["data_digest"].last()
+    return summary[summary["data_digest"] == summary["dataset"].map(latest)]
+
+
 def latest_rows(summary: pd.DataFrame) -> pd.DataFrame:
     """Only the rows of the newest evaluation of each dataset, model, stage and variant, in the order of the file."""
+    summary = of_present_data(summary)
     newest = summary.groupby(EVALUATION)["time"].transform("max")
     rows = summary[summary["time"] == newest]
     # Two evaluations of one thing within the same second share their time; the later row stands.
@@ -166,6 +196,7 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
         results.append(
             StageResult(
                 dataset=dataset,
+                data_digest=rows["data_digest"].iloc[0],
                 model=model,
                 stage=stage,
                 variant=variant,
@@ -198,8 +229,8 @@ def stage_label(stage: str) -> str:
 def _check_header(path: Path, line: str) -> None:
     if line.rstrip("\r\n").removeprefix("\ufeff") != _HEADER.rstrip():
         raise InputError(
-            f"{path} is not a summary of this version: its first line is {line.strip()[:200]!r}, "
-            f"not {_HEADER.strip()!r}. Move it away; the next evaluation makes a new one."
+            f"{path} is not a summary of this version: its columns are {shortened(line, 60)}. "
+            "Move it away; the next evaluation makes a new one."
         )
 
 
@@ -215,10 +246,10 @@ def _parse(cells: dict[str, str]) -> dict[str, Any]:
     """Turn the text cells of one row into values; raise ValueError naming what is wrong."""
     row: dict[str, Any] = dict(cells)
     datetime.strptime(cells["time"], "%Y-%m-%dT%H:%M:%SZ")
-    for name in ("dataset", "model", "stage"):
+    for name in ("dataset", "data_digest", "model", "stage"):
         if not cells[name].strip():
             raise ValueError(f"{name} is empty")
-    for name in ("dataset", "model", "stage", "variant", "checkpoint"):
+    for name in ("dataset", "data_digest", "model", "stage", "variant", "checkpoint"):
         if any(
             unicodedata.category(character) == "Cc" for character in cells[name]
         ):  # a line break would make the line numbers of messages wrong

@@ -15,7 +15,7 @@ import numpy as np
 from clipfh.datasets import Dataset, Description
 from clipfh.datasets.layout import IMAGE_SUFFIXES, list_images, read_raw_json, require_folder
 from clipfh.errors import InputError
-from clipfh.records import make_table
+from clipfh.records import make_table, normal_id
 from clipfh.splits import VAL_FRACTION, assign_val_identities, split_test_images
 
 LAYOUT = f"""\
@@ -85,7 +85,12 @@ def _list_identities(data_root: Path) -> tuple[dict[str, list[str]], int]:
             continue
         names = list_images(folder)
         if names:
-            images_per_identity[folder.name] = [f"{folder.name}/{name}" for name in names]
+            item_id = normal_id(folder.name)
+            if item_id in images_per_identity:
+                raise InputError(
+                    f"{data_root}: two folders are called {item_id!r}, with composed and decomposed letters; rename one"
+                )
+            images_per_identity[item_id] = [f"{folder.name}/{name}" for name in names]
         else:
             num_empty += 1
     return images_per_identity, num_empty
@@ -98,7 +103,8 @@ def _read_prompts(path: Path, images_per_identity: dict[str, list[str]]) -> dict
     if not isinstance(prompts, dict):
         raise InputError(f'{path}: expected an object {{"<item_id>": "prompt"}}')
     descriptions = {}
-    for item_id, prompt in prompts.items():
+    for key, prompt in prompts.items():
+        item_id = normal_id(key)
         if item_id not in images_per_identity:
             raise InputError(f"{path}: there is no folder with images named {item_id!r}; remove the entry or rename it")
         lines = [prompt] if isinstance(prompt, str) else prompt

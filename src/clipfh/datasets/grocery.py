@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from clipfh.datasets import Dataset, Description
-from clipfh.datasets.layout import read_raw_csv, read_raw_text, require_folder
+from clipfh.datasets.layout import read_raw_csv, read_raw_lines, read_raw_text, require_folder
 from clipfh.errors import InputError
 from clipfh.records import make_table
 from clipfh.splits import VAL_FRACTION, assign_val_identities
@@ -107,7 +107,7 @@ def _read_classes(path: Path) -> dict[int, dict[str, str]]:
 def _read_list(path: Path, products: dict[int, dict[str, str]]) -> list[tuple[str, int]]:
     """(image, class id) of each line."""
     entries = []
-    for number, line in enumerate(read_raw_text(path, LAYOUT).splitlines(), start=1):
+    for number, line in enumerate(read_raw_lines(path, LAYOUT), start=1):
         if not line.strip():
             continue
         columns = [column.strip() for column in line.split(",")]

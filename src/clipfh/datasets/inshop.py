@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from clipfh.datasets import Dataset, Description
-from clipfh.datasets.layout import read_raw_json, read_raw_text, require_folder
+from clipfh.datasets.layout import read_raw_json, read_raw_lines, require_folder
 from clipfh.errors import InputError
 from clipfh.records import make_table
 from clipfh.splits import VAL_FRACTION, assign_val_identities
@@ -95,7 +95,7 @@ def _find_image_folder(data_root: Path, image_version: ImageVersion | None) -> P
 
 def _read_partition(path: Path) -> list[tuple[str, str, str]]:
     """Rows of (image_name, item_id, evaluation_status)."""
-    lines = read_raw_text(path, LAYOUT).splitlines()
+    lines = read_raw_lines(path, LAYOUT)
     if not lines or not lines[0].strip().isdecimal():
         raise InputError(f"{path}, line 1: expected the number of images, found {(lines or [''])[0]!r}")
     if len(lines) < 2 or lines[1].split() != HEADER:
@@ -137,8 +137,8 @@ def _read_descriptions(path: Path) -> dict[str, dict[str, Any]]:
 def _check_entry(entry: Any, where: str) -> tuple[str, str, list[str]]:
     if not isinstance(entry, dict) or not isinstance(entry.get("item"), str):
         raise InputError(f'{where}: expected an object with "item", "color" and "description"')
-    color = entry.get("color") or ""
-    description = entry.get("description") or []
+    color = "" if entry.get("color") is None else entry["color"]
+    description = [] if entry.get("description") is None else entry["description"]
     if isinstance(description, str):
         description = [description]
     is_text = isinstance(description, list) and all(isinstance(line, str) for line in description)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfh.errors import InputError
+from clipfh.files import json_problem, text_lines
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -52,13 +53,18 @@ def read_raw_text(path: Path, layout: str) -> str:
         raise InputError(f"{path}, line {line}: not UTF-8 text ({error.reason}). Save the file as UTF-8.") from None
 
 
+def read_raw_lines(path: Path, layout: str) -> list[str]:
+    """The lines of a text file, as `clipfh.files.text_lines` splits them; errors as `read_raw_text`."""
+    return text_lines(read_raw_text(path, layout))
+
+
 def read_raw_csv(path: Path, columns: tuple[str, ...], layout: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, {column: stripped value}) of a CSV file whose header has at least `columns`.
 
     Raises:
         InputError: missing file, missing columns, or a line with more or fewer values than the header.
     """
-    reader = csv.reader(read_raw_text(path, layout).splitlines(keepends=True), skipinitialspace=True)
+    reader = csv.reader([f"{line}\n" for line in read_raw_lines(path, layout)], skipinitialspace=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         absent = [column for column in columns if column not in header]
@@ -82,7 +88,5 @@ def read_raw_json(path: Path, layout: str) -> Any:
     """
     try:
         return json.loads(read_raw_text(path, layout))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}). Make it again."
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}{json_problem(error)}. Make it again.") from None

@@ -8,8 +8,8 @@ Raw layout below the data root (the folder `Market-1501-v15.09.15` of the archiv
 
 Protocol: 751 train persons with 12,936 images; 3,368 queries of 750 other persons. In `bounding_box_test`, person -1 is
 junk (left out: it counts neither for nor against) and person 0 a distractor, a box without a person (kept in the
-gallery). Gallery images of the query's person from the query's camera are excluded. 10% of the train persons are held
-out as val.
+gallery), unless train or query know a person 0: own data may count from there. `0101` and `101` are one person.
+Gallery images of the query's person from the query's camera are excluded. 10% of the train persons are held out as val.
 """
 
 import re
@@ -55,7 +55,11 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
             if match["person"] == JUNK:
                 num_junk += 1
             else:
-                rows.append((f"{folder}/{name}", match["person"], split, f"c{match['camera']}"))
+                rows.append((f"{folder}/{name}", f"{int(match['person']):04d}", split, f"c{match['camera']}"))
+    of_persons = {person for _, person, split, _ in rows if split != "gallery"}
+    without_person = {DISTRACTOR} - of_persons
+    if DISTRACTOR in of_persons:
+        print(f"note: {DISTRACTOR} is a person here, not a box without one: it is in train or query")
     val_ids = assign_val_identities((person for _, person, split, _ in rows if split == "train"), VAL_FRACTION, seed)
     return Dataset(
         name="market1501",
@@ -65,7 +69,7 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
             for image, person, split, camera in rows
         ),
         descriptions={
-            person: Description(category="person") for person in sorted({row[1] for row in rows} - {DISTRACTOR})
+            person: Description(category="person") for person in sorted({row[1] for row in rows} - without_person)
         },
         exclude_same_camera=True,
         left_out={"junk boxes (person -1)": num_junk} if num_junk else {},
