@@ -30,6 +30,7 @@ from clipfh.errors import InputError
 from clipfh.files import write_json
 from clipfh.names import require_name
 from clipfh.records import SPLITS, write_image_meta
+from clipfh.transforms import MAX_MEGAPIXELS
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Config:
         None, "inshop: small or large images (default: those that are there)", choices=("img", "img_highres")
     )
     test_fraction: float | None = option(None, "folder: share of the identities to test on (default: 0.5)")
+    max_megapixels: float = option(
+        MAX_MEGAPIXELS, "larger photos count as unreadable: small files can hold pixels that fill any memory", above=0
+    )
     num_identities: int | None = option(None, "synthetic: how many garments to generate (default: 900)")
 
 
@@ -78,6 +82,7 @@ def main(config: Config) -> None:
             "image_dir": portable_path(dataset.image_dir),
             "exclude_same_camera": dataset.exclude_same_camera,
             "random_protocol": dataset.random_protocol,
+            "max_megapixels": config.max_megapixels,
             "seed": config.seed,
             "data_root": portable_path(data_root),
             "options": {**reader_options(config.dataset), **given},

@@ -19,6 +19,7 @@ from clipfh.errors import InputError
 from clipfh.files import read_json, write_text
 from clipfh.paths import ROOT, display, metadata_dir
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens, says_something
+from clipfh.transforms import regular_file_size
 
 DATASETS = ("synthetic", "coco", "flickr8k", "flickr30k", "jsonl", "grocery")
 # Images of each split, None for all there are. COCO: the subset of 16,000 train and 4,000 held-out images; those that
@@ -134,6 +135,7 @@ def check_images(data: CaptionDataset) -> CaptionDataset:
 
     def problem(image: CaptionedImage) -> str | None:
         try:
+            regular_file_size(data.image_dir / image.image)
             with Image.open(data.image_dir / image.image) as photo:
                 photo.draft("RGB", (32, 32))  # a JPEG is read to its end, but not computed in full
                 photo.load()

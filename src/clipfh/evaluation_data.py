@@ -52,7 +52,13 @@ def load_evaluation_data(
     prompts = load_prompts(data, prompt_json, TOKEN_SAFE_PROMPTS, "query", "gallery")
     images = table["image"].tolist()
     pixels = load_pixels(
-        data.image_dir, images, clip.image_size, cache_dir, resize_mode=clip.resize_mode, fast_decode=fast_decode
+        data.image_dir,
+        images,
+        clip.image_size,
+        cache_dir,
+        resize_mode=clip.resize_mode,
+        fast_decode=fast_decode,
+        max_megapixels=data.max_megapixels,
     )
     table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
     readable = set(pixels.images)

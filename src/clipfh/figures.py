@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clipfh.charts import stage_comparison_figure, training_curves_figure
 from clipfh.drawing import DPI, FONT, GREEN, GREY, INK, RED, new_figure, save_figure, shortened, text_width, wrapped
 from clipfh.errors import InputError
+from clipfh.transforms import large_photos_allowed, regular_file_size, upright_and_opaque
 
 __all__ = [
     "RankedImage",
@@ -166,8 +167,10 @@ def _blank_axes(head: float, height: float) -> Axes:
 def read_photo(path: Path, size_inches: float) -> np.ndarray:
     """The photograph, upright, in RGB, no larger than it is shown: uint8 (height, width, 3)."""
     try:
-        with Image.open(path) as image:
-            photo = ImageOps.exif_transpose(image).convert("RGB")
+        regular_file_size(path)
+        with large_photos_allowed(), Image.open(path) as image:  # it was decoded before
+            image.load()
+            photo = upright_and_opaque(image).convert("RGB")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Give the image root that the metadata was made for.") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:

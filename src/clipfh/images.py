@@ -22,7 +22,7 @@ from clipfh.errors import InputError
 from clipfh.files import replace_atomically, write_json, write_text
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import display
-from clipfh.transforms import TRANSFORM_VERSION, decode
+from clipfh.transforms import MAX_MEGAPIXELS, TRANSFORM_VERSION, decode, large_photos_allowed
 
 BLOCK = 64  # images of a checksum: about 10 MB at 224 px
 
@@ -50,6 +50,7 @@ def load_pixels(
     *,
     resize_mode: str = "shortest",
     fast_decode: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
     workers: int = min(8, os.cpu_count() or 1),
 ) -> Pixels:
     """Decode `images` of `image_dir`, or take them from the cache in `cache_dir` where that is still true.
@@ -67,10 +68,12 @@ def load_pixels(
         raise InputError(f"the image folder {image_dir} does not exist; give it with --image_dir")
 
     def read(image: str) -> np.ndarray:
-        return decode(image_dir / image, image_size, resize_mode, fast_decode=fast_decode)
+        return decode(
+            image_dir / image, image_size, resize_mode, fast_decode=fast_decode, max_megapixels=max_megapixels
+        )
 
     kind = f"{image_size}px_{resize_mode}{'_fast' if fast_decode else ''}"
-    digest = _digest(image_dir, images, kind)
+    digest = _digest(image_dir, images, f"{kind}:{max_megapixels:g}")
     cache = cache_dir / f"pixels_{kind}.npy"
     shape = (len(images), image_size, image_size, 3)
     pixels = _read_cache(cache, digest, images, shape, workers)
@@ -137,7 +140,7 @@ def _build_cache(
     keep_freed_memory()
     unreadable: list[tuple[str, str]] = []
     readable: list[str] = []
-    with replace_atomically(cache) as temporary, _single_threaded_pool(workers) as pool:
+    with replace_atomically(cache) as temporary, large_photos_allowed(), _single_threaded_pool(workers) as pool:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         bar = tqdm(total=len(images), desc="decode images", unit="img", disable=None, leave=False)
         for image, result in _in_blocks(pool, attempt, images):

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from clipfh.data_digest import table_digest
-from clipfh.errors import InputError
+from clipfh.errors import InputError, shown
 from clipfh.files import read_json
 from clipfh.names import require_name
 from clipfh.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens, prompts_for, read_prompts
 from clipfh.records import read_image_meta
+from clipfh.transforms import MAX_MEGAPIXELS
 
 DEFAULT_DATASET = "synthetic"
 TOKEN_SAFE_PROMPTS = "image_prompts_cleaned_for_v4.json"
@@ -41,6 +42,7 @@ class PreparedDataset:
         image_dir: the image root.
         table: the table of `clipfh.records`.
         exclude_same_camera: the dataset's protocol, unless a flag said otherwise.
+        max_megapixels: larger photos count as unreadable.
         digest: of all its images, identities and splits, see `clipfh.data_digest`.
     """
 
@@ -50,6 +52,7 @@ class PreparedDataset:
     table: pd.DataFrame
     exclude_same_camera: bool
     digest: str
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def rows(self, *splits: str) -> pd.DataFrame:
         """The rows of the given splits, in the table's order."""
@@ -140,7 +143,10 @@ def load_prepared(
         name = require_name(description["name"], f"{folder / 'dataset.json'}: name")
     name = require_name(name or folder.resolve().name, "--dataset" if name else "the folder, without --dataset,")
     digest = table_digest(whole, Path(image_dir))
-    return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera, digest)
+    max_megapixels = description.get("max_megapixels", MAX_MEGAPIXELS)
+    if isinstance(max_megapixels, bool) or not isinstance(max_megapixels, (int, float)) or not max_megapixels > 0:
+        raise InputError(f"{folder / 'dataset.json'}: max_megapixels is {shown(max_megapixels)}, not a number above 0")
+    return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera, digest, max_megapixels)
 
 
 def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, *splits: str) -> dict[str, list[str]]:

@@ -111,6 +111,7 @@ def load_training_data(
         processed_dir(data.name) / "train",
         resize_mode=clip.resize_mode,
         fast_decode=fast_decode,
+        max_megapixels=data.max_megapixels,
     )
     table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
     is_val = (table["split"] == "val").to_numpy()

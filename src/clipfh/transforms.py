@@ -1,19 +1,26 @@
 """Files to pixels, and pixels to a model's input.
 
 The geometry is that of open_clip's evaluation transform: shorter side to S by bicubic resampling, centre crop S x S
-(or squashed to S x S for models trained that way). Shapes: B batch, S image size in pixels.
+(or squashed to S x S for models trained that way). Unlike there, a photo is turned as its EXIF orientation says, 16
+bits become 8 by their value and not by clipping, and what is transparent becomes white, at any size.
+Shapes: B batch, S image size in pixels.
 """
 
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
-TRANSFORM_VERSION = 3  # part of the cache's key: raise it whenever `decode` changes a pixel
+TRANSFORM_VERSION = 4  # part of the cache's key: raise it whenever `decode` changes a pixel
+
+MAX_MEGAPIXELS = 178  # where Pillow refuses a photo as a decompression bomb
+ORIENTATION = ExifTags.Base.Orientation
 
 # How much larger than the target a JPEG decoded at 1/2, 1/4 or 1/8 must still be. Mean grey levels off the exact path,
 # measured on photographs: 2.5 times larger, 0.3 to 0.9; 1.6 times, 0.4 to 0.8, but up to 1.3 where the detail is fine.
@@ -22,11 +29,18 @@ DRAFT_MARGIN, SMOOTH_DRAFT_MARGIN = 2.5, 1.6
 SMOOTH_BYTES_PER_PIXEL = 0.25
 
 
-def decode(path: Path, image_size: int, resize_mode: str = "shortest", *, fast_decode: bool = False) -> np.ndarray:
+def decode(
+    path: Path,
+    image_size: int,
+    resize_mode: str = "shortest",
+    *,
+    fast_decode: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> np.ndarray:
     """Decode one photo: (S, S, 3) uint8 RGB.
 
-    Exact: at most one grey level off open_clip's transform anywhere, and equal to it except for RGB photos larger than
-    S, which `_resample_crop` reduces.
+    Exact: of the upright, opaque photo, at most one grey level off open_clip's transform anywhere, and equal to it
+    except for RGB photos larger than S, which `_resample_crop` reduces.
 
     Args:
         path: the photo.
@@ -34,18 +48,29 @@ def decode(path: Path, image_size: int, resize_mode: str = "shortest", *, fast_d
         resize_mode: "shortest" (and crop) or "squash".
         fast_decode: let the JPEG decoder leave out detail that the reduction to S removes anyway: less than one grey
             level off the exact pixels on average. Other formats, and photos not much larger than S, stay exact.
+        max_megapixels: larger photos are refused: a small file can hold pixels that fill any memory. Beyond
+            `MAX_MEGAPIXELS` only inside `large_photos_allowed`.
 
     Raises:
         FileNotFoundError: the file is missing.
+        ValueError: it is a pipe, a folder or a device; it is too large; its grey levels have no known range.
         Exception: it is not an image or a damaged one; Pillow's decoders raise OSError, SyntaxError and more.
     """
+    num_bytes = regular_file_size(path)
     with Image.open(path) as photo:
         width, height = photo.size
-        factor = _draft(photo, path.stat().st_size, image_size) if fast_decode else 1
+        if width * height > max_megapixels * 1e6:
+            raise ValueError(
+                f"{width * height / 1e6:.0f} megapixels, more than {max_megapixels:.0f}; --max_megapixels of the "
+                "script that prepares the data raises the limit"
+            )
+        factor = _draft(photo, num_bytes, image_size) if fast_decode else 1
         photo.load()
-    photo.info.pop("transparency", None)  # is dropped by the conversion to RGB anyway, but not without a warning
     if factor == 1:
         width, height = photo.size  # of some formats known only now
+    if photo.getexif().get(ORIENTATION, 1) in range(5, 9):
+        width, height = height, width
+    photo = upright_and_opaque(photo)
     # the longer side is cut down to an integer and the crop's corner rounded as torchvision does: the very same pixels
     new_width, new_height = image_size, image_size
     if resize_mode != "squash" and width <= height:
@@ -74,6 +99,56 @@ def decode(path: Path, image_size: int, resize_mode: str = "shortest", *, fast_d
             photo = photo.resize((new_width, new_height), Image.Resampling.BICUBIC)
         photo = photo.crop((left, top, right, bottom))
     return np.asarray(photo.convert("RGB"))  # last, as open_clip does: transparent and palette images differ otherwise
+
+
+def regular_file_size(path: Path) -> int:
+    """Bytes of a file that can be read to its end.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is a pipe, which would be waited for without end, a device or a folder.
+    """
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    return status.st_size
+
+
+def upright_and_opaque(photo: Image.Image) -> Image.Image:
+    """A loaded photo turned as its EXIF orientation says, on white where it is transparent, with 8 bits a channel.
+
+    Raises:
+        ValueError: grey levels of 32 bits or of floating point numbers whose range cannot be known.
+    """
+    if photo.getexif().get(ORIENTATION, 1) != 1:
+        photo = ImageOps.exif_transpose(photo)
+    if photo.mode in ("I", "F") or photo.mode.startswith("I;16"):
+        return _eight_bits(photo)
+    if photo.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in photo.info:
+        photo = photo.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+    return photo
+
+
+def _eight_bits(photo: Image.Image) -> Image.Image:
+    """Grey levels of 16 bits, or floating point numbers in 0..1, as 8 bits; Pillow's own conversion clips at 255."""
+    levels = np.asarray(photo).astype(np.float32)
+    top = 1.0 if photo.mode == "F" else 65535.0
+    if not (levels.min() >= 0 and levels.max() <= top):
+        raise ValueError(
+            f"grey levels of {levels.min():g} to {levels.max():g}, not of 0 to {top:g}: save it with 8 bits"
+        )
+    return Image.fromarray((levels * (255 / top) + 0.5).astype(np.uint8))
+
+
+@contextmanager
+def large_photos_allowed() -> Iterator[None]:
+    """Inside, Pillow opens photos of any size: `decode` has a limit of its own."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _draft(photo: Image.Image, num_bytes: int, image_size: int) -> int:
