@@ -8,9 +8,10 @@
 The images stay where they are. The default dataset, `synthetic`, is generated if it is not there yet.
 
 Writes to metadata/<dataset>/:
-    dataset.json        name, image root, protocol, seed, what was left out
+    dataset.json        name, image root, protocol, seed, how many files were left out for which reason
     image_paths.json    {image: {"item_id", "split", "camera"}}
     descriptions.json   {item_id: {"category", "color", "lines", "attributes"}}
+    left_out.csv        the files below the image root that are not used, and why
 """
 
 import os
@@ -29,6 +30,7 @@ from clipfh.datasets.hands11k import LAST_TRAIN_ID
 from clipfh.errors import InputError
 from clipfh.files import write_json
 from clipfh.names import require_name
+from clipfh.photo_files import account, count_reasons, write_left_out
 from clipfh.records import SPLITS, write_image_meta
 from clipfh.transforms import MAX_MEGAPIXELS
 
@@ -86,13 +88,15 @@ def main(config: Config) -> None:
             "seed": config.seed,
             "data_root": portable_path(data_root),
             "options": {**reader_options(config.dataset), **given},
-            "left_out": dataset.left_out,
+            "left_out": count_reasons(dataset.left_out),
+            "missing": count_reasons(dataset.missing),
         },
     )
     write_image_meta(metadata_dir / "image_paths.json", dataset.table)
     write_json(metadata_dir / "descriptions.json", descriptions_as_json(dataset))
+    write_left_out(metadata_dir / "left_out.csv", (*dataset.left_out, *dataset.missing))
     print_summary(dataset)
-    print(f"wrote dataset.json, image_paths.json and descriptions.json to {metadata_dir}")
+    print(f"wrote dataset.json, image_paths.json, descriptions.json and left_out.csv to {metadata_dir}")
 
 
 def portable_path(path: Path) -> str:
@@ -116,8 +120,15 @@ def print_summary(dataset: Dataset) -> None:
         print(f"{split:<10}{rows['item_id'].nunique():>12,}{len(rows):>10,}")
     print(f"{'all':<10}{dataset.table['item_id'].nunique():>12,}{len(dataset.table):>10,}")
     print(f"described: {len(descriptions_as_json(dataset)):,} identities")
-    for reason, count in dataset.left_out.items():
-        print(f"left out: {count:,} ({reason})")
+    print(account(len(dataset.table) - len(dataset.missing), dataset.left_out))
+    for note in dataset.notes:
+        print(f"note: {note}")
+    if dataset.missing:
+        image, reason = dataset.missing[0]
+        print(
+            f"note: {len(dataset.missing):,} of {len(dataset.table):,} listed images cannot be read, the first: "
+            f"{image} ({reason}). The stages stop at them, or go on without them with --skip_unreadable"
+        )
     if not (dataset.table["split"] == "val").any():
         print("note: fewer than 4 train identities, so none is held out to validate on")
 

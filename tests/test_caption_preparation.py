@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -59,6 +60,31 @@ def test_missing_and_unreadable_images_are_listed(raw, tmp_path, capsys):
     assert listed["3.jpg"] == "file not found" and "OSError" in listed["4.jpg"]
     said = capsys.readouterr().out
     assert "left out: 2 images or captions" in said and "left_out.csv" in said
+
+
+def test_photos_without_captions_and_images_that_are_no_files_are_counted(raw, tmp_path, capsys):
+    captions = {f"{number}.jpg": [f"shade {number}"] for number in range(9)}
+    write_captions(raw, {**captions, "pipe.jpg": ["a pipe"], "link.jpg": ["a link"], "deep/a.png": ["a card"]})
+    os.mkfifo(raw / "pipe.jpg")
+    (raw / "link.jpg").symlink_to("nowhere")
+    for folder in ("deep/er", "elsewhere"):  # what is elsewhere may be another dataset
+        (raw / folder).mkdir(parents=True)
+        Image.new("RGB", (20, 30)).save(raw / folder / "b.PNG")
+    Image.new("RGB", (20, 30)).save(raw / "deep" / "a.png")
+    (raw / "phone.heic").write_bytes(b"x")
+    data = prepare_captions("jsonl", raw, name="cards")
+    assert dict(data.left_out) == {
+        "9.jpg": "not in the captions",
+        "deep/er/b.PNG": "not in the captions",
+        "phone.heic": "cannot be opened here (.heic): convert them to JPEG",
+        "pipe.jpg": "not a regular file",
+        "link.jpg": "broken link",
+    }
+    assert len(data.images) + len(data.left_out) == 15  # every file but the list, and what is elsewhere
+    assert "    2 not in the captions\n" in capsys.readouterr().out
+    fewer = prepare_captions("jsonl", raw, name="fewer", sizes={"train": 5})
+    assert len(fewer.images) + len(fewer.left_out) == 15
+    assert "not drawn: more than were asked for" in dict(fewer.left_out).values()
 
 
 def test_most_images_missing_is_a_wrong_folder(raw):

@@ -197,8 +197,10 @@ def test_inference_captions_draws_and_redraws(project, trained, faces, tmp_path)
     photos.mkdir()
     shutil.copy(faces / "test" / "sad" / "0000.png", photos / "one.png")
     (photos / "two.jpg").write_text("no image")
+    os.mkfifo(photos / "pipe.png")
     result = run(project, INFERENCE, "--run_dir", trained, "--image", photos, "--results_dir", tmp_path, "--num", 2)
-    assert "left out 1 of 2 images" in result.stdout
+    assert "found 3 files: 1 used, 2 left out" in result.stdout
+    assert "left out: 1 (not a regular file), the first: pipe.png" in result.stdout
     (folder,) = tmp_path.glob("stage5_inference_*")
     assert list(read_json(folder / "captions.json")) == ["one.png"]
     assert {path.name for path in folder.iterdir()} == {"captions.json", "text_to_image.png", "image_to_image.png"}

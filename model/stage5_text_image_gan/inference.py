@@ -27,11 +27,11 @@ from dataset import recorded_faces, to_pixels, to_signed
 
 from clipfh.cli import option, run_script
 from clipfh.datasets.fer2013 import EMOTIONS
-from clipfh.datasets.layout import IMAGE_SUFFIXES, list_images
 from clipfh.errors import InputError
 from clipfh.files import write_json
 from clipfh.image_grid import image_grid_figure
 from clipfh.paths import RESULTS_DIR, display
+from clipfh.photo_files import account, find_photos, require_photos
 from clipfh.run import new_run_folder, pick_device
 from clipfh.transforms import decode
 
@@ -55,28 +55,27 @@ class Config:
 
 
 def read_photos(path: Path, image_size: int) -> tuple[list[str], np.ndarray]:
-    """Names and pixels (N, S, S, 3) of one photo or of a folder's; what cannot be read is said and left out.
+    """Names and pixels (N, S, S, 3) of one photo, or of all below a folder; what is left out is counted and said.
 
     Raises:
         InputError: nothing to read.
     """
     if path.is_dir():
-        files = [path / name for name in list_images(path)]
-    elif path.is_file():
-        files = [path]
+        folder, (found, left_out) = path, find_photos(path)
+    elif path.exists():
+        folder, found, left_out = path.parent, [path.name], []
     else:
         raise InputError(f"--image {path} does not exist")
     names, photos = [], []
-    for file in files:
+    for name in found:
         try:
-            photos.append(decode(file, image_size))
-            names.append(file.name)
+            photos.append(decode(folder / name, image_size))
+            names.append(name)
         except Exception as error:  # decoders raise anything
-            print(f"left out {file}: {type(error).__name__}")
-    if not photos:
-        raise InputError(f"--image {path}: no image can be read ({', '.join(IMAGE_SUFFIXES)}); {len(files)} were there")
-    if len(photos) < len(files):
-        print(f"left out {len(files) - len(photos)} of {len(files)} images that cannot be read")
+            left_out.append((name, f"cannot be decoded: {type(error).__name__}"))
+    if left_out:
+        print(account(len(names), left_out))
+    require_photos(path, names, left_out)
     return names, np.stack(photos)
 
 

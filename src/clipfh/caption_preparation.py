@@ -4,22 +4,22 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from clipfh.caption_readers import caption_files, read_captions
+from clipfh.caption_readers import RawCaptions, caption_files, read_captions
 from clipfh.captions import CaptionDataset, CaptionedImage, assign_splits, read_caption_dataset, write_caption_dataset
 from clipfh.clauses import clean_text
 from clipfh.datasets import caption_scenes
 from clipfh.errors import InputError
-from clipfh.files import read_json, write_text
+from clipfh.files import read_json
 from clipfh.paths import ROOT, display, metadata_dir
+from clipfh.photo_files import LeftOut, compare_with_list, file_problem, write_left_out
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens, says_something
-from clipfh.transforms import regular_file_size
 
 DATASETS = ("synthetic", "coco", "flickr8k", "flickr30k", "jsonl", "grocery")
 # Images of each split, None for all there are. COCO: the subset of 16,000 train and 4,000 held-out images; those that
@@ -85,9 +85,11 @@ def prepare_captions(
     raw = read_captions(raw_name, Path(data_root))
     cleaned, left_out = clean_captions(raw.images)
     images = tuple(assign_splits(cleaned, sizes, seed))
+    drawn = {image.image for image in images}
+    left_out += [(image.image, "not drawn: more than were asked for") for image in cleaned if image.image not in drawn]
     data = check_images(CaptionDataset(name, raw.image_dir, images, (*raw.left_out, *left_out)))
-    rows = pd.DataFrame(list(data.left_out), columns=["what", "reason"])
-    write_text(folder / "left_out.csv", rows.to_csv(index=False, lineterminator="\n"))
+    data = replace(data, left_out=(*data.left_out, *files_without_captions(raw)))
+    write_left_out(folder / "left_out.csv", data.left_out)
     write_caption_dataset(folder, data, source)
     say_what_there_is(data, folder)
     return data
@@ -96,6 +98,18 @@ def prepare_captions(
 def _fingerprint(path: Path) -> list[Any]:
     status = os.stat(path)
     return [display(path), status.st_size, status.st_mtime_ns]
+
+
+def files_without_captions(raw: RawCaptions) -> list[LeftOut]:
+    """(file, reason) of the files beside the captioned images, in the same folders, that the captions do not name.
+
+    Files directly in the image root count where an image lies there; folders of it that no caption names may be
+    anything, such as another dataset, and are not looked into.
+    """
+    named = [os.path.normpath(image.image) for image in raw.images]
+    folders = {image.split("/", 1)[0] if "/" in image else "" for image in named}
+    left_out, _ = compare_with_list(raw.image_dir, named, "the captions", folders=folders)
+    return [(file, reason) for file, reason in left_out if not reason.startswith("not a photo")]
 
 
 def clean_captions(images: Sequence[CaptionedImage]) -> tuple[list[CaptionedImage], list[tuple[str, str]]]:
@@ -113,7 +127,7 @@ def clean_captions(images: Sequence[CaptionedImage]) -> tuple[list[CaptionedImag
         for caption in image.captions:
             text = clean_text(caption)
             if not says_something(text):
-                left_out.append((image.image, f"empty caption {caption!r}"))
+                left_out.append((image.image, f"empty caption: {caption!r}"))
             elif text in texts:
                 left_out.append((image.image, f"caption twice: {text!r}"))
             texts.update({text: None} if says_something(text) else {})
@@ -134,14 +148,14 @@ def check_images(data: CaptionDataset) -> CaptionDataset:
     """
 
     def problem(image: CaptionedImage) -> str | None:
+        path = data.image_dir / image.image
+        if missing := file_problem(path):
+            return missing
         try:
-            regular_file_size(data.image_dir / image.image)
-            with Image.open(data.image_dir / image.image) as photo:
+            with Image.open(path) as photo:
                 photo.draft("RGB", (32, 32))  # a JPEG is read to its end, but not computed in full
                 photo.load()
             return None
-        except FileNotFoundError:
-            return "file not found"
         except Exception as error:  # a damaged file makes a decoder raise anything
             return f"{type(error).__name__}: {str(error).replace(str(data.image_dir), '')}"
 
@@ -174,3 +188,6 @@ def say_what_there_is(data: CaptionDataset, folder: Path) -> None:
         what, reason = data.left_out[0]
         listing = display(folder / "left_out.csv")
         print(f"  left out: {len(data.left_out):,} images or captions, the first: {what} ({reason}); all in {listing}")
+        kinds = Counter(reason.partition(":")[0] for _, reason in data.left_out)  # details follow the colon
+        for kind, count in kinds.most_common():
+            print(f"    {count:,} {kind}")

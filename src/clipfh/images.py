@@ -22,6 +22,7 @@ from clipfh.errors import InputError
 from clipfh.files import replace_atomically, write_json, write_text
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import display
+from clipfh.photo_files import file_problem
 from clipfh.transforms import MAX_MEGAPIXELS, TRANSFORM_VERSION, decode, large_photos_allowed
 
 BLOCK = 64  # images of a checksum: about 10 MB at 224 px
@@ -132,10 +133,10 @@ def _build_cache(
     def attempt(image: str) -> np.ndarray | str:
         try:
             return read(image)
-        except FileNotFoundError:
-            return "file not found"
         except Exception as error:  # a damaged file makes a decoder raise anything: SyntaxError, struct.error, ...
-            return f"{type(error).__name__}: {str(error).replace(image_dir, '')}"
+            return (
+                file_problem(Path(image_dir) / image) or f"{type(error).__name__}: {str(error).replace(image_dir, '')}"
+            )
 
     keep_freed_memory()
     unreadable: list[tuple[str, str]] = []

@@ -6,13 +6,13 @@ import pytest
 
 @pytest.fixture
 def touch() -> Callable[[Path, Iterable[str]], None]:
-    """Make empty files: readers list images, they do not open them."""
+    """Make files of one byte: readers list images, they do not open them."""
 
     def make(root: Path, names: Iterable[str]) -> None:
         for name in names:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+            path.write_bytes(b"x")
 
     return make
 

@@ -69,6 +69,19 @@ def test_unreadable_images_are_listed_and_left_out_on_demand(folder, tmp_path, c
     assert list(splits["train"].labels) == [0, 0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 6]
 
 
+def test_photos_deeper_down_are_used_and_others_counted(folder, tmp_path, capsys):
+    (folder / "train" / "happy" / "deep").mkdir()
+    (folder / "train" / "happy" / "0.png").rename(folder / "train" / "happy" / "deep" / "0.PNG")
+    for name in ("loose.jpg", "train/loose.jpg", "train/sad/a.heic", "train/sad/notes.txt"):
+        (folder / name).write_bytes(b"x")
+    (folder / "train" / "__MACOSX").mkdir()
+    splits = read(folder, tmp_path)
+    assert len(splits["train"]) == 14 and "train/happy/deep/0.PNG" in splits["train"].names
+    printed = capsys.readouterr().out
+    assert "found 26 files: 21 used, 5 left out" in printed
+    assert "left out: 2 (outside train/, val/ and test/<emotion>/), the first: loose.jpg" in printed
+
+
 def csv_lines():
     """Two train faces, one val and one test face of each emotion; a corner pixel of its own."""
     lines = ["emotion,pixels,Usage"]

@@ -4,6 +4,7 @@ import pytest
 
 from clipfh.datasets import Description, folder, read_dataset
 from clipfh.errors import InputError
+from clipfh.photo_files import HIDDEN, photo_suffixes
 
 
 @pytest.fixture
@@ -27,7 +28,13 @@ def test_reads_folders(root, items_by_split):
     counts = dataset.table.groupby(["split", "item_id"]).size()
     item = next(item for item in items["query"] if item != "mug")
     assert (counts["query", item], counts["gallery", item]) == (2, 3)
-    assert dataset.left_out == {"folders without an image": 1}
+    assert dict(dataset.left_out) == {
+        ".git": HIDDEN,
+        "mug/.hidden.jpg": HIDDEN,
+        "mug/notes.txt": "not a photo (.txt)",
+        "empty/x.txt": "not a photo (.txt)",
+    }
+    assert dataset.notes == ("1 folders have no photo that can be used, the first: empty",)
     assert dataset.descriptions == {}
 
 
@@ -96,3 +103,28 @@ def test_read_dataset_by_name(root):
         read_dataset("folder", root, aspect="dorsal_left")
     with pytest.raises(InputError, match="it has no options"):
         read_dataset("hd", root, aspect="dorsal_left")
+
+
+def test_every_photo_below_an_identity_is_its_own_whatever_its_suffix(tmp_path, touch):
+    suffixes = [suffix.upper() if number % 2 else suffix for number, suffix in enumerate(sorted(photo_suffixes()))]
+    photos = [f"mug/day{number % 3}/{number}{suffix}" for number, suffix in enumerate(suffixes)]
+    cups = ["cup/1.jpg", "cup/2.jpg"]
+    touch(tmp_path, [*photos, *cups, "loose.jpg", "cup/a.heic", "cup/b.HEIC", "cup/.DS_Store", "__MACOSX/mug/1.jpg"])
+    dataset = folder.read(tmp_path)
+    item_of = dict(zip(dataset.table["image"], dataset.table["item_id"], strict=True))
+    assert item_of == {**dict.fromkeys(photos, "mug"), **dict.fromkeys(cups, "cup")}
+    assert set(dataset.left_out) == {
+        ("loose.jpg", "beside the folders: of no identity"),
+        ("cup/a.heic", "cannot be opened here (.heic): convert them to JPEG"),
+        ("cup/b.HEIC", "cannot be opened here (.heic): convert them to JPEG"),
+        ("cup/.DS_Store", HIDDEN),
+        ("__MACOSX", HIDDEN),
+    }
+    (note,) = dataset.notes
+    assert note.startswith(f"{len(photos)} photos lie in folders of an identity's folder, the first: mug/day0/")
+
+
+def test_folders_of_splits_are_no_identities(tmp_path, touch):
+    touch(tmp_path, [f"{split}/{item}/{n}.jpg" for split in ("train", "Test") for item in "ab" for n in (1, 2)])
+    with pytest.raises(InputError, match="holds Test and train: splits, not identities"):
+        folder.read(tmp_path)

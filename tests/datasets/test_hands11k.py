@@ -1,7 +1,10 @@
+import shutil
+
 import pytest
 
 from clipfh.datasets import hands11k
 from clipfh.errors import InputError
+from clipfh.photo_files import count_reasons
 
 HEADER = "id,age,gender,skinColor,accessories,nailPolish,aspectOfHand,imageName,irregularities"
 
@@ -33,6 +36,8 @@ def write_info(root, rows, header=HEADER):
 @pytest.fixture
 def root(tmp_path):
     write_info(tmp_path, hand_info())
+    for row in hand_info():
+        (tmp_path / "Hands" / row.split(",")[7]).write_bytes(b"x")
     return tmp_path
 
 
@@ -46,10 +51,21 @@ def test_split_by_threshold(root, items_by_split):
     counts = dataset.table.groupby(["item_id", "split"]).size()
     assert counts["1051", "gallery"] == 1
     assert counts["1051", "query"] == 2
-    assert dataset.left_out == {"another aspect than dorsal_right": 3, "hand with accessories": 1}
+    assert count_reasons(dataset.left_out) == {"another aspect than dorsal_right": 3, "hand with accessories": 1}
+    assert dataset.missing == ()
     assert dataset.random_protocol == "one_gallery"
     assert dataset.image_dir == root / "Hands"
     assert "Hand_0000001.jpg" in set(dataset.table["image"])
+
+
+def test_files_and_list_are_compared(root):
+    (root / "Hands" / "Hand_0000001.jpg").unlink()
+    (root / "Hands" / "Hand_0000002.jpg").write_bytes(b"")
+    (root / "Hands" / "Hand_9.JPG").write_bytes(b"x")
+    dataset = hands11k.read(root)
+    assert dataset.missing == (("Hand_0000001.jpg", "file not found"), ("Hand_0000002.jpg", "empty file"))
+    assert {"Hand_0000001.jpg", "Hand_0000002.jpg"} <= set(dataset.table["image"])  # the protocol names them
+    assert ("Hand_9.JPG", "not in HandInfo.csv") in dataset.left_out
 
 
 def test_other_aspect(root, items_by_split):
@@ -116,6 +132,6 @@ def test_missing_parts(root, tmp_path):
     (root / "HandInfo.csv").unlink()
     with pytest.raises(InputError, match=r"(?s)HandInfo\.csv does not exist.*Hands/Hand_0000002"):
         hands11k.read(root)
-    (root / "Hands").rmdir()
+    shutil.rmtree(root / "Hands")
     with pytest.raises(InputError, match=r"Hands does not exist"):
         hands11k.read(root)

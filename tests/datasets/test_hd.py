@@ -2,6 +2,7 @@ import pytest
 
 from clipfh.datasets import hd
 from clipfh.errors import InputError
+from clipfh.photo_files import HIDDEN
 
 
 @pytest.fixture
@@ -27,6 +28,19 @@ def test_splits_and_distractors(root, items_by_split):
     assert dataset.image_dir == root / "Original Images"
     assert {"1-501/1_1.jpg", "502-712/502_1.jpg", "1-501/500_1.JPG"} <= set(dataset.table["image"])
     assert len(dataset.table) == 38
+    assert dataset.left_out == (("1-501/Thumbs.db", HIDDEN),)
+
+
+def test_photos_that_are_not_used_are_counted(root, touch):
+    touch(root / "Original Images", ["1-501/hand.jpg", "1-501/deeper/9_1.tiff", "loose.jpg", "extra/1_1.jpg"])
+    dataset = hd.read(root)
+    assert "1-501/deeper/9_1.tiff" in set(dataset.table["image"])
+    assert dict(dataset.left_out) == {
+        "1-501/Thumbs.db": HIDDEN,
+        "1-501/hand.jpg": "name not of the form 1_1.jpg (subject number, underscore, anything)",
+        "loose.jpg": "outside 1-501 and 502-712",
+        "extra/1_1.jpg": "outside 1-501 and 502-712",
+    }
 
 
 def test_numbers_with_leading_zeros_are_the_same_subject(root, touch, items_by_split):
@@ -38,12 +52,12 @@ def test_numbers_with_leading_zeros_are_the_same_subject(root, touch, items_by_s
 def test_bad_input(root, touch):
     with pytest.raises(InputError, match="does not exist"):
         hd.read(root / "nowhere")
-    touch(root / "Original Images", ["1-501/hand.jpg"])
-    with pytest.raises(InputError, match=r"1-501/hand\.jpg: the name does not begin with a subject number"):
-        hd.read(root)
     for path in (root / "Original Images" / "502-712").iterdir():
         path.unlink()
+    touch(root / "Original Images", ["502-712/hand.jpg"])
+    with pytest.raises(InputError, match=r"502-712 has no photo that can be used \(1 name not of the form 1_1\.jpg"):
+        hd.read(root)
+    (root / "Original Images" / "502-712" / "hand.jpg").unlink()
     (root / "Original Images" / "502-712").rmdir()
-    (root / "Original Images" / "1-501" / "hand.jpg").unlink()
     with pytest.raises(InputError, match=r"(?s)502-712 does not exist.*Original Images/502-712/502_1\.jpg"):
         hd.read(root)

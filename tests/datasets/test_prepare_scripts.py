@@ -35,6 +35,9 @@ def contents(folder):
 @pytest.fixture
 def photos(tmp_path, touch):
     root = tmp_path / "photos"
+    touch(root, ["item 3/phone.heic"])
+    (root / "item 4").mkdir()
+    (root / "item 4" / "empty.jpg").touch()
     touch(root, [f"item {n}/{photo}.jpg" for n in range(12) for photo in range(4)])
     (root / "prompts.json").write_text('{"item 3": "a red mug"}')
     return root
@@ -45,7 +48,7 @@ def test_prepare_then_split(photos, tmp_path):
     prepare = [PREPARE, "--dataset", "folder", "--data_root", "photos", "--metadata_dir", "meta", "--seed", 3]
     result = start(*prepare, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert sorted(contents(meta)) == ["dataset.json", "descriptions.json", "image_paths.json"]
+    assert sorted(contents(meta)) == ["dataset.json", "descriptions.json", "image_paths.json", "left_out.csv"]
     dataset = json.loads((meta / "dataset.json").read_text())
     assert dataset == {
         "name": "folder",
@@ -55,7 +58,8 @@ def test_prepare_then_split(photos, tmp_path):
         "seed": 3,
         "data_root": str(photos),
         "options": {"test_fraction": 0.5},
-        "left_out": {},
+        "left_out": {"cannot be opened here (.heic): convert them to JPEG": 1, "empty file": 1},
+        "missing": {},
     }
     assert json.loads((meta / "descriptions.json").read_text()) == {
         "item 3": {"category": "", "color": "", "lines": ["a red mug"], "attributes": []}
@@ -64,6 +68,13 @@ def test_prepare_then_split(photos, tmp_path):
     assert rows["val"] == ["2", "8"]
     assert rows["query"] == ["6", "12"]
     assert rows["all"] == ["12", "48"]
+
+    assert "found 50 files: 48 used, 2 left out\n" in result.stdout
+    assert "left out: 1 (empty file), the first: item 4/empty.jpg\n" in result.stdout
+    assert (meta / "left_out.csv").read_text().splitlines()[1:] == [
+        "item 3/phone.heic,cannot be opened here (.heic): convert them to JPEG",
+        "item 4/empty.jpg,empty file",
+    ]
 
     split = [MAKE_SPLITS, "--dataset", "folder", "--meta_dir", "meta"]
     result = start(*split, cwd=tmp_path)

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from clipfh.errors import InputError
+from clipfh.photo_files import LeftOut
 
 DATASET_NAMES = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")  # each a module here
 
@@ -39,7 +40,11 @@ class Dataset:
         exclude_same_camera: whether the protocol leaves the query's own camera (or occasion) out of its gallery.
         random_protocol: how script 05 draws the random splits (see `clipfh.splits`): "half" of an identity's test
             photos are queries, or one photo of each identity is the gallery ("one_gallery").
-        left_out: how many raw images were left out, by reason; printed by script 00.
+        left_out: (file, reason) of every file below the image root that is not in the table, so that what is used and
+            what is left out add up to what is there; script 00 counts and lists them.
+        missing: (image, reason) of images that the raw dataset's list names, but that are not there. They stay in the
+            table, as leaving them out would change the protocol: whatever decodes them stops, unless told to go on.
+        notes: what else a user may not expect.
     """
 
     name: str
@@ -48,7 +53,9 @@ class Dataset:
     descriptions: dict[str, Description] = field(default_factory=dict)
     exclude_same_camera: bool = False
     random_protocol: str = "half"
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    missing: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read_dataset(name: str, data_root: Path, *, seed: int = 0, **options: Any) -> Dataset:

@@ -1,6 +1,6 @@
 """FER2013: faces of seven emotions, as folders of images or as the challenge's CSV. N: faces, S: image size in pixels.
 
-    ROOT/train/<emotion>/<any name>.jpg       ROOT/test/<emotion>/<any name>.jpg
+    ROOT/train/<emotion>/<any name>.jpg       ROOT/test/<emotion>/<any name>.jpg       (or .png and others, or deeper)
     fer2013.csv with the columns emotion (0..6), pixels (48 x 48 grey values), Usage
 
 Source: Goodfellow et al. 2013, "Challenges in Representation Learning".
@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from clipfh.datasets.layout import IMAGE_SUFFIXES, list_images
 from clipfh.errors import InputError
 from clipfh.images import drop_unreadable, load_pixels
+from clipfh.photo_files import HIDDEN, account, find_photos, name_problem
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 CSV_EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # by the number in the file
@@ -99,19 +99,26 @@ def read_faces(
 
 
 def _list_folder(root: Path) -> pd.DataFrame:
-    """A row an image: image (path below the root), emotion, split."""
+    """A row an image: image (path below the root), emotion, split. What is left out is counted and printed."""
+    photos, left_out = find_photos(root)
     rows = []
     for split in ("train", "val", "test"):
-        for folder in sorted(path for path in (root / split).glob("*") if path.is_dir() and path.name[0] != "."):
+        for folder in sorted(
+            path for path in (root / split).glob("*") if path.is_dir() and name_problem(path.name) != HIDDEN
+        ):
             if folder.name not in EMOTIONS:
                 raise InputError(f"{folder}: unknown emotion {folder.name!r}; the folders are {', '.join(EMOTIONS)}")
-            images = list_images(folder)
+            images = [photo for photo in photos if photo.startswith(f"{split}/{folder.name}/")]
             if not images:
-                raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-            rows += [(f"{split}/{folder.name}/{name}", folder.name, split) for name in images]
+                raise InputError(f"{folder} holds no image that can be used")
+            rows += [(image, folder.name, split) for image in images]
     table = pd.DataFrame(rows, columns=["image", "emotion", "split"])
     if not (table["split"] == "train").any():
         raise InputError(f"{root} has no folder train/<emotion>/ with images; the emotions are {', '.join(EMOTIONS)}")
+    used = set(table["image"])
+    left_out += [(photo, "outside train/, val/ and test/<emotion>/") for photo in photos if photo not in used]
+    if left_out:
+        print(account(len(used), left_out))
     return table
 
 

@@ -1,28 +1,34 @@
 """Any user's own data: a folder of photos for each identity.
 
-Raw layout below the data root: see `LAYOUT`. The name of a folder is the item id. `prompts.json` may say something of
-some or all identities: `{item_id: "a red mug"}`, or a list of texts instead of one.
+Raw layout below the data root: see `LAYOUT`. The name of a folder is the item id; photos in folders below it are of the
+same identity, and photos beside the folders are of nobody. `prompts.json` may say something of some or all identities:
+`{item_id: "a red mug"}`, or a list of texts instead of one.
 
 Protocol: half of the identities (or another `test_fraction`) are test, the others train; 10% of the train identities,
 at least two of four or more, are held out as val. In the official split floor(n / 2) of the n photos of a test identity
 are queries and the rest gallery; the only photo of an identity goes to the gallery. All draws are seeded.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from clipfh.datasets import Dataset, Description
-from clipfh.datasets.layout import IMAGE_SUFFIXES, list_images, read_raw_json, require_folder
+from clipfh.datasets.layout import read_raw_json, require_folder
 from clipfh.errors import InputError
+from clipfh.photo_files import HIDDEN, LeftOut, find_photos, name_problem, require_photos
 from clipfh.records import make_table, normal_id
 from clipfh.splits import VAL_FRACTION, assign_val_identities, split_test_images
 
-LAYOUT = f"""\
-    DATA_ROOT/<item_id>/<any name>{{{",".join(IMAGE_SUFFIXES)}}}
-    DATA_ROOT/prompts.json    (optional: {{"<item_id>": "a red mug"}})"""
+LAYOUT = """\
+    DATA_ROOT/<item_id>/<any name>.jpg    (or .png, .webp, .tif and others; folders below <item_id> as you like)
+    DATA_ROOT/prompts.json                (optional: {"<item_id>": "a red mug"})"""
 
 PROTOCOL = "half"
+PROMPTS = "prompts.json"
+# folders of these names alone are the splits of another layout
+SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "query", "gallery"))
 
 
 def read(data_root: Path, *, seed: int = 0, test_fraction: float = 0.5) -> Dataset:
@@ -35,19 +41,20 @@ def read(data_root: Path, *, seed: int = 0, test_fraction: float = 0.5) -> Datas
             trained on.
 
     Raises:
-        InputError: a missing folder, fewer than two identities, no test identity with two photos, malformed prompts.
+        InputError: a missing folder, fewer than two identities, folders of splits in their place, no test identity with
+            two photos, malformed prompts.
     """
     if not 0 < test_fraction < 1:
         raise InputError(f"test_fraction must lie between 0 and 1, not be {test_fraction}")
     data_root = require_folder(Path(data_root), LAYOUT)
-    images_per_identity, num_empty = _list_identities(data_root)
+    images_per_identity, left_out = _list_identities(data_root)
     item_ids = sorted(images_per_identity)
     if len(item_ids) < 2:
         raise InputError(
             f"{data_root} has {len(item_ids)} folders with images; at least 2 identities are needed. "
             f"The expected layout is:\n{LAYOUT}"
         )
-    descriptions = _read_prompts(data_root / "prompts.json", images_per_identity)
+    descriptions = _read_prompts(data_root / PROMPTS, images_per_identity)
 
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(item_ids))
@@ -72,28 +79,49 @@ def read(data_root: Path, *, seed: int = 0, test_fraction: float = 0.5) -> Datas
         table=make_table(rows),
         descriptions=descriptions,
         random_protocol=PROTOCOL,
-        left_out={"folders without an image": num_empty} if num_empty else {},
+        left_out=tuple(left_out),
+        notes=tuple(_notes(data_root, images_per_identity)),
     )
 
 
-def _list_identities(data_root: Path) -> tuple[dict[str, list[str]], int]:
-    """Item id to images, and how many folders have none; hidden folders are not looked into."""
-    images_per_identity = {}
-    num_empty = 0
-    for folder in sorted(data_root.iterdir()):
-        if folder.name.startswith(".") or not folder.is_dir():
-            continue
-        names = list_images(folder)
-        if names:
-            item_id = normal_id(folder.name)
-            if item_id in images_per_identity:
-                raise InputError(
-                    f"{data_root}: two folders are called {item_id!r}, with composed and decomposed letters; rename one"
-                )
-            images_per_identity[item_id] = [f"{folder.name}/{name}" for name in names]
+def _list_identities(data_root: Path) -> tuple[dict[str, list[str]], list[LeftOut]]:
+    """Item id to images, and what is left out."""
+    photos, left_out = find_photos(data_root)
+    left_out = [entry for entry in left_out if entry[0] != PROMPTS]
+    images_per_identity: dict[str, list[str]] = {}
+    folder_of: dict[str, str] = {}
+    for photo in photos:
+        folder, slash, _ = photo.partition("/")
+        item_id = normal_id(folder)
+        if slash and folder_of.setdefault(item_id, folder) != folder:
+            raise InputError(
+                f"{data_root}: two folders are called {item_id!r}, with composed and decomposed letters; rename one"
+            )
+        if slash:
+            images_per_identity.setdefault(item_id, []).append(photo)
         else:
-            num_empty += 1
-    return images_per_identity, num_empty
+            left_out.append((photo, "beside the folders: of no identity"))
+    require_photos(data_root, photos, left_out)
+    if len(images_per_identity) > 1 and {item_id.lower() for item_id in images_per_identity} <= SPLIT_NAMES:
+        raise InputError(
+            f"{data_root} holds {' and '.join(sorted(images_per_identity))}: splits, not identities. They are drawn "
+            "here, so give a --data_root that has one folder an identity"
+        )
+    return images_per_identity, sorted(left_out)
+
+
+def _notes(data_root: Path, images_per_identity: dict[str, list[str]]) -> Iterator[str]:
+    """What is as the layout allows, but perhaps not as it was meant."""
+    deeper = [image for images in images_per_identity.values() for image in images if image.count("/") > 1]
+    if deeper:
+        item_id = deeper[0].partition("/")[0]
+        yield f"{len(deeper):,} photos lie in folders of an identity's folder, the first: {deeper[0]} is of {item_id}"
+    folders = {
+        normal_id(path.name) for path in data_root.iterdir() if path.is_dir() and name_problem(path.name) != HIDDEN
+    }
+    empty = sorted(folders - images_per_identity.keys())
+    if empty:
+        yield f"{len(empty):,} folders have no photo that can be used, the first: {empty[0]}"
 
 
 def _read_prompts(path: Path, images_per_identity: dict[str, list[str]]) -> dict[str, Description]:

@@ -21,6 +21,7 @@ import numpy as np
 from clipfh.datasets import Dataset, Description
 from clipfh.datasets.layout import read_raw_csv, read_raw_lines, read_raw_text, require_folder
 from clipfh.errors import InputError
+from clipfh.photo_files import compare_with_list
 from clipfh.records import make_table
 from clipfh.splits import VAL_FRACTION, assign_val_identities
 
@@ -65,12 +66,17 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
             else:
                 split = "query" if occasion == "test" else "gallery"
             rows.append((image, item_id, split, occasion))
+    left_out, missing = compare_with_list(data_root, (row[0] for row in rows), "train.txt, val.txt or test.txt")
+    read_too = {"classes.csv", *(f"{name}.txt" for name in OCCASION_OF_LIST)}
+    read_too |= {product[DESCRIPTION_PATH].lstrip("/") for product in products.values()}
     return Dataset(
         name="grocery",
         image_dir=data_root,
         table=make_table(rows),
         descriptions={product[NAME]: _describe(data_root, product) for product in products.values()},
         exclude_same_camera=True,
+        left_out=tuple(entry for entry in left_out if entry[0] not in read_too),
+        missing=tuple(missing),
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from clipfh.datasets import Dataset, Description
 from clipfh.datasets.layout import read_raw_csv, require_folder
 from clipfh.errors import InputError
+from clipfh.photo_files import compare_with_list
 from clipfh.records import make_table
 from clipfh.splits import VAL_FRACTION, assign_val_identities, split_test_images
 
@@ -28,6 +29,7 @@ LAYOUT = """\
     DATA_ROOT/HandInfo.csv
     DATA_ROOT/Hands/Hand_0000002.jpg"""
 
+INFO = "HandInfo.csv"
 COLUMNS = (
     "id",
     "age",
@@ -61,12 +63,12 @@ def read(data_root: Path, *, seed: int = 0, aspect: Aspect = "dorsal_right") -> 
         raise InputError(f"unknown aspect {aspect!r}; the aspects are {', '.join(LAST_TRAIN_ID)}")
     image_dir = require_folder(require_folder(Path(data_root), LAYOUT) / "Hands", LAYOUT)
     photos: dict[str, list[dict[str, str]]] = {}  # item id to the rows of its photos
-    left_out: Counter[str] = Counter()
-    for row in _read_hand_info(Path(data_root) / "HandInfo.csv"):
+    reasons: dict[str, str] = {}  # photos of the list that are not used
+    for row in _read_hand_info(Path(data_root) / INFO):
         if row["aspectOfHand"].replace(" ", "_") != aspect:
-            left_out[f"another aspect than {aspect}"] += 1
+            reasons[row["imageName"]] = f"another aspect than {aspect}"
         elif row["accessories"] != "0":
-            left_out["hand with accessories"] += 1
+            reasons[row["imageName"]] = "hand with accessories"
         else:
             photos.setdefault(row["id"], []).append(row)
 
@@ -78,13 +80,15 @@ def read(data_root: Path, *, seed: int = 0, aspect: Aspect = "dorsal_right") -> 
         (image, item_id, "val" if item_id in val_ids else "train", "") for item_id in train for image in train[item_id]
     ]
     rows += split_test_images(test, PROTOCOL, np.random.default_rng(seed))
+    left_out, missing = compare_with_list(image_dir, (row[0] for row in rows), INFO, reasons=reasons)
     return Dataset(
         name="hands11k",
         image_dir=image_dir,
         table=make_table(rows),
         descriptions={item_id: describe(photos[item_id], aspect) for item_id in sorted(photos, key=int)},
         random_protocol=PROTOCOL,
-        left_out=dict(sorted(left_out.items())),
+        left_out=tuple(left_out),
+        missing=tuple(missing),
     )
 
 

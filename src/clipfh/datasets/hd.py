@@ -3,7 +3,8 @@
 Source: Kumar, Xu, "Personal Identification Using Minor Knuckle Patterns From Palm Dorsal Surface", IEEE Transactions
 on Information Forensics and Security, 2016; https://www4.comp.polyu.edu.hk/~csajaykr/knuckleV2.htm
 
-Raw layout below the data root: see `LAYOUT`. A file name begins with the subject's number and an underscore.
+Raw layout below the data root: see `LAYOUT`. A file name begins with the subject's number and an underscore;
+what is named otherwise is left out.
 
 Protocol of Baisa et al., "Hand-Based Person Identification using Global and Part-Aware Deep Feature Representation
 Learning" (2021): subjects up to 447 are train, the rest of 1-501 test; ten Monte Carlo splits, in each of which one
@@ -18,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from clipfh.datasets import Dataset, Description
-from clipfh.datasets.layout import list_images, require_folder
-from clipfh.errors import InputError
+from clipfh.datasets.layout import require_folder
+from clipfh.photo_files import LeftOut, find_photos, require_photos
 from clipfh.records import make_table
 from clipfh.splits import VAL_FRACTION, assign_val_identities, split_test_images
 
@@ -40,11 +41,16 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
         seed: chooses the val subjects and the official split.
 
     Raises:
-        InputError: a missing folder, or an image whose name does not begin with a number and an underscore.
+        InputError: a missing folder, or one without an image whose name begins with a number and an underscore.
     """
     image_dir = require_folder(Path(data_root), LAYOUT) / "Original Images"
-    subjects = _list_subjects(image_dir / SUBJECTS)
-    distractors = _list_subjects(image_dir / DISTRACTORS)
+    for folder in (SUBJECTS, DISTRACTORS):
+        require_folder(image_dir / folder, LAYOUT)
+    photos, left_out = find_photos(image_dir)
+    subjects = _group_by_subject(image_dir, SUBJECTS, photos, left_out)
+    distractors = _group_by_subject(image_dir, DISTRACTORS, photos, left_out)
+    outside = f"outside {SUBJECTS} and {DISTRACTORS}"
+    left_out += [(photo, outside) for photo in photos if photo.partition("/")[0] not in (SUBJECTS, DISTRACTORS)]
     train = {str(subject): images for subject, images in subjects.items() if subject <= LAST_TRAIN_SUBJECT}
     test = {str(subject): images for subject, images in subjects.items() if subject > LAST_TRAIN_SUBJECT}
     val_ids = assign_val_identities(train, VAL_FRACTION, seed)
@@ -64,18 +70,19 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
         table=table,
         descriptions=dict.fromkeys(sorted(set(table["item_id"])), hand),
         random_protocol=PROTOCOL,
+        left_out=tuple(sorted(left_out)),
     )
 
 
-def _list_subjects(folder: Path) -> dict[int, list[str]]:
-    """Subject number to its images, relative to the folder above."""
+def _group_by_subject(image_dir: Path, folder: str, photos: list[str], left_out: list[LeftOut]) -> dict[int, list[str]]:
+    """Subject number to its images among the `photos` in `folder`; those without a number are added to `left_out`."""
     images_per_subject: dict[int, list[str]] = {}
-    for name in list_images(require_folder(folder, LAYOUT)):
-        match = re.match(r"(\d+)_", name)
-        if match is None:
-            raise InputError(
-                f"{folder / name}: the name does not begin with a subject number and an underscore (1_1.jpg); "
-                "rename the file or move it away"
-            )
-        images_per_subject.setdefault(int(match[1]), []).append(f"{folder.name}/{name}")
+    for photo in photos:
+        if photo.startswith(f"{folder}/"):
+            match = re.match(r"([0-9]{1,9})_", photo.rpartition("/")[2])
+            if match is None:
+                left_out.append((photo, "name not of the form 1_1.jpg (subject number, underscore, anything)"))
+            else:
+                images_per_subject.setdefault(int(match[1]), []).append(photo)
+    require_photos(image_dir / folder, images_per_subject, [e for e in left_out if e[0].startswith(f"{folder}/")])
     return images_per_subject

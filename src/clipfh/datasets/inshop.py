@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from clipfh.datasets import Dataset, Description
 from clipfh.datasets.layout import read_raw_json, read_raw_lines, require_folder
 from clipfh.errors import InputError
+from clipfh.photo_files import compare_with_list
 from clipfh.records import make_table
 from clipfh.splits import VAL_FRACTION, assign_val_identities
 
@@ -26,6 +27,7 @@ LAYOUT = """\
     DATA_ROOT/Eval/list_eval_partition.txt
     DATA_ROOT/Anno/list_description_inshop.json"""
 
+PARTITION = "list_eval_partition.txt"
 STATUSES = ("train", "query", "gallery")
 HEADER = ["image_name", "item_id", "evaluation_status"]
 
@@ -49,7 +51,7 @@ def read(data_root: Path, *, seed: int = 0, image_version: ImageVersion | None =
         InputError: a missing file or folder, or a malformed line.
     """
     data_root = require_folder(Path(data_root), LAYOUT)
-    rows = _read_partition(data_root / "Eval" / "list_eval_partition.txt")
+    rows = _read_partition(data_root / "Eval" / PARTITION)
     descriptions = _read_descriptions(data_root / "Anno" / "list_description_inshop.json")
     image_folder = _find_image_folder(data_root, image_version)
     val_ids = assign_val_identities((item_id for _, item_id, status in rows if status == "train"), VAL_FRACTION, seed)
@@ -61,6 +63,9 @@ def read(data_root: Path, *, seed: int = 0, image_version: ImageVersion | None =
         split = "val" if item_id in val_ids and status == "train" else status
         table_rows.append((image_folder.name + image.removeprefix("img"), item_id, split, ""))
     nothing: dict[str, Any] = {"color": "", "lines": ()}
+    left_out, missing = compare_with_list(
+        image_folder.parent, (row[0] for row in table_rows), PARTITION, folders=(image_folder.name,)
+    )
     return Dataset(
         name="inshop",
         image_dir=image_folder.parent,
@@ -69,6 +74,8 @@ def read(data_root: Path, *, seed: int = 0, image_version: ImageVersion | None =
             item_id: Description(category=category_per_item[item_id], **descriptions.get(item_id, nothing))
             for item_id in sorted(category_per_item)
         },
+        left_out=tuple(left_out),
+        missing=tuple(missing),
     )
 
 

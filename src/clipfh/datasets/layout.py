@@ -2,15 +2,12 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from clipfh.errors import InputError
 from clipfh.files import json_problem, text_lines
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def require_folder(path: Path, layout: str) -> Path:
@@ -27,16 +24,6 @@ def require_file(path: Path, layout: str) -> Path:
         problem = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"the file {path} {problem}. Give another --data_root, or make this layout:\n{layout}")
     return path
-
-
-def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-    """Names of the image files directly in `folder`, sorted; hidden files are no images."""
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(suffixes) and not entry.name.startswith(".") and entry.is_file()
-        )
 
 
 def read_raw_text(path: Path, layout: str) -> str:

@@ -4,7 +4,7 @@ Source: Zheng, Shen, Tian, Wang, Wang, Tian, "Scalable Person Re-identification:
 https://zheng-lab-anu.github.io/Project/project_reid.html
 
 Raw layout below the data root (the folder `Market-1501-v15.09.15` of the archive): see `LAYOUT`. A file name is
-`<person>_c<camera>s<sequence>_<frame>_<box>.jpg`.
+`<person>_c<camera>s<sequence>_<frame>_<box>`, with the suffix of any photo; what is named otherwise is left out.
 
 Protocol: 751 train persons with 12,936 images; 3,368 queries of 750 other persons. In `bounding_box_test`, person -1 is
 junk (left out: it counts neither for nor against) and person 0 a distractor, a box without a person (kept in the
@@ -16,8 +16,8 @@ import re
 from pathlib import Path
 
 from clipfh.datasets import Dataset, Description
-from clipfh.datasets.layout import list_images, require_folder
-from clipfh.errors import InputError
+from clipfh.datasets.layout import require_folder
+from clipfh.photo_files import find_photos, require_photos
 from clipfh.records import make_table
 from clipfh.splits import VAL_FRACTION, assign_val_identities
 
@@ -27,7 +27,7 @@ LAYOUT = """\
     DATA_ROOT/bounding_box_test/0001_c1s1_001051_03.jpg    (so too -1_c1s1_000401_03.jpg, 0000_c1s1_000151_01.jpg)"""
 
 SPLIT_OF_FOLDER = {"bounding_box_train": "train", "query": "query", "bounding_box_test": "gallery"}
-FILE_NAME = re.compile(r"(?P<person>-1|\d+)_c(?P<camera>\d+)s\d+_\d+_\d+\.jpg", re.IGNORECASE)
+FILE_NAME = re.compile(r"(?P<person>-1|\d+)_c(?P<camera>\d+)s\d+_\d+_\d+\.\w+", re.IGNORECASE)
 JUNK, DISTRACTOR = "-1", "0000"
 
 
@@ -39,27 +39,29 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
         seed: chooses the val persons.
 
     Raises:
-        InputError: a missing folder, or an image whose name is not of the form above.
+        InputError: a missing folder, or one without an image whose name is of the form above.
     """
     data_root = require_folder(Path(data_root), LAYOUT)
+    for folder in SPLIT_OF_FOLDER:
+        require_folder(data_root / folder, LAYOUT)
+    photos, left_out = find_photos(data_root)
     rows = []
-    num_junk = 0
+    for photo in photos:
+        folder, _, name = photo.partition("/")
+        match = FILE_NAME.fullmatch(name.rpartition("/")[2])
+        if folder not in SPLIT_OF_FOLDER:
+            left_out.append((photo, f"outside {', '.join(SPLIT_OF_FOLDER)}"))
+        elif match is None:
+            left_out.append((photo, "name not of the form 0002_c1s1_000451_03.jpg"))
+        elif match["person"] == JUNK:
+            left_out.append((photo, "junk box (person -1)"))
+        else:
+            rows.append((photo, f"{int(match['person']):04d}", SPLIT_OF_FOLDER[folder], f"c{match['camera']}"))
     for folder, split in SPLIT_OF_FOLDER.items():
-        for name in list_images(require_folder(data_root / folder, LAYOUT), suffixes=(".jpg",)):
-            match = FILE_NAME.fullmatch(name)
-            if match is None:
-                raise InputError(
-                    f"{data_root / folder / name}: the name is not of the form 0002_c1s1_000451_03.jpg; "
-                    "rename the file or move it away"
-                )
-            if match["person"] == JUNK:
-                num_junk += 1
-            else:
-                rows.append((f"{folder}/{name}", f"{int(match['person']):04d}", split, f"c{match['camera']}"))
+        here = [entry for entry in left_out if entry[0].startswith(f"{folder}/")]
+        require_photos(data_root / folder, [row for row in rows if row[2] == split], here)
     of_persons = {person for _, person, split, _ in rows if split != "gallery"}
-    without_person = {DISTRACTOR} - of_persons
-    if DISTRACTOR in of_persons:
-        print(f"note: {DISTRACTOR} is a person here, not a box without one: it is in train or query")
+    notes = [f"{DISTRACTOR} is a person here, not a box without one: it is in train or query"]
     val_ids = assign_val_identities((person for _, person, split, _ in rows if split == "train"), VAL_FRACTION, seed)
     return Dataset(
         name="market1501",
@@ -69,8 +71,10 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
             for image, person, split, camera in rows
         ),
         descriptions={
-            person: Description(category="person") for person in sorted({row[1] for row in rows} - without_person)
+            person: Description(category="person")
+            for person in sorted({row[1] for row in rows} - ({DISTRACTOR} - of_persons))
         },
         exclude_same_camera=True,
-        left_out={"junk boxes (person -1)": num_junk} if num_junk else {},
+        left_out=tuple(sorted(left_out)),
+        notes=tuple(notes) if DISTRACTOR in of_persons else (),
     )
