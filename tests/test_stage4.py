@@ -206,12 +206,14 @@ def test_bad_captions_are_refused_with_their_place(project, photos, tmp_path):
     lines = [json.loads(line) for line in (photos / "captions.jsonl").read_text().splitlines()]
     write(root, lines[:3])
     project.refused(STAGE4, *flags, *out, says=["broken has 1 train image"])
+    renamed = lines[6]["image"]
     lines[5]["captions"], lines[6]["image"] = [], "photos/gone.jpg"
     write(root, lines)
     result = project.server.run(PREPARE4, *flags[:-2])
-    assert result.returncode == 0 and "left out: 2 images or captions" in result.stdout, result.stderr
+    assert result.returncode == 0 and "left out: 3 images or captions" in result.stdout, result.stderr
     listed = (project.root / "metadata/broken/left_out.csv").read_text()
     assert "image without a caption" in listed and "photos/gone.jpg,file not found" in listed
+    assert f"{renamed},not in the captions" in listed
 
 
 def test_weights_and_models_that_cannot_be_had_name_the_way_out(project, photos, stage4, tmp_path):
