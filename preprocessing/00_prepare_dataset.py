@@ -8,7 +8,7 @@
 The images stay where they are. The default dataset, `synthetic`, is generated if it is not there yet.
 
 Writes to metadata/<dataset>/:
-    dataset.json        name, image root, protocol, seed, how many files were left out for which reason
+    dataset.json        name, image root, protocol, seed, how many photos were left out for which reason
     image_paths.json    {image: {"item_id", "split", "camera"}}
     descriptions.json   {item_id: {"category", "color", "lines", "attributes"}}
     left_out.csv        the files below the image root that are not used, and why
@@ -30,7 +30,7 @@ from clipfh.datasets.hands11k import LAST_TRAIN_ID
 from clipfh.errors import InputError
 from clipfh.files import write_json
 from clipfh.names import require_name
-from clipfh.photo_files import account, count_reasons, write_left_out
+from clipfh.photo_files import account, count_reasons, meant_as_photos, write_left_out
 from clipfh.records import SPLITS, write_image_meta
 from clipfh.transforms import MAX_MEGAPIXELS
 
@@ -88,7 +88,8 @@ def main(config: Config) -> None:
             "seed": config.seed,
             "data_root": portable_path(data_root),
             "options": {**reader_options(config.dataset), **given},
-            "left_out": count_reasons(dataset.left_out),
+            # without notes.txt and .DS_Store, which come and go: run_all.sh trains again where this file changes
+            "left_out": count_reasons(meant_as_photos(dataset.left_out)),
             "missing": count_reasons(dataset.missing),
         },
     )

@@ -18,7 +18,7 @@ from clipfh.datasets import caption_scenes
 from clipfh.errors import InputError
 from clipfh.files import read_json
 from clipfh.paths import ROOT, display, metadata_dir
-from clipfh.photo_files import LeftOut, compare_with_list, file_problem, write_left_out
+from clipfh.photo_files import LeftOut, compare_with_list, file_problem, meant_as_photos, write_left_out
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens, says_something
 
 DATASETS = ("synthetic", "coco", "flickr8k", "flickr30k", "jsonl", "grocery")
@@ -101,7 +101,7 @@ def _fingerprint(path: Path) -> list[Any]:
 
 
 def files_without_captions(raw: RawCaptions) -> list[LeftOut]:
-    """(file, reason) of the files beside the captioned images, in the same folders, that the captions do not name.
+    """(file, reason) of the photos beside the captioned images, in the same folders, that the captions do not name.
 
     Files directly in the image root count where an image lies there; folders of it that no caption names may be
     anything, such as another dataset, and are not looked into.
@@ -109,7 +109,7 @@ def files_without_captions(raw: RawCaptions) -> list[LeftOut]:
     named = [os.path.normpath(image.image) for image in raw.images]
     folders = {image.split("/", 1)[0] if "/" in image else "" for image in named}
     left_out, _ = compare_with_list(raw.image_dir, named, "the captions", folders=folders)
-    return [(file, reason) for file, reason in left_out if not reason.startswith("not a photo")]
+    return meant_as_photos(left_out)
 
 
 def clean_captions(images: Sequence[CaptionedImage]) -> tuple[list[CaptionedImage], list[tuple[str, str]]]:

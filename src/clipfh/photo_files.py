@@ -25,6 +25,7 @@ OTHER_PHOTOS = frozenset(
     for suffixes in (".heic .heif .hif .avif .jxl .jp2 .psd .svg", ".raw .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef")
     for suffix in suffixes.split()
 )
+NOT_A_PHOTO = "not a photo"
 HIDDEN = "hidden, or left there by the system"
 SYSTEM_NAMES = frozenset(("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"))
 LeftOut = tuple[str, str]  # (file below the image root, reason)
@@ -51,9 +52,10 @@ def name_problem(name: str) -> str | None:
     if suffix in OTHER_PHOTOS:
         return f"cannot be opened here ({suffix}): convert them to JPEG"
     if not suffix:
-        return "not a photo (no suffix)"
+        return f"{NOT_A_PHOTO} (no suffix)"
     # numbered backups and the like would make a reason each
-    return f"not a photo ({suffix})" if re.fullmatch(r"\.[a-z][a-z0-9]{0,7}", suffix) else "not a photo (other suffix)"
+    kind = suffix if re.fullmatch(r"\.[a-z][a-z0-9]{0,7}", suffix) else "other suffix"
+    return f"{NOT_A_PHOTO} ({kind})"
 
 
 def file_problem(path: Path) -> str | None:
@@ -160,6 +162,11 @@ def compare_with_list(
     left_out += [(file, reason) for file, reason in others if file not in used]
     checked = ((image, file_problem(root / image)) for path, image in used.items() if path not in found)
     return sorted(left_out), [(image, problem) for image, problem in checked if problem]
+
+
+def meant_as_photos(left_out: Iterable[LeftOut]) -> list[LeftOut]:
+    """Those that somebody may miss: without files that are no photos by their name, and those of the system."""
+    return [(file, reason) for file, reason in left_out if reason != HIDDEN and not reason.startswith(NOT_A_PHOTO)]
 
 
 def count_reasons(left_out: Iterable[LeftOut]) -> dict[str, int]:

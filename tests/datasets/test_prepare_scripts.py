@@ -86,6 +86,12 @@ def test_prepare_then_split(photos, tmp_path):
     assert set(splits["official"]["query"]) == set(table.loc[table["split"] == "query", "image"])
 
     before = contents(meta)
+    for name in ("notes.txt", "item 1/.DS_Store"):  # come and go, and must not make a stage train again
+        (photos / name).touch()
+    assert start(*prepare, cwd=tmp_path).returncode == 0
+    assert contents(meta)["dataset.json"] == before["dataset.json"]
+    assert "notes.txt,not a photo (.txt)" in (meta / "left_out.csv").read_text()
+    before = contents(meta)
     assert start(*prepare, cwd=tmp_path).returncode == 0
     assert start(*split, cwd=tmp_path).returncode == 0
     assert contents(meta) == before  # again means the same, byte for byte
