@@ -54,6 +54,18 @@ def test_official_split_and_val_identities(root, items_by_split):
     assert set(dataset.table["camera"]) == {""}
 
 
+def test_files_and_list_are_compared(root, touch):
+    listed = [line.split()[0] for line in partition_lines()]
+    touch(root / "Img", [*listed[1:], "img/MEN/extra.PNG", "img/readme.txt"])
+    dataset = inshop.read(root)
+    assert dataset.missing == ((listed[0], "file not found"),)
+    assert listed[0] in set(dataset.table["image"])  # the protocol names it
+    assert dict(dataset.left_out) == {
+        "img/MEN/extra.PNG": "not in list_eval_partition.txt",
+        "img/readme.txt": "not a photo (.txt)",
+    }
+
+
 def test_seed_chooses_val(root, items_by_split):
     val = [frozenset(items_by_split(inshop.read(root, seed=seed).table)["val"]) for seed in (0, 0, 1, 2, 3)]
     assert val[0] == val[1]
