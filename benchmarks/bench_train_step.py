@@ -135,7 +135,6 @@ def _training(script, stage, model, image_size, p, k, batches, grad_cache_chunk=
     import pandas as pd
     import torch
     import torch.nn.functional as F
-    from torch.optim import SGD
     from torch.optim.lr_scheduler import LambdaLR
 
     from clipfh.augment import Augmentation
@@ -163,15 +162,15 @@ def _training(script, stage, model, image_size, p, k, batches, grad_cache_chunk=
         texts = F.normalize(torch.randn(C, D), dim=1)
         objective = script.ImageEncoderLoss(script.parse_terms(config.loss, p, k), texts, torch.arange(C))
         optimizer = _adamw(script, clip.model, objective.classifier)
-        data, optimizers = photos, {"model": optimizer, "centers": SGD(objective.center.parameters(), lr=0.5)}
+        data = photos
     else:
         prompts = {item_id: [f"a knitted jumper in the colour {int(item_id)}"] for item_id in photos.item_ids}
         objective = script.JointLoss(("supcon", "id") if model == "tiny-vit" else ("supcon",), D, C)
         data = script.TrainPairs(photos, prompts, clip)
-        optimizers = optimizer = _adamw(script, clip.model, objective)
+        optimizer = _adamw(script, clip.model, objective)
     scheduler = LambdaLR(optimizer, lambda step: 1.0)
     ema, log = script.AveragedWeights(clip.model, config.ema_decay), script.RunLog(log_dir, config)
-    return script.Training(config, clip, data, sampler, objective, optimizers, scheduler, ema, log)
+    return script.Training(config, clip, data, sampler, objective, optimizer, scheduler, ema, log)
 
 
 def _adamw(script, *modules):

@@ -217,6 +217,16 @@ def test_distractors_are_no_text_queries(clip, dataset, without_figures):
     assert result["text_to_image"]["num_query"] == 3 and result["text_to_image"]["num_gallery"] == 32
 
 
+def test_equal_prompts_have_no_text_to_image_figures(clip, dataset, capsys):
+    ids = set(evaluation.load_dataset(dataset).table["item_id"])
+    write_prompts(dataset.metadata_dir / TOKEN_SAFE_PROMPTS, dict.fromkeys(ids, "a photo of a person"))
+    result, run_dir = evaluate(clip, dataset)
+    assert result["text_to_image"] is None and not (run_dir / "text_queries.png").exists()
+    assert set(read_summary(dataset.results_dir / "summary.csv")["protocol"]) == {"official", "random"}
+    printed = capsys.readouterr().out
+    assert "have the same prompt" in printed and "text to image  " not in printed
+
+
 def test_missing_splits_and_prompts(clip, dataset):
     (dataset.metadata_dir / SPLITS).rename(dataset.metadata_dir / "away")
     with pytest.raises(InputError, match=r"image_splits.json does not exist. .*05_make_retrieval_splits.py"):

@@ -45,7 +45,7 @@ from clipfh.structured_prompts import token_safe_prompt
 from clipfh.training import decay_groups, require_finite
 from clipfh.transforms import to_float
 
-SETTINGS_VERSION = 2  # raise it when a change of this script changes the weights
+SETTINGS_VERSION = 3  # raise it when a change of this script changes the weights
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def main(config: Config) -> None:
     labels = torch.tensor([place[item_id] for item_id in garments.table["item_id"]])  # (N,)
     texts = [token_safe_prompt(garments.descriptions.get(item_id, Description())) for item_id in item_ids]
     tokens = clip.tokenizer(texts)[labels].to(device)  # (N, L)
-    labels = labels.to(device)
+    same_text = {text: number for number, text in reversed(list(enumerate(texts)))}  # equal text is no negative
+    labels = torch.tensor([same_text[text] for text in texts])[labels].to(device)
 
     # ---- optimisation
     sampler = RandomBatchSampler(len(images), config.batch_size, config.seed)

@@ -5,7 +5,7 @@ Shapes: B batch, D embedding, C train identities, T distinct texts.
 | term | on | from |
 |---|---|---|
 | triplet | unit features, batch-hard, margin 0.3 | Hermans et al. 2017 |
-| center | unit features against one learned center an identity | Wen et al. 2016 |
+| center | unit features against one center an identity, which follows them | Wen et al. 2016 |
 | id | BNNeck, then label-smoothed cross entropy over the identities | Luo et al. 2019 |
 | i2t | unit features against the frozen prompt features of all identities | CLIP-ReID, Li et al. 2023 |
 | supcon | unit features, every same-identity pair a positive | Khosla et al. 2020 |
@@ -93,7 +93,7 @@ class ImageEncoderLoss(nn.Module):
             values[term] = WEIGHTS[term] * value
         return values
 
-    def scale_center_gradients(self) -> None:
-        """Undo the term's weight in the gradient of the centers: they follow the features at their own rate."""
-        if self.center is not None and self.center.centers.grad is not None:
-            self.center.centers.grad /= WEIGHTS["center"]
+    def update_centers(self, features: torch.Tensor, labels: torch.Tensor, alpha: float) -> None:
+        """Let the centers, where there are any, follow the features (B, D) of a batch at the rate `alpha`."""
+        if self.center is not None:
+            self.center.update(F.normalize(features.detach().float(), dim=1), labels, alpha)

@@ -26,7 +26,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 from dataset import class_text_features, make_batches
 from loss import WEIGHTS, ImageEncoderLoss, parse_terms
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
@@ -83,7 +83,7 @@ class Config:
     k: int = option(4, "photos of each identity", at_least=1)
     epochs: int = option(20, "passes over the train photos", at_least=1)
     lr: float | None = option(None, "peak learning rate (default: 1e-3 for the tiny models, else 1e-5)", above=0)
-    center_lr: float = option(0.5, "learning rate of the centers, by plain SGD", above=0)
+    center_lr: float = option(0.5, "rate at which a center follows its photos, alpha of Wen et al.", above=0, at_most=1)
     weight_decay: float = option(0.05, "AdamW's, on matrices only", at_least=0)
     warmup_fraction: float = option(0.1, "share of the steps in which the learning rate rises", at_least=0, at_most=1)
     clip_grad: float = option(1.0, "largest gradient norm", above=0)
@@ -132,7 +132,7 @@ class Training:
     photos: TrainPhotos
     sampler: PKSampler
     objective: ImageEncoderLoss
-    optimizers: dict[str, Optimizer]  # model, and centers where the loss has them
+    optimizer: Optimizer
     scheduler: LRScheduler
     ema: AveragedWeights
     log: RunLog
@@ -154,17 +154,14 @@ def train_one_epoch(training: Training, epoch: int, step: int) -> tuple[dict[str
             loss = sum(terms.values())
             (loss / config.accumulate).backward()
             require_finite(terms, epoch=epoch, batch=number, images=[photos.images[i] for i in batch.indices])
+            training.objective.update_centers(features, batch.labels, config.center_lr)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()
             bar.update()
             if number % config.accumulate and number < count:
                 continue
-            grad_norm = clipped_step(training.optimizers["model"], config.clip_grad)
-            if "centers" in training.optimizers:
-                training.objective.scale_center_gradients()
-                training.optimizers["centers"].step()
-            for optimizer in training.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
+            grad_norm = clipped_step(training.optimizer, config.clip_grad)
+            training.optimizer.zero_grad(set_to_none=True)
             clamp_logit_scale(clip.model)
             values = {"loss": loss, "grad_norm": grad_norm, "lr": training.scheduler.get_last_lr()[0]}
             training.log.step(step, values)
@@ -228,23 +225,21 @@ def main(config: Config) -> None:
     features, same_text = class_text_features(clip, [prompts[item_id] for item_id in photos.item_ids], device)
     objective = ImageEncoderLoss(terms, features, same_text).to(device)
 
-    # ---- optimisation: AdamW for the network, plain SGD for the centers, cosine with warm-up by step
+    # ---- optimisation: AdamW, cosine with warm-up by step; the centers follow by themselves
     groups = decay_groups(clip.model, config.lr, config.weight_decay)
     if objective.classifier is not None:
         groups += decay_groups(objective.classifier, config.lr, config.weight_decay)
-    optimizers = {"model": AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)}
-    if objective.center is not None:
-        optimizers["centers"] = SGD(objective.center.parameters(), lr=config.center_lr)
+    optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
     total_steps = config.epochs * -(-len(sampler) // config.accumulate)
     factor = partial(
         cosine_with_warmup, total_steps=total_steps, warmup_steps=int(config.warmup_fraction * total_steps)
     )
-    scheduler = LambdaLR(optimizers["model"], factor)
+    scheduler = LambdaLR(optimizer, factor)
     ema = AveragedWeights(clip.model, config.ema_decay)
     best = BestSoFar(config.patience)
 
     # ---- run: its name, the run to resume, the log
-    parts = {"modules": {"clip": clip.model, "objective": objective, "ema": ema}, "optimizers": optimizers}
+    parts = {"modules": {"clip": clip.model, "objective": objective, "ema": ema}, "optimizers": {"model": optimizer}}
     averaged = replace(clip, model=ema.module)  # what is validated and saved
     parts |= {"scheduler": scheduler, "sampler": sampler, "best": best}
     recorded = {**clip.architecture(), "stage": STAGE, "variant": config.loss}
@@ -271,8 +266,11 @@ def main(config: Config) -> None:
     if sampler.num_resampled_identities:
         log.say(f"{sampler.num_resampled_identities} identities have fewer than {config.k} photos: drawn repeatedly")
 
+    if "i2t" in terms and len(objective.text_features) == 1:
+        log.say("all identities have the same prompt: the term i2t teaches nothing here")
+
     # ---- training
-    training = Training(config, clip, photos, sampler, objective, optimizers, scheduler, ema, log, rank)
+    training = Training(config, clip, photos, sampler, objective, optimizer, scheduler, ema, log, rank)
     if first_epoch == 1:  # where it starts from; and a val set that cannot be measured is found before any epoch
         val = validate(averaged, pictures, device)
         log.say(f"before training  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}")

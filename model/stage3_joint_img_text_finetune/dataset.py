@@ -3,7 +3,8 @@
 Shapes: B photos, T prompts of a batch, U distinct ones of them, S image size, L context length, C train identities.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ class Batch(NamedTuple):
     image_labels: torch.Tensor  # (B,)
     text_labels: torch.Tensor  # (T,)
     prompt_of_image: torch.Tensor  # (B,) one of the T prompts, of the same identity
+    image_groups: torch.Tensor  # (B,) equal for photos whose identities are the same, or share a prompt in this batch
+    own_prompts: torch.Tensor  # places of the T prompts whose words stand for one identity of this batch alone
 
 
 class TrainPairs:
@@ -45,6 +48,19 @@ class TrainPairs:
         row = {prompt: number for number, prompt in enumerate(distinct)}
         self._tokens = clip.tokenizer(distinct)  # (distinct prompts, L)
         self._rows = [[row[prompt] for prompt in prompts[item_id]] for item_id in photos.item_ids]  # of each identity
+
+    def say_what_prompts_tell_apart(self) -> str | None:
+        """A line for the log where prompts of different identities are the same words; None where none are."""
+        owners = Counter(row for rows in self._rows for row in set(rows))
+        without = sum(all(owners[row] > 1 for row in rows) for rows in self._rows)
+        if len(self._rows) > 1 and len(owners) == 1:
+            return f"all {len(self._rows):,} identities have the same prompt: text cannot teach what tells them apart"
+        if without:
+            return (
+                f"{without:,} of {len(self._rows):,} identities have no prompt of their own: equal words are no "
+                "negatives, and leave supcon in batches where they stand for several"
+            )
+        return None
 
     def batches(self, sampler: Iterable[list[int]], *place: int, with_images: bool = True) -> Iterator[Batch]:
         """The batches of an epoch; `place` = (seed, rank, epoch) decides what is drawn for them."""
@@ -67,6 +83,8 @@ class TrainPairs:
             rows += available
             text_labels += [label] * len(available)
         distinct, token_row = np.unique(rows, return_inverse=True)
+        group_of, owners = _groups(text_labels, rows)
+        own = [place for place, row in enumerate(rows) if len(owners[row]) == 1]
         return Batch(
             indices,
             place,
@@ -76,6 +94,8 @@ class TrainPairs:
             torch.from_numpy(labels).to(device),
             torch.tensor(text_labels, device=device),
             torch.from_numpy(prompt_of_image).to(device),
+            torch.tensor([group_of[label] for label in labels.tolist()], device=device),
+            torch.tensor(own, dtype=torch.int64, device=device),
         )
 
     def image_chunks(self, batch: Batch, size: int) -> Iterator[torch.Tensor]:
@@ -83,3 +103,24 @@ class TrainPairs:
         for start in range(0, len(batch.indices), size):
             generator = view_generator(*batch.place, start)
             yield self.photos.views(batch.indices[start : start + size], generator)
+
+
+def _groups(labels: Sequence[int], rows: Sequence[int]) -> tuple[dict[int, int], dict[int, set[int]]]:
+    """Identities that share prompts, in one hop or several: label to the smallest label of its group.
+
+    Args:
+        labels: identity of each of the T prompts.
+        rows: number of each prompt's words.
+
+    Returns:
+        That, and the labels of each row.
+    """
+    owners: dict[int, set[int]] = {}
+    for label, row in zip(labels, rows, strict=True):
+        owners.setdefault(row, set()).add(label)
+    group_of = {label: label for label in labels}
+    for several in owners.values():
+        groups = {group_of[label] for label in several}
+        if len(groups) > 1:
+            group_of = {label: min(groups) if group in groups else group for label, group in group_of.items()}
+    return group_of, owners

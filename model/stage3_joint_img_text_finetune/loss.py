@@ -5,7 +5,7 @@ Shapes: B photos, T prompts, D embedding, C train identities.
 | term | on | from |
 |---|---|---|
 | supcon | images and texts as one set: all pairs of one identity are positives | Khosla et al. 2020 |
-| infonce | each photo with its own prompt, the other identities' as negatives | Radford et al. 2021 |
+| infonce | each photo with its own prompt, other texts of other identities as negatives | Radford et al. 2021 |
 | id | images: BNNeck, then label-smoothed cross entropy over the identities | Luo et al. 2019 |
 """
 
@@ -57,6 +57,8 @@ class JointLoss(nn.Module):
         image_labels: torch.Tensor,
         text_labels: torch.Tensor,
         prompt_of_image: torch.Tensor,
+        image_groups: torch.Tensor,
+        own_prompts: torch.Tensor,
         logit_scale: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Each term by name.
@@ -65,6 +67,10 @@ class JointLoss(nn.Module):
             image_features, text_features: (B, D) and (T, D), as the encoders give them.
             image_labels, text_labels: (B,) and (T,) in 0..C-1.
             prompt_of_image: (B,) for each photo the row of one prompt of its identity.
+            image_groups: (B,) equal for photos of one identity, and of identities with the same prompt: equal text is
+                no negative.
+            own_prompts: rows of the texts that belong to one identity of the batch alone. The others would be positives
+                and negatives of the same photos: they are left out of supcon.
             logit_scale: 0-d, the inverse temperature.
         """
         images = F.normalize(image_features.float(), dim=1)
@@ -72,10 +78,11 @@ class JointLoss(nn.Module):
         values = {}
         for term in self.terms:
             if term == "supcon":
-                both, labels = torch.cat([images, texts]), torch.cat([image_labels, text_labels])  # (B + T, D)
+                both = torch.cat([images, texts[own_prompts]])  # (B + T', D)
+                labels = torch.cat([image_labels, text_labels[own_prompts]])
                 values[term] = supcon_loss(both, labels, logit_scale)
             elif term == "infonce":
-                values[term] = info_nce_loss(images, texts[prompt_of_image], logit_scale, image_labels)
+                values[term] = info_nce_loss(images, texts[prompt_of_image], logit_scale, image_groups)
             else:
                 values[term] = identity_loss(self.classifier(image_features.float())[1], image_labels)
         return values

@@ -212,7 +212,7 @@ def add_gradients(training: Training, batch: Batch) -> dict[str, torch.Tensor]:
             return model.encode_text(tokens)
 
     def loss_of(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:  # (B, D), (U, D)
-        labels = batch.image_labels, batch.text_labels, batch.prompt_of_image
+        labels = batch.image_labels, batch.text_labels, batch.prompt_of_image, batch.image_groups, batch.own_prompts
         texts = text_features[batch.token_row]  # (T, D)
         terms.update(training.objective(image_features, texts, *labels, model.logit_scale.exp()))
         return sum(terms.values()) / config.accumulate
@@ -357,6 +357,8 @@ def main(config: Config) -> None:
         log.say(f"{sampler.num_resampled_identities} identities have fewer than {config.k} photos: drawn repeatedly")
     if config.batches == "random" and sampler.num_left_out:
         log.say(f"{sampler.num_left_out} photos do not fill a batch: other ones are left out of each epoch")
+    if told := pairs.say_what_prompts_tell_apart():
+        log.say(told)
     if config.grad_cache_chunk and any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules()):
         log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, by {config.grad_cache_chunk} photos")
     # ---- training

@@ -178,13 +178,13 @@ def evaluate_clip(
         "images_left_out": len(test.pixels.unreadable),
         "official": _with_interval(official, test, config.seed),
         "random": [value.as_dict() for value in random],
-        "text_to_image": text.figures.as_dict(),
+        "text_to_image": text.figures.as_dict() if text else None,
         "seconds": round(time.perf_counter() - started, 2),
         "configuration": jsonable(config),
         **environment(),
     }
     _write(run_dir, config.results_dir, result, rows, drawn)
-    print_figures(official, random, text.figures)
+    print_figures(official, random, text.figures if text else None)
     if result["images_left_out"]:
         print(f"left out: {result['images_left_out']:,} unreadable images")
     print(f"details: {display(run_dir)}\n")
@@ -193,8 +193,11 @@ def evaluate_clip(
 
 def _measure(
     clip: LoadedClip, test: EvaluationData, features: torch.Tensor, device: torch.device, *, exclude_same_camera: bool
-) -> tuple[list[RetrievalFigures], TextQueries, list[dict[str, Any]]]:
-    """The figures of the official split and the random ones, the text queries, and the summary's rows of them all."""
+) -> tuple[list[RetrievalFigures], TextQueries | None, list[dict[str, Any]]]:
+    """The figures of the official split and the random ones, the text queries, and the summary's rows of them all.
+
+    There are no text queries where all identities have the same prompts: their ranks would be those of the photos alone.
+    """
     rows, figures = [], []
     splits = [("official", "", test.official)]
     splits += [("random", str(number), split) for number, split in enumerate(test.random)]
@@ -205,6 +208,9 @@ def _measure(
         rows.append(_summary_row(measured, protocol, number, time.perf_counter() - start))
     start = time.perf_counter()
     query_ids = set(test.table.loc[test.table["image"].isin(test.official["query"]), "item_id"])
+    if len(query_ids) > 1 and len({tuple(test.prompts[item_id]) for item_id in query_ids}) == 1:
+        print(f"no text-to-image figures: all {len(query_ids):,} query identities have the same prompt")
+        return figures, None, rows
     text = text_to_image(clip, features, test.table, test.official["gallery"], query_ids, test.prompts, device)
     rows.append(_summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
     return figures, text, rows

@@ -100,7 +100,7 @@ def draw_rankings(
     rankings: pd.DataFrame,
     query_images: list[str],
     figures: RetrievalFigures,
-    text: TextQueries,
+    text: TextQueries | None,
     stage_name: str,
 ) -> list[tuple[Path, str]]:
     """Draw the worst and best queries of the official split and a range of prompts: pictures with their captions."""
@@ -125,6 +125,8 @@ def draw_rankings(
             )
         drawn.append((run_dir / f"{name}_queries.png", f"{name} queries by average precision"))
         ranked_results_figure(drawn[-1][0], image_dir, rows, title=f"{stage_name}: {drawn[-1][1]}")
+    if text is None:
+        return drawn
     # evenly spaced from the worst prompt to the best: neither a showcase nor a pillory
     order = np.argsort(text.figures.average_precision, kind="stable")
     chosen = order[np.unique(np.linspace(0, len(order) - 1, FIGURE_ROWS).round().astype(int))][::-1]

@@ -124,14 +124,14 @@ def test_stage2_holds_only_the_parameters_of_its_terms():
     assert not state  # the prompt features are made again from the prompts
 
 
-def test_centers_follow_at_their_own_rate(all_terms):
-    unit = F.normalize(random_features(B, 0), dim=1)
-    all_terms.center(unit, LABELS).backward()
-    expected = all_terms.center.centers.grad.clone()
-    all_terms.zero_grad()
-    all_terms(unit, LABELS, SCALE)["center"].backward()
-    all_terms.scale_center_gradients()
-    torch.testing.assert_close(all_terms.center.centers.grad, expected)
+def test_centers_follow_the_unit_features_whatever_the_weight_of_the_term(all_terms):
+    features = random_features(B, 0)
+    expected = image_encoder.CenterLoss(*all_terms.center.centers.shape)
+    expected.update(F.normalize(features, dim=1), LABELS, 0.3)
+    all_terms(features, LABELS, SCALE)
+    assert not all_terms.center.centers.any()  # the loss alone moves nothing
+    all_terms.update_centers(features, LABELS, 0.3)
+    assert torch.equal(all_terms.center.centers, expected.centers) and expected.centers.any()
 
 
 def test_identities_with_one_prompt_are_one_class_of_i2t(all_terms):
@@ -150,7 +150,7 @@ def test_stage3_terms_are_the_losses_over_images_and_texts():
     torch.manual_seed(0)
     loss = joint.JointLoss(joint.TERMS, D, C).eval()
     images, texts = random_features(B, 0), random_features(C, 1)
-    values = loss(images, texts, LABELS, torch.arange(C), LABELS, SCALE)
+    values = loss(images, texts, LABELS, torch.arange(C), LABELS, LABELS, torch.arange(C), SCALE)
     unit_images, unit_texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
     both = torch.cat([unit_images, unit_texts])
     torch.testing.assert_close(values["supcon"], supcon_loss(both, torch.cat([LABELS, torch.arange(C)]), SCALE))
@@ -164,9 +164,38 @@ def test_several_prompts_of_one_identity_are_positives():
     texts = torch.eye(D)[[0, 2, 1]].requires_grad_()
     image_labels, text_labels = torch.tensor([0, 1]), torch.tensor([0, 0, 1])
     loss = joint.JointLoss(("supcon",), D, 2)
-    loss(images, texts, image_labels, text_labels, torch.tensor([0, 2]), SCALE)["supcon"].backward()
+    groups, own = image_labels, torch.arange(3)
+    loss(images, texts, image_labels, text_labels, torch.tensor([0, 2]), groups, own, SCALE)["supcon"].backward()
     step = -texts.grad[1]
     assert step @ images[0] > 0 > step @ images[1]  # to its own photo, away from the other identity's
+
+
+@pytest.mark.parametrize("term", ["supcon", "infonce"])
+def test_an_equal_prompt_of_another_identity_is_no_negative(term):
+    # identities 0 and 1 have the same words, 2 has others
+    images, texts = random_features(6, 0), random_features(3, 1)
+    texts[1] = texts[0]
+    texts.requires_grad_()
+    image_labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    groups, own = torch.tensor([0, 0, 0, 0, 2, 2]), torch.tensor([2])
+    loss = joint.JointLoss((term,), D, 3)
+    loss(images, texts, image_labels, torch.arange(3), image_labels, groups, own, SCALE)[term].backward()
+    gradient = texts.grad.clone()
+    texts.grad = None
+    loss(images, texts, image_labels, torch.arange(3), image_labels, image_labels, torch.arange(3), SCALE)[
+        term
+    ].backward()
+    assert not torch.allclose(gradient, texts.grad)
+    if term == "supcon":
+        assert not gradient[:2].any() and gradient[2].any()
+    # where all have the same words, nothing is learned of text, and nothing is wrong
+    nothing = torch.tensor([], dtype=torch.int64)
+    value = loss(images, texts, image_labels, torch.arange(3), image_labels, torch.zeros(6).long(), nothing, SCALE)[
+        term
+    ]
+    texts.grad = None
+    value.backward()
+    assert torch.isfinite(value) and texts.grad.abs().max() < 1e-6
 
 
 # ---- batches
@@ -247,8 +276,32 @@ def test_stage3_batches_hold_each_prompt_once_and_point_at_it():
         assert texts[2] == texts[4] == 20 and set(texts[:2].tolist()) == {10, 11} and texts[3] // 10 == 3
         assert torch.equal(batch.text_labels[batch.prompt_of_image], batch.image_labels)
         assert set(batch.prompt_of_image[[0, 2, 5]].tolist()) == {0, 1}  # the photos of a share out its prompts
+        assert batch.image_groups.tolist() == [0, 1, 0, 1, 2, 0, 1]  # d goes with b
+        assert batch.own_prompts.tolist() == [0, 1, 3]
         seen.update(texts.tolist())
+    assert "1 of 4" not in pairs.say_what_prompts_tell_apart() and "2 of 4" in pairs.say_what_prompts_tell_apart()
     assert seen == {10, 11, 20, 30, 31}  # drawn anew in every batch
+
+
+def test_groups_of_identities_that_share_prompts_are_found_over_several_hops():
+    group_of, owners = joint_batches._groups([0, 1, 1, 2, 3, 4], [10, 10, 11, 11, 12, 13])
+    assert group_of == {0: 0, 1: 0, 2: 0, 3: 3, 4: 4}
+    assert owners == {10: {0, 1}, 11: {1, 2}, 12: {3}, 13: {4}}
+
+
+def test_what_the_log_says_of_equal_prompts():
+    photos = photos_of({"a": 1, "b": 1, "c": 1})
+    told = {
+        ("1", "2", "3"): None,
+        ("1", "1", "3"): "2 of 3 identities have no prompt of their own",
+        ("1", "1", "1"): "all 3 identities have the same prompt",
+    }
+    for prompts, expected in told.items():
+        pairs = joint_batches.TrainPairs(
+            photos, {name: [text] for name, text in zip("abc", prompts, strict=True)}, CLIP
+        )
+        line = pairs.say_what_prompts_tell_apart()
+        assert line is expected or line.startswith(expected)
 
 
 def test_stage3_views_by_the_chunk_are_the_same_whenever_they_are_made():
