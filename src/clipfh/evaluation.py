@@ -196,7 +196,7 @@ def _measure(
 ) -> tuple[list[RetrievalFigures], TextQueries | None, list[dict[str, Any]]]:
     """The figures of the official split and the random ones, the text queries, and the summary's rows of them all.
 
-    There are no text queries where all identities have the same prompts: their ranks would be those of the photos alone.
+    There are no text queries where all identities have the same prompts: they would tell nothing apart.
     """
     rows, figures = [], []
     splits = [("official", "", test.official)]
