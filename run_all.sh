@@ -23,6 +23,8 @@ What to run on
   --captions NAME     captioned images of stage 4: synthetic (default), coco, flickr8k, flickr30k, grocery, jsonl
                       (their text tower is that of --model; tiny-rn has read of garments only)
   --captions_root DIR folder of those; needed by all but synthetic
+  --captions_val N, --captions_test N
+                      how many of them choose BEST and are held out, where the layout does not say which
 
   --faces PATH        faces of stage 5: a folder in FER2013's layout, or fer2013.csv
                       (default: data/fer2013 if it is there, else generated faces)
@@ -38,6 +40,10 @@ What to train
                         5  text-image GANs around the frozen CLIP, on faces
                       A tiny model without weights is always pretrained first.
   --variant NAME      preset of stage 3: v1, v2, v3, v4 (default); v3 goes on from v2, which is trained first
+  --no-exclude_same_camera
+                      keep photos of a query's own camera in its gallery, whatever the dataset's protocol says
+  --final_fit         train stages 2 and 3 on the val identities too, for figures that compare with papers; the last
+                      epoch counts
   --epochs N          epochs of stages 2 to 5 (default: what each stage finds best)
   --seed N            seed of the training (default: 0). The identities and splits of the data stay the same, so that
                       runs with several seeds can be compared
@@ -70,7 +76,7 @@ one_of() { # OPTION VALUE VALID...
 # --- options ---------------------------------------------------------------------------------------------------------
 
 dataset=synthetic data_root='' model=tiny-rn pretrained='' stage_list='' variant=v4 epochs='' seed=0 device=auto
-smoke=no force=no setup_only=no captions=synthetic captions_root='' faces=''
+smoke=no force=no setup_only=no same_camera=no final_fit=no captions=synthetic captions_root='' faces='' captions_val='' captions_test=''
 
 while [ $# -gt 0 ]; do
     option=$1
@@ -79,15 +85,17 @@ while [ $# -gt 0 ]; do
         --*=*)
             set -- "${option#*=}" "$@"
             option=${option%%=*}
-            case $option in --smoke | --force | --setup-only | --help) fail "$option takes no value" ;; esac
+            case $option in --smoke | --force | --setup-only | --final_fit | --no-exclude_same_camera | --help) fail "$option takes no value" ;; esac
             ;;
     esac
     case $option in
         -h | --help) usage && exit 0 ;;
         --smoke) smoke=yes && continue ;;
         --force) force=yes && continue ;;
+        --final_fit) final_fit=yes && continue ;;
+        --no-exclude_same_camera) same_camera=yes && continue ;;
         --setup-only) setup_only=yes && continue ;;
-        --dataset | --data_root | --captions | --captions_root | --faces | --model | --pretrained | --stages | --variant | --epochs | --seed | --device) ;;
+        --dataset | --data_root | --captions | --captions_root | --captions_val | --captions_test | --faces | --model | --pretrained | --stages | --variant | --epochs | --seed | --device) ;;
         *) fail "unknown option '$option'" ;;
     esac
     case ${1:-} in '' | --*) fail "$option needs a value" ;; esac
@@ -96,6 +104,8 @@ while [ $# -gt 0 ]; do
         --data_root) data_root=$1 ;;
         --captions) captions=$1 ;;
         --captions_root) captions_root=$1 ;;
+        --captions_val) captions_val=$1 ;;
+        --captions_test) captions_test=$1 ;;
         --faces) faces=$1 ;;
         --model) model=$1 ;;
         --pretrained) pretrained=$1 ;;
@@ -114,6 +124,9 @@ one_of --variant "$variant" v1 v2 v3 v4
 case $model in tiny-*) one_of --model "$model" tiny-rn tiny-vit ;; esac
 case $device in auto | cpu | mps | cuda | cuda:[0-9]) ;; *) fail "--device '$device' is unknown; valid: auto cpu cuda cuda:N mps" ;; esac
 case $seed in *[!0-9]*) fail "--seed '$seed' is not a whole number, 0 or more" ;; esac
+for count in "$captions_val" "$captions_test"; do
+    case $count in *[!0-9]* | 0*) fail "--captions_val and --captions_test are whole numbers, 1 or more, not '$count'" ;; esac
+done
 case $epochs in *[!0-9]* | 0*) fail "--epochs '$epochs' is not a whole number, 1 or more" ;; esac
 
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac }
@@ -164,6 +177,7 @@ if wanted 0 && [ $makes_weights = no ]; then
 fi
 
 if [ -n "$faces_given" ] && ! wanted 5; then fail "--faces is for stage 5, which --stages '$stage_list' leaves out"; fi
+if [ -n "$captions_val$captions_test" ] && ! wanted 4; then fail "--captions_val and --captions_test are for stage 4, which --stages '$stage_list' leaves out"; fi
 if [ "$captions" != synthetic ] && ! wanted 4; then fail "--captions is for stage 4, which --stages '$stage_list' leaves out"; fi
 
 # --- set-up ----------------------------------------------------------------------------------------------------------
@@ -204,6 +218,9 @@ on_data=(--dataset "$name" --device "$device")
 training=(--seed "$seed")
 if [ -n "$epochs" ]; then training+=(--epochs "$epochs"); fi
 if [ $smoke = yes ]; then training+=(--smoke); fi
+fit=("${training[@]}") # of stages 2 and 3
+if [ $same_camera = yes ]; then on_data+=(--no-exclude_same_camera); fi
+if [ $final_fit = yes ]; then fit+=(--final_fit); fi
 evaluating=("${on_data[@]}")
 apart='' # where below checkpoints/, logs/ and results/ a smoke run writes: nothing of a real run is touched
 if [ $smoke = yes ]; then
@@ -267,7 +284,7 @@ stage1() { # zero-shot
 
 stage2() { # image encoder
     local folder=model/stage2_img_encoder_finetune
-    local options=("${on_data[@]}" "${start[@]}" ${recipe[@]+"${recipe[@]}"} ${encoder_recipe[@]+"${encoder_recipe[@]}"} "${training[@]}")
+    local options=("${on_data[@]}" "${start[@]}" ${recipe[@]+"${recipe[@]}"} ${encoder_recipe[@]+"${encoder_recipe[@]}"} "${fit[@]}")
     if [ $smoke = yes ]; then options+=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
     step 30_stage2_train --after 03_filter 04_structured_prompts 10_stage0_pretrain --inputs "$folder/*.py" \
         --outputs "$folder/checkpoints$apart/*_BEST.pth" \
@@ -302,7 +319,7 @@ stage3() { # both encoders, from the checkpoint of stage 2
 
 train_joint() { # VARIANT CHECKPOINT_TO_START_FROM STEP_THAT_MADE_IT
     local folder=model/stage3_joint_img_text_finetune
-    local options=("${on_data[@]}" "${start[@]}" ${recipe[@]+"${recipe[@]}"} ${joint_recipe[@]+"${joint_recipe[@]}"} "${training[@]}")
+    local options=("${on_data[@]}" "${start[@]}" ${recipe[@]+"${recipe[@]}"} ${joint_recipe[@]+"${joint_recipe[@]}"} "${fit[@]}")
     if [ "$1" = v4 ]; then options+=(${v4_recipe[@]+"${v4_recipe[@]}"}); fi
     if [ -n "$2" ]; then options+=(--init_ckpt "$2"); fi
     if [ $smoke = yes ]; then options+=(--save_path "$folder/checkpoints$apart" --log_dir "$folder/logs$apart"); fi
@@ -315,6 +332,8 @@ stage4() { # an image encoder to the frozen text encoder
     local folder=model/stage4_frozen_text_alignment captions_name=${captions}_captions where=() small=()
     local on_captions=(--dataset "$captions") options=(--device "$device" "${weights[@]}")
     if [ -n "$captions_root" ]; then on_captions+=(--data_root "$captions_root"); fi
+    if [ -n "$captions_val" ]; then on_captions+=(--num_val "$captions_val"); fi
+    if [ -n "$captions_test" ]; then on_captions+=(--num_test "$captions_test"); fi
     # few photos, of products, which have no left and right
     if [ "$captions" = grocery ]; then
         options+=(--epochs 30 --batch_size 128 --head_norm none --min_crop 0.5 --flip 0.5)

@@ -46,6 +46,10 @@ class Config:
         None, "where to write (default: metadata/<name>)", aliases=("--metadata", "--meta_dir")
     )
     seed: int = option(0, "chooses the identities of val, and of train and test where the dataset has no such split")
+    val_fraction: float | None = option(
+        None, "share of the train identities to validate on (default: a tenth); 0: none, see --final_fit of the stages",
+        at_least=0, at_most=0.5,
+    )  # fmt: skip
     aspect: str | None = option(
         None, "hands11k: side of which hand (default: dorsal_right)", choices=list(LAST_TRAIN_ID)
     )
@@ -75,7 +79,7 @@ def main(config: Config) -> None:
             f"{expected_layout(config.dataset)}"
         )
     given = {name: getattr(config, name) for name in READER_OPTIONS if getattr(config, name) is not None}
-    dataset = read_dataset(config.dataset, data_root, seed=config.seed, **given)
+    dataset = read_dataset(config.dataset, data_root, seed=config.seed, val_fraction=config.val_fraction, **given)
 
     write_json(
         metadata_dir / "dataset.json",
@@ -87,7 +91,7 @@ def main(config: Config) -> None:
             "max_megapixels": config.max_megapixels,
             "seed": config.seed,
             "data_root": portable_path(data_root),
-            "options": {**reader_options(config.dataset), **given},
+            "options": {**reader_options(config.dataset), **given, "val_fraction": config.val_fraction},
             # without notes.txt and .DS_Store, which come and go: run_all.sh trains again where this file changes
             "left_out": count_reasons(meant_as_photos(dataset.left_out)),
             "missing": count_reasons(dataset.missing),
@@ -131,7 +135,7 @@ def print_summary(dataset: Dataset) -> None:
             f"{image} ({reason}). The stages stop at them, or go on without them with --skip_unreadable"
         )
     if not (dataset.table["split"] == "val").any():
-        print("note: fewer than 4 train identities, so none is held out to validate on")
+        print("note: no identity is held out to validate on; the stages need one, or --final_fit")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The table of captioned images: numbering, splits, its form on disk."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,3 +105,17 @@ def test_prepared_identities_are_not_captions(tmp_path):
 
 def test_padded_keeps_the_type_that_indexes():
     assert index_captions(images(3)).padded().dtype == np.int64
+
+
+def test_the_usual_counts_shrink_where_there_are_fewer_images(capsys):
+    images = [CaptionedImage(f"{number}.jpg", ("a",)) for number in range(1000)]
+    usual = {"train": None, "val": 1000, "test": 1000}
+    chosen = Counter(image.split for image in assign_splits(images, usual, 0, usual=usual))
+    assert chosen == {"train": 750, "val": 125, "test": 125}
+    assert "note: val takes 125 of 1,000 images, not 1,000" in capsys.readouterr().out
+    asked = {**usual, "val": 100}
+    assert Counter(i.split for i in assign_splits(images, asked, 0, usual={"test": 1000}))["val"] == 100
+    with pytest.raises(InputError, match="no image is left for"):  # asked for, and not there
+        assign_splits(images, usual, 0)
+    whole = [CaptionedImage(f"{number}.jpg", ("a",)) for number in range(8091)]  # Flickr8k
+    assert Counter(i.split for i in assign_splits(whole, usual, 0, usual=usual))["test"] == 1000

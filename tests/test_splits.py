@@ -12,6 +12,8 @@ from clipfh.splits import (
     assign_val_identities,
     count_possible_splits,
     draw_queries,
+    hold_out_val,
+    measurable_identities,
     num_queries,
     official_split,
     random_query_gallery_splits,
@@ -177,3 +179,32 @@ def test_read_splits_missing(tmp_path):
         InputError, match=r"does not exist\. Make it with: python preprocessing/05_make_retrieval_splits"
     ):
         read_splits(tmp_path / "image_splits.json", table_of(2))
+
+
+def test_val_identities_are_drawn_among_those_that_can_be_found_again():
+    photos = [(f"several{n}", "") for n in range(10)] * 2 + [(f"single{n}", "") for n in range(90)]
+    measurable = measurable_identities(photos, exclude_same_camera=False)
+    assert measurable == {f"several{n}" for n in range(10)}
+    ids = [item_id for item_id, _ in photos]
+    for seed in range(5):
+        val = assign_val_identities(ids, 0.1, seed, measurable=measurable)
+        assert len(val) == 5 and val < measurable  # a tenth would be 10: half of them are left to learn from
+    assert len(assign_val_identities(ids, 0.1, 0, measurable={"several1"})) == 10  # nothing can be measured anyway
+    everything = assign_val_identities(ids, 0.1, 3, measurable=set(ids))
+    assert everything == assign_val_identities(ids, 0.1, 3)
+
+
+@pytest.mark.parametrize(("exclude_same_camera", "expected"), [(False, {"a", "b"}), (True, {"a"})])
+def test_what_it_takes_to_be_found_again(exclude_same_camera, expected):
+    photos = [("a", "1"), ("a", "2"), ("b", "1"), ("b", "1"), ("c", "1")]
+    assert measurable_identities(iter(photos), exclude_same_camera=exclude_same_camera) == expected
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0, 0), (0.25, 5), (0.5, 10)])
+def test_val_is_drawn_anew(fraction, count):
+    rows = [(f"{item}/{n}.jpg", str(item), "val" if item == 3 else "train", "") for item in range(20) for n in (0, 1)]
+    table = make_table([*rows, ("t.jpg", "t", "query", "")])
+    again = hold_out_val(table, fraction, 0, exclude_same_camera=False)
+    assert again.loc[again["split"] == "val", "item_id"].nunique() == count
+    assert again.loc[again["split"] == "train", "item_id"].nunique() == 20 - count
+    assert (again["split"] == "query").sum() == 1 and again["image"].equals(table["image"])

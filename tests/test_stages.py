@@ -569,3 +569,16 @@ def test_impossible_values_of_evaluation_and_pretraining_are_refused(project):
         project.refused(STAGE1, "--dataset", NAME, flag, value, says=[flag, "at least"])
     for flag, value in (("--epochs", 0), ("--temperature", 0), ("--lr", -1), ("--batch_size", 0), ("--seed", -1)):
         project.refused(STAGE0, "--smoke", flag, value, says=[flag])
+
+
+@pytest.mark.parametrize(("script", "evaluate"), [(STAGE2, EVAL2), (STAGE3, EVAL3)])
+def test_a_final_fit_trains_on_val_too_and_keeps_the_last_epoch(project, tmp_path, script, evaluate):
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    result = project.run(script, *SMALL, *folders, "--epochs", 2, "--final_fit")
+    assert "val mAP" not in result.stdout and "BEST: the last epoch" in result.stdout
+    (best,) = tmp_path.glob("*_BEST.pth")
+    content = load(best)
+    assert content["epoch"] == 2 and "val_mAP" not in content
+    assert [row.keys() & {"val_mAP"} for row in metrics_of(tmp_path)] == [set(), set()]
+    figures = project.run(evaluate, "--ckpt", best, "--results_dir", tmp_path / "results")
+    assert "no val: a final fit" in figures.stdout

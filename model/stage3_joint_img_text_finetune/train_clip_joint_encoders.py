@@ -146,6 +146,12 @@ class Config:
     save_path: Path | None = option(None, "folder of the checkpoints (default: checkpoints/ beside this script)")
     log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
     resume_ckpt: Path | None = option(None, "a _LAST checkpoint: continue that run")
+    exclude_same_camera: bool | None = option(
+        None, "leave a val query's own camera out of its gallery (default: as the dataset's protocol says)"
+    )
+    final_fit: bool = option(
+        False, "train on train and val identities; nothing is validated, and the last epoch is BEST: for final figures"
+    )
     unrelated_ids: bool = option(
         False, "item ids equal to ones that the first weights were trained on in another dataset stand for other things"
     )
@@ -281,9 +287,11 @@ def main(config: Config) -> None:
         folder=config.metadata_dir,
         image_dir=config.image_dir,
         image_meta=config.image_meta,
+        exclude_same_camera=config.exclude_same_camera,
         default_meta="image_paths_clean.json",
     )
-    prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], "train")
+    splits = ("train", "val") if config.final_fit else ("train",)
+    prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], *splits)
     clip = load_clip(
         config.model, initial_weights(config, data.name, data.digest), image_size=config.image_size, device=device
     )
@@ -302,6 +310,7 @@ def main(config: Config) -> None:
         seed=config.seed,
         skip_unreadable=config.skip_unreadable,
         fast_decode=config.fast_decode,
+        final_fit=config.final_fit,
     )
     augmentation = Augmentation(
         min_area=config.min_crop, color=config.color_jitter, flip=config.flip, erase=config.erase
@@ -326,7 +335,7 @@ def main(config: Config) -> None:
     factor = partial(cosine_with_warmup, total_steps=total_steps, warmup_steps=warmup_steps)
     scheduler = LambdaLR(optimizer, factor if config.schedule == "cosine" else lambda step: 1.0)
     ema = AveragedWeights(clip.model, config.ema_decay)
-    best = BestSoFar(config.patience)
+    best = BestSoFar(0 if config.final_fit else config.patience)
 
     # ---- run: its name, the run to resume, the log
     parts = {"modules": {"clip": clip.model, "objective": objective, "ema": ema}, "optimizers": {"model": optimizer}}
@@ -363,7 +372,7 @@ def main(config: Config) -> None:
         log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, by {config.grad_cache_chunk} photos")
     # ---- training
     training = Training(config, clip, pairs, sampler, objective, optimizer, scheduler, ema, log, rank)
-    if first_epoch == 1:  # where it starts from; and a val set that cannot be measured is found before any epoch
+    if first_epoch == 1 and not config.final_fit:  # where it starts from
         val = validate(averaged, pictures, device)
         log.say(f"before training  val mAP {100 * val.mAP:.1f} Rank-1 {100 * val.rank1:.1f}")
     for epoch in range(first_epoch, config.epochs + 1):
@@ -371,13 +380,15 @@ def main(config: Config) -> None:
         sampler.set_epoch(epoch)
         lr_now = scheduler.get_last_lr()[0]
         losses, step = train_one_epoch(training, epoch, step)
-        val = validate(averaged, pictures, device)
-        is_best = best.update(val.mAP, epoch)
+        val = None if config.final_fit else validate(averaged, pictures, device)
+        is_best = best.update(val.mAP, epoch) if val else epoch == config.epochs
         row = {"epoch": epoch, **{f"loss_{name}": value for name, value in losses.items()}, "lr": lr_now}
-        row |= {"val_mAP": val.mAP, "val_rank1": val.rank1, "logit_scale": clip.model.logit_scale.exp().item()}
+        row |= {"val_mAP": val.mAP, "val_rank1": val.rank1} if val else {}
+        row["logit_scale"] = clip.model.logit_scale.exp().item()
         row["seconds"] = round(time.perf_counter() - started, 2)
         if rank == 0:
-            content = {**recorded, "epoch": epoch, "val_mAP": val.mAP, "state_dict": averaged.model.state_dict()}
+            content = {**recorded, "epoch": epoch, "state_dict": averaged.model.state_dict()}
+            content |= {"val_mAP": val.mAP} if val else {}
             state = {**training_state(**parts, epoch=epoch, step=step), "row": row, "flags": binding_flags(config)}
             write_best_and_last(checkpoints, run, content, is_best=is_best, training=state)
         log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
@@ -387,7 +398,8 @@ def main(config: Config) -> None:
             break
     if rank == 0 and step:
         training_curves_figure(log.folder / "training_curves.png", log.epochs(), title=run)
-    log.say(f"BEST: epoch {best.epoch}, val mAP {100 * best.value:.1f}: {display(checkpoints / f'{run}_BEST.pth')}")
+    chosen = "the last epoch" if config.final_fit else f"epoch {best.epoch}, val mAP {100 * best.value:.1f}"
+    log.say(f"BEST: {chosen}: {display(checkpoints / f'{run}_BEST.pth')}")
     log.close()
 
 

@@ -61,6 +61,7 @@ def prepare_captions(
     if Path(name).name != name or name == "..":
         raise InputError(f"--name {name} has to be the name of a folder below metadata/, not a path")
     folder = metadata_dir(name)
+    usual = {split: size for split, size in SIZES[dataset].items() if not (sizes or {}).get(split)}
     sizes = {**SIZES[dataset], **{split: size for split, size in (sizes or {}).items() if size is not None}}
     made_by = f"python model/stage4_frozen_text_alignment/prepare_captions.py --dataset {dataset} --data_root DIR"
     source: dict[str, Any] = {"version": _VERSION, "dataset": dataset, "sizes": sizes, "seed": seed}
@@ -84,7 +85,7 @@ def prepare_captions(
         return read_caption_dataset(folder, made_by)
     raw = read_captions(raw_name, Path(data_root))
     cleaned, left_out = clean_captions(raw.images)
-    images = tuple(assign_splits(cleaned, sizes, seed))
+    images = tuple(assign_splits(cleaned, sizes, seed, usual=usual))
     drawn = {image.image for image in images}
     left_out += [(image.image, "not drawn: more than were asked for") for image in cleaned if image.image not in drawn]
     data = check_images(CaptionDataset(name, raw.image_dir, images, (*raw.left_out, *left_out)))

@@ -5,7 +5,7 @@ On disk `metadata/<name>/captions.json` is `{image: {"captions": [texts], "split
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,13 @@ def index_captions(images: Sequence[CaptionedImage]) -> CaptionIndex:
     return CaptionIndex(list(place), of_image)
 
 
-def assign_splits(images: Sequence[CaptionedImage], sizes: dict[str, int | None], seed: int) -> list[CaptionedImage]:
+def assign_splits(
+    images: Sequence[CaptionedImage],
+    sizes: dict[str, int | None],
+    seed: int,
+    *,
+    usual: Mapping[str, int | None] | None = None,
+) -> list[CaptionedImage]:
     """Draw the splits' images: from those that the raw data name so, else from the ones without a split or of train.
 
     Args:
@@ -95,10 +101,13 @@ def assign_splits(images: Sequence[CaptionedImage], sizes: dict[str, int | None]
         sizes: images of `test`, `val` and `train`; None takes all there are (for `test` and `val` that have to be
             drawn: a tenth each). Fewer than asked for are taken where there are no more, which is said.
         seed: of every draw.
+        usual: sizes that nobody asked for, those of the whole dataset. Where `test` or `val` has to be drawn and that
+            is more than an eighth of the images, as in a subset of them, an eighth is taken, which is said.
 
     Raises:
         InputError: a split would be empty.
     """
+    usual = usual or {}
     rng = np.random.default_rng([seed, 4])
     pools: dict[str, list[CaptionedImage]] = {split: [] for split in (*SPLITS, "")}
     for image in sorted(images, key=lambda image: image.image):
@@ -115,6 +124,12 @@ def assign_splits(images: Sequence[CaptionedImage], sizes: dict[str, int | None]
             pool = [pools[split][index] for index in rng.permutation(len(pools[split]))]
         else:
             count = tenth if wanted is None else wanted
+            eighth = max(1, len(images) // 8)
+            if wanted is not None and wanted == usual.get(split) and wanted > eighth:
+                print(
+                    f"note: {split} takes {eighth:,} of {len(images):,} images, not {wanted:,} as of the whole dataset"
+                )
+                wanted = count = eighth
             pool, free = free[:count], free[count:]
         if not pool or wanted == 0:
             raise InputError(f"no image is left for {split}: there are {len(images):,}; ask for fewer in other splits")

@@ -70,7 +70,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "row": lambda value: isinstance(value, dict),
     "training": lambda value: isinstance(value, dict),
 }
-_FINE_TUNED = ("model", "dataset", "variant", "epoch", "val_mAP", "image_size", "mean", "std", "state_dict")
+_FINE_TUNED = ("model", "dataset", "variant", "epoch", "image_size", "mean", "std", "state_dict")
 _FINE_TUNED += ("data_digest", "seen_identities")
 _ALIGNED = ("model", "dataset", "data_digest", "variant", "epoch", "val_recall", "state_dict")
 _ALIGNED += ("image_encoder", "image_weights", "image_size", "text_model", "text_digest", "mean", "std")

@@ -86,9 +86,10 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     content = read_stage_checkpoint(path, stage)
     model = canonical_model_name(config.model) if config.model else content["model"]
     device = pick_device(config.device)
+    val = f"val mAP {100 * content['val_mAP']:.1f}" if "val_mAP" in content else "no val: a final fit"
     print(
         f"checkpoint: {display(path)} ({content['model']}, {content['variant']}, trained on {content['dataset']}, "
-        f"epoch {content['epoch']}, val mAP {100 * content['val_mAP']:.1f})"
+        f"epoch {content['epoch']}, {val})"
     )
     clip = load_clip(model, str(path), device=str(device))
     return evaluate_clip(clip, data, EvaluationLabels(stage, content["variant"], clip.pretrained), device, config)

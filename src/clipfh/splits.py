@@ -11,7 +11,7 @@ Protocols of `draw_queries`, for an identity with n >= 2 photos:
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,20 @@ VAL_FRACTION = 0.1  # of the train identities, for every dataset without an offi
 Split = dict[str, list[str]]
 
 
-def assign_val_identities(item_ids: Iterable[str], fraction: float, seed: int) -> set[str]:
+def measurable_identities(photos: Iterable[tuple[str, str]], *, exclude_same_camera: bool) -> set[str]:
+    """The identities of (item id, camera) pairs, one a photo, that can be found again in another photo.
+
+    That takes two photos and, where a query's own camera is left out of its gallery, two cameras.
+    """
+    cameras: dict[str, list[str]] = {}
+    for item_id, camera in photos:
+        cameras.setdefault(item_id, []).append(camera)
+    return {item_id for item_id, of in cameras.items() if len(set(of) if exclude_same_camera else of) > 1}
+
+
+def assign_val_identities(
+    item_ids: Iterable[str], fraction: float, seed: int, *, measurable: Collection[str] | None = None
+) -> set[str]:
     """Choose the identities to validate on among the train identities.
 
     Args:
@@ -36,6 +49,8 @@ def assign_val_identities(item_ids: Iterable[str], fraction: float, seed: int) -
         fraction: share to hold out, 0 <= fraction < 1; rounded, and at least two identities where there are four or
             more (retrieval among one identity measures nothing). With fewer than four, none.
         seed: of the draw.
+        measurable: those of `measurable_identities`, to draw from: at most half of them, as others teach little. None,
+            or if there are fewer than two: all.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), not {fraction}")
@@ -43,8 +58,22 @@ def assign_val_identities(item_ids: Iterable[str], fraction: float, seed: int) -
     if fraction == 0 or len(identities) < 4:
         return set()
     count = max(2, round(fraction * len(identities)))
-    order = np.random.default_rng(seed).permutation(len(identities))
-    return {identities[index] for index in order[:count]}
+    drawn = [identities[index] for index in np.random.default_rng(seed).permutation(len(identities))]
+    candidates = drawn if measurable is None else [item_id for item_id in drawn if item_id in measurable]
+    if len(candidates) < 2:
+        return set(drawn[:count])
+    return set(candidates[: count if measurable is None else min(count, max(2, len(candidates) // 2))])
+
+
+def hold_out_val(table: pd.DataFrame, fraction: float, seed: int, *, exclude_same_camera: bool) -> pd.DataFrame:
+    """The table with its val identities drawn anew among train and val: a share `fraction` of them, 0 for none."""
+    table = table.assign(split=table["split"].replace("val", "train"))
+    train = table[table["split"] == "train"]
+    pairs = zip(train["item_id"], train["camera"], strict=True)
+    measurable = measurable_identities(pairs, exclude_same_camera=exclude_same_camera)
+    val_ids = assign_val_identities(train["item_id"], fraction, seed, measurable=measurable)
+    is_val = (table["split"] == "train") & table["item_id"].isin(val_ids)
+    return table.assign(split=table["split"].mask(is_val, "val"))
 
 
 def num_queries(num_images: int, protocol: str) -> int:

@@ -123,10 +123,8 @@ class BestSoFar:
 def epoch_line(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
     """What is printed of an epoch: its loss terms, val figures and duration, from its line of `metrics.jsonl`."""
     losses = " ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in row.items() if k.startswith("loss_"))
-    return (
-        f"epoch {row['epoch']}/{epochs}  {losses}  val mAP {100 * row['val_mAP']:.1f} "
-        f"Rank-1 {100 * row['val_rank1']:.1f}  {row['seconds']:.1f} s{'  BEST' if is_best else ''}"
-    )
+    val = f"val mAP {100 * row['val_mAP']:.1f} Rank-1 {100 * row['val_rank1']:.1f}  " if "val_mAP" in row else ""
+    return f"epoch {row['epoch']}/{epochs}  {losses}  {val}{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
 
 
 # What may differ between a run and its continuation: where things are, not what is computed.

@@ -21,6 +21,7 @@ from clipfh.paths import RESULTS_DIR, processed_dir
 from clipfh.prefetch import prefetch
 from clipfh.prepared import PreparedDataset
 from clipfh.retrieval import draw_distractors, extract_features, val_figures
+from clipfh.splits import measurable_identities
 from clipfh.transforms import to_float
 
 T = TypeVar("T")
@@ -95,14 +96,20 @@ def load_training_data(
     seed: int,
     skip_unreadable: bool,
     fast_decode: bool = False,
+    final_fit: bool = False,
 ) -> TrainingData:
     """Decode the train and val photos of `data` for `clip`, as `load_pixels` does; `seed` draws the distractors.
 
+    With `final_fit` the val photos are train photos, and there are none to validate on.
+
     Raises:
         InputError: unreadable photos (listed in `results/<dataset>_stage<N>_train/`, unless skipped), no train or no
-            val identity.
+            val identity, val identities that cannot be found again.
     """
     table = data.rows("train", "val")
+    if not final_fit:
+        require_measurable(data)
+    table = table.assign(split="train") if final_fit else table
     listing: Path = RESULTS_DIR / f"{data.name}_stage{stage}_train" / "unreadable_images.csv"
     pixels = load_pixels(
         data.image_dir,
@@ -115,10 +122,8 @@ def load_training_data(
     )
     table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
     is_val = (table["split"] == "val").to_numpy()
-    if is_val.all() or not is_val.any():
-        raise InputError(
-            f"{data.name} needs train and val identities; it has {is_val.sum()} val images of {len(table)}"
-        )
+    if is_val.all():
+        raise InputError(f"{data.name} has no train identity")
     train_places = np.flatnonzero(~is_val)
     distractors = train_places[draw_distractors(len(train_places), seed)]
     return TrainingData(
@@ -128,6 +133,33 @@ def load_training_data(
         val_pixels=pixels.array[is_val],
         distractor_pixels=pixels.array[distractors],
         exclude_same_camera=data.exclude_same_camera,
+    )
+
+
+def require_measurable(data: PreparedDataset) -> None:
+    """Check that some val identity can be found again in another photo.
+
+    Raises:
+        InputError: none can; the message says whether photos or cameras lack, and the flag that helps.
+    """
+    val = data.rows("val")
+    pairs = list(zip(val["item_id"], val["camera"], strict=True))
+    if measurable_identities(pairs, exclude_same_camera=data.exclude_same_camera):
+        return
+    if val.empty:
+        raise InputError(
+            f"{data.name} has no val identity, so that no epoch can be chosen as BEST. Prepare it with another "
+            "--val_fraction, or train on all with --final_fit"
+        )
+    count = val["item_id"].nunique()
+    if measurable_identities(pairs, exclude_same_camera=False):
+        raise InputError(
+            f"each of the {count:,} val identities of {data.name} has photos of one camera alone, and a query's own "
+            "camera is left out of its gallery: --no-exclude_same_camera keeps it in; --final_fit does without val"
+        )
+    raise InputError(
+        f"none of the {count:,} val identities of {data.name} has two photos, so none can be found again. Prepare it "
+        "with another --val_fraction or --seed, or train on all with --final_fit"
     )
 
 

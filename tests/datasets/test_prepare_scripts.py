@@ -58,7 +58,7 @@ def test_prepare_then_split(photos, tmp_path):
         "max_megapixels": 178,
         "seed": 3,
         "data_root": str(photos),
-        "options": {"test_fraction": 0.5},
+        "options": {"test_fraction": 0.5, "val_fraction": None},
         "left_out": {"cannot be opened here (.heic): convert them to JPEG": 1, "empty file": 1},
         "missing": {},
     }

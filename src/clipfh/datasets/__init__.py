@@ -6,7 +6,7 @@ expects, the source and the protocol. Images stay where they are.
 
 import importlib
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from clipfh.errors import InputError
 from clipfh.photo_files import LeftOut
+from clipfh.splits import hold_out_val
 
 DATASET_NAMES = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")  # each a module here
 
@@ -58,8 +59,12 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
 
-def read_dataset(name: str, data_root: Path, *, seed: int = 0, **options: Any) -> Dataset:
+def read_dataset(
+    name: str, data_root: Path, *, seed: int = 0, val_fraction: float | None = None, **options: Any
+) -> Dataset:
     """Read the dataset `name` from `data_root`; `options` are the further arguments of its reader.
+
+    `val_fraction` is the share of the train identities to validate on, if not a tenth; 0: none.
 
     Raises:
         InputError: unknown name or option, or what the reader raises.
@@ -69,7 +74,11 @@ def read_dataset(name: str, data_root: Path, *, seed: int = 0, **options: Any) -
         if option not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise InputError(f"the dataset {name} has no option {option!r}; {has}")
-    return _reader_module(name).read(Path(data_root), seed=seed, **options)
+    dataset = _reader_module(name).read(Path(data_root), seed=seed, **options)
+    if val_fraction is None:
+        return dataset
+    table = hold_out_val(dataset.table, val_fraction, seed, exclude_same_camera=dataset.exclude_same_camera)
+    return replace(dataset, table=table)
 
 
 def reader_options(name: str) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def read(data_root: Path, *, seed: int = 0, test_fraction: float = 0.5) -> Datas
             f"{data_root}: none of the {num_test} test identities has two photos, so there is no query with a match. "
             "Add photos, or try another --test_fraction or --seed."
         )
-    val_ids = assign_val_identities(set(item_ids) - set(test), VAL_FRACTION, seed)
+    several = {item_id for item_id, images in images_per_identity.items() if len(images) > 1}
+    val_ids = assign_val_identities(set(item_ids) - set(test), VAL_FRACTION, seed, measurable=several)
     rows = [
         (image, item_id, "val" if item_id in val_ids else "train", "")
         for item_id in item_ids

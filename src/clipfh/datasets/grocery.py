@@ -23,7 +23,7 @@ from clipfh.datasets.layout import read_raw_csv, read_raw_lines, read_raw_text, 
 from clipfh.errors import InputError
 from clipfh.photo_files import compare_with_list
 from clipfh.records import make_table
-from clipfh.splits import VAL_FRACTION, assign_val_identities
+from clipfh.splits import VAL_FRACTION, assign_val_identities, measurable_identities
 
 LAYOUT = """\
     DATA_ROOT/classes.csv
@@ -37,6 +37,7 @@ NAME, CLASS_ID, COARSE_NAME, DESCRIPTION_PATH = CLASS_COLUMNS = (
     "Coarse Class Name (str)",
     "Product Description Path (str)",
 )
+OCCASIONS = {"test": "query", "train": "gallery"}  # of a test product
 OCCASION_OF_LIST = {"train": "train", "val": "train", "test": "test"}
 
 
@@ -55,17 +56,23 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
     class_ids = sorted(products)
     order = np.random.RandomState(seed).permutation(len(class_ids))
     train_classes = {class_ids[index] for index in order[: (len(class_ids) + 1) // 2]}
-    val_ids = assign_val_identities((products[class_id][NAME] for class_id in train_classes), VAL_FRACTION, seed)
-
+    photos = [
+        (image, products[class_id][NAME], class_id in train_classes, occasion)
+        for list_name, occasion in OCCASION_OF_LIST.items()
+        for image, class_id in _read_list(data_root / f"{list_name}.txt", products)
+    ]
+    seen = [(item_id, occasion) for _, item_id, is_train, occasion in photos if is_train]
+    val_ids = assign_val_identities(
+        (products[class_id][NAME] for class_id in train_classes),
+        VAL_FRACTION,
+        seed,
+        measurable=measurable_identities(seen, exclude_same_camera=True),
+    )
     rows = []
-    for list_name, occasion in OCCASION_OF_LIST.items():
-        for image, class_id in _read_list(data_root / f"{list_name}.txt", products):
-            item_id = products[class_id][NAME]
-            if class_id in train_classes:
-                split = "val" if item_id in val_ids else "train"
-            else:
-                split = "query" if occasion == "test" else "gallery"
-            rows.append((image, item_id, split, occasion))
+    for image, item_id, is_train, occasion in photos:
+        train_split, test_split = ("val" if item_id in val_ids else "train"), OCCASIONS[occasion]
+        split = train_split if is_train else test_split
+        rows.append((image, item_id, split, occasion))
     left_out, missing = compare_with_list(data_root, (row[0] for row in rows), "train.txt, val.txt or test.txt")
     read_too = {"classes.csv", *(f"{name}.txt" for name in OCCASION_OF_LIST)}
     read_too |= {product[DESCRIPTION_PATH].lstrip("/") for product in products.values()}

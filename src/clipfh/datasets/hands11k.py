@@ -75,7 +75,8 @@ def read(data_root: Path, *, seed: int = 0, aspect: Aspect = "dorsal_right") -> 
     images = {item_id: [row["imageName"] for row in rows] for item_id, rows in photos.items()}
     train = {item_id: names for item_id, names in images.items() if int(item_id) <= LAST_TRAIN_ID[aspect]}
     test = {item_id: names for item_id, names in images.items() if item_id not in train}
-    val_ids = assign_val_identities(train, VAL_FRACTION, seed)
+    several = {item_id for item_id, names in train.items() if len(names) > 1}
+    val_ids = assign_val_identities(train, VAL_FRACTION, seed, measurable=several)
     rows = [
         (image, item_id, "val" if item_id in val_ids else "train", "") for item_id in train for image in train[item_id]
     ]

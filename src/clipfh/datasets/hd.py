@@ -53,7 +53,8 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
     left_out += [(photo, outside) for photo in photos if photo.partition("/")[0] not in (SUBJECTS, DISTRACTORS)]
     train = {str(subject): images for subject, images in subjects.items() if subject <= LAST_TRAIN_SUBJECT}
     test = {str(subject): images for subject, images in subjects.items() if subject > LAST_TRAIN_SUBJECT}
-    val_ids = assign_val_identities(train, VAL_FRACTION, seed)
+    several = {item_id for item_id, images in train.items() if len(images) > 1}
+    val_ids = assign_val_identities(train, VAL_FRACTION, seed, measurable=several)
 
     rows = [
         (image, item_id, "val" if item_id in val_ids else "train", "") for item_id in train for image in train[item_id]

@@ -20,7 +20,7 @@ from clipfh.datasets.layout import read_raw_json, read_raw_lines, require_folder
 from clipfh.errors import InputError
 from clipfh.photo_files import compare_with_list
 from clipfh.records import make_table
-from clipfh.splits import VAL_FRACTION, assign_val_identities
+from clipfh.splits import VAL_FRACTION, assign_val_identities, measurable_identities
 
 LAYOUT = """\
     DATA_ROOT/Img/img/WOMEN/Dresses/id_00000002/02_1_front.jpg    (or img/..., or Img/img_highres/...)
@@ -54,7 +54,9 @@ def read(data_root: Path, *, seed: int = 0, image_version: ImageVersion | None =
     rows = _read_partition(data_root / "Eval" / PARTITION)
     descriptions = _read_descriptions(data_root / "Anno" / "list_description_inshop.json")
     image_folder = _find_image_folder(data_root, image_version)
-    val_ids = assign_val_identities((item_id for _, item_id, status in rows if status == "train"), VAL_FRACTION, seed)
+    train = [(item_id, "") for _, item_id, status in rows if status == "train"]
+    measurable = measurable_identities(train, exclude_same_camera=False)
+    val_ids = assign_val_identities((item_id for item_id, _ in train), VAL_FRACTION, seed, measurable=measurable)
 
     category_per_item: dict[str, str] = {}
     table_rows = []

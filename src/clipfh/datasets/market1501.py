@@ -19,7 +19,7 @@ from clipfh.datasets import Dataset, Description
 from clipfh.datasets.layout import require_folder
 from clipfh.photo_files import find_photos, require_photos
 from clipfh.records import make_table
-from clipfh.splits import VAL_FRACTION, assign_val_identities
+from clipfh.splits import VAL_FRACTION, assign_val_identities, measurable_identities
 
 LAYOUT = """\
     DATA_ROOT/bounding_box_train/0002_c1s1_000451_03.jpg
@@ -62,7 +62,9 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
         require_photos(data_root / folder, [row for row in rows if row[2] == split], here)
     of_persons = {person for _, person, split, _ in rows if split != "gallery"}
     notes = [f"{DISTRACTOR} is a person here, not a box without one: it is in train or query"]
-    val_ids = assign_val_identities((person for _, person, split, _ in rows if split == "train"), VAL_FRACTION, seed)
+    train = [(person, camera) for _, person, split, camera in rows if split == "train"]
+    measurable = measurable_identities(train, exclude_same_camera=True)
+    val_ids = assign_val_identities((person for person, _ in train), VAL_FRACTION, seed, measurable=measurable)
     return Dataset(
         name="market1501",
         image_dir=data_root,
