@@ -32,7 +32,7 @@ from clipfh.files import write_json
 from clipfh.names import require_name
 from clipfh.photo_files import account, count_reasons, meant_as_photos, write_left_out
 from clipfh.records import SPLITS, write_image_meta
-from clipfh.transforms import MAX_MEGAPIXELS
+from clipfh.transforms import MAX_MEGAPIXELS, RESIZE_MODES
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,9 @@ class Config:
         None, "inshop: small or large images (default: those that are there)", choices=("img", "img_highres")
     )
     test_fraction: float | None = option(None, "folder: share of the identities to test on (default: 0.5)")
+    resize_mode: str | None = option(
+        None, "how photos fill a network's frame (default: as the dataset's protocol has it)", choices=RESIZE_MODES
+    )
     max_megapixels: float = option(
         MAX_MEGAPIXELS, "larger photos count as unreadable: small files can hold pixels that fill any memory", above=0
     )
@@ -88,6 +91,7 @@ def main(config: Config) -> None:
             "image_dir": portable_path(dataset.image_dir),
             "exclude_same_camera": dataset.exclude_same_camera,
             "random_protocol": dataset.random_protocol,
+            "resize_mode": config.resize_mode or dataset.resize_mode,
             "max_megapixels": config.max_megapixels,
             "seed": config.seed,
             "data_root": portable_path(data_root),

@@ -116,7 +116,7 @@ def test_geometry_is_grid_sample_with_reflected_borders():
     def draw(low, high):
         return torch.empty(4).uniform_(low, high, generator=generator)
 
-    theta = _draw_geometry(settings, draw)
+    theta = _draw_geometry(settings, draw, 1.0)
     grid = F.affine_grid(theta, [4, 3, 12, 12], align_corners=False)
     assert grid.abs().max() > 1  # some of it is outside
     expected = F.grid_sample(images(), grid, padding_mode="reflection", align_corners=False)
@@ -135,3 +135,23 @@ def test_color_is_brightness_then_contrast_then_saturation():
     grey = expected.mean(dim=1, keepdim=True)
     expected = grey + (expected - grey) * factors[2]
     torch.testing.assert_close(augment(images(), settings, view_generator(0)), expected, atol=1e-5, rtol=0)
+
+
+def test_a_turn_in_a_rectangle_keeps_right_angles():
+    H, W = 64, 32
+    image = torch.zeros(1, 3, H, W)
+    image[:, :, 28:36, 12:20] = 1.0  # a square in the middle, which no reflected border reaches
+    settings = Augmentation(min_area=1.0, aspect=0.0, rotation=20.0, flip=0.0, color=0.0, erase=0.0)
+    for seed in range(5):
+        view = augment(image, settings, view_generator(seed))
+        assert view.shape == image.shape
+        assert view.sum().item() == pytest.approx(image.sum().item(), rel=0.03)  # a shear or a squash changes its area
+        y, x = (view[0, 0] > 0.5).nonzero().float().T
+        assert y.std().item() == pytest.approx(x.std().item(), rel=0.06)
+
+
+def test_erasing_a_rectangle():
+    settings = Augmentation(min_area=1.0, aspect=0.0, rotation=0.0, flip=0.0, color=0.0, erase=1.0)
+    view = augment(torch.full((64, 3, 40, 20), 2.0), settings, view_generator(0))
+    erased = (view != 2.0).all(dim=1).float().mean(dim=(1, 2))
+    assert view.shape == (64, 3, 40, 20) and 0.02 < erased.mean() < 0.15

@@ -582,3 +582,23 @@ def test_a_final_fit_trains_on_val_too_and_keeps_the_last_epoch(project, tmp_pat
     assert [row.keys() & {"val_mAP"} for row in metrics_of(tmp_path)] == [set(), set()]
     figures = project.run(evaluate, "--ckpt", best, "--results_dir", tmp_path / "results")
     assert "no val: a final fit" in figures.stdout
+
+
+def test_rectangular_input_from_training_to_evaluation(project, tmp_path):
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    flags = ("--image_size", "64x32", "--resize_mode", "squash", "--epochs", 1)
+    model = ("--model", "tiny-vit", "--pretrained", "random")
+    result = project.run(STAGE2, *SMALL, *folders, *model, *flags)
+    assert "64 x 32 px, squash" in result.stdout
+    (best,) = tmp_path.glob("*_BEST.pth")
+    content = load(best)
+    assert tuple(content["image_size"]) == (64, 32) and content["resize_mode"] == "squash"
+    project.run(EVAL2, "--ckpt", best, "--results_dir", tmp_path / "results")
+    result = project.run(STAGE3, *SMALL, *folders, "--model", "tiny-vit", "--init_ckpt", best, "--epochs", 1)
+    assert "64 x 32 px, squash" in result.stdout  # as the checkpoint was trained
+    for size, text in (("64x", "is no size"), ("16x64", "at least 32"), ("0x0", "at least 32"), ("a", "256x128")):
+        project.refused(STAGE2, "--dataset", NAME, "--image_size", size, says=["--image_size", text])
+    project.refused(
+        STAGE1, "--dataset", NAME, "--model", "RN50", "--pretrained", "random", "--image_size", "64x32",
+        says=["RN50 pools with square position embeddings"],
+    )  # fmt: skip

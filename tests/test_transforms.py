@@ -292,3 +292,35 @@ def test_to_input_of_every_level_and_of_a_read_only_map(tmp_path):
     torch.testing.assert_close(to_input(crops, MEAN, STD, "cpu"), to_input(crops.copy(), MEAN, STD, "cpu"))
     images.fill(0)  # is the caller's own
     assert np.array_equal(np.load(tmp_path / "levels.npy"), levels)
+
+
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (90, 90), (700, 200)])
+@pytest.mark.parametrize("frame", [(64, 32), (32, 64), (48, 48)])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_the_resize_modes_in_any_frame(tmp_path, size, frame, suffix):
+    path, (height, width) = tmp_path / f"a.{suffix}", frame
+    textured_photo(*size).save(path, quality=95)
+    with Image.open(path) as image:
+        photo = image.convert("RGB")
+    for fast in (False, True):
+        squashed = decode(path, frame, "squash", fast_decode=fast)
+        assert squashed.shape == (height, width, 3)
+        exact = np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(squashed - exact).mean() < 1
+
+        scale = min(width / size[0], height / size[1])
+        inner = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        padded = decode(path, frame, "pad", fast_decode=fast)
+        left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+        whole = np.asarray(photo.resize(inner, Image.Resampling.BICUBIC)).astype(int)
+        assert np.abs(padded[top : top + inner[1], left : left + inner[0]] - whole).mean() < 1
+        outside = np.ones(frame, bool)
+        outside[top : top + inner[1], left : left + inner[0]] = False
+        assert padded.shape == (height, width, 3) and (padded[outside] == 255).all()
+
+        scale = max(width / size[0], height / size[1])
+        outer = (max(width, int(size[0] * scale + 1e-9)), max(height, int(size[1] * scale + 1e-9)))
+        left, top = round((outer[0] - width) / 2), round((outer[1] - height) / 2)
+        filled = photo.resize(outer, Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+        shortest = decode(path, frame, "shortest", fast_decode=fast)
+        assert shortest.shape == (height, width, 3) and np.abs(shortest - np.asarray(filled).astype(int)).mean() < 1

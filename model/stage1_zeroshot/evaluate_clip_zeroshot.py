@@ -19,10 +19,11 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-from clipfh.cli import option, run_script
-from clipfh.clip_model import load_clip
+from clipfh.cli import image_size, option, run_script
+from clipfh.clip_model import load_clip, shown_size
 from clipfh.evaluation import EvaluationConfig, EvaluationLabels, evaluate_clip, load_dataset
 from clipfh.run import pick_device, seed_everything
+from clipfh.transforms import RESIZE_MODES
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,17 @@ class Config(EvaluationConfig):
         None,
         "open_clip tag, weights file or `random` (default: openai; for the tiny models stage 0's newest checkpoint)",
     )
-    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)", at_least=32)
+    image_size: int | tuple[int, int] | None = option(
+        None,
+        "input size in pixels, 224 or height x width as 256x128 (default: the architecture's own)",
+        parse=image_size,
+    )
+    resize_mode: str | None = option(
+        None,
+        "how a photo fills it: shortest side and crop, squash, or pad (default: as the dataset's protocol, else the "
+        "weights say)",
+        choices=RESIZE_MODES,
+    )
     seed: int = option(0, "of `--pretrained random` and of the bootstrap intervals", at_least=0)
 
 
@@ -43,8 +54,14 @@ def main(config: Config) -> None:
     seed_everything(config.seed)
     device = pick_device(config.device)
     data = load_dataset(config, model=config.model, pretrained=config.pretrained)
-    clip = load_clip(config.model, config.pretrained, image_size=config.image_size, device=str(device))
-    print(f"{clip.name} ({clip.pretrained}), {clip.image_size} px, on {data.name}")
+    clip = load_clip(
+        config.model,
+        config.pretrained,
+        image_size=config.image_size,
+        resize_mode=config.resize_mode or data.resize_mode,
+        device=str(device),
+    )
+    print(f"{clip.name} ({clip.pretrained}), {shown_size(clip)}, on {data.name}")
     evaluate_clip(clip, data, EvaluationLabels(1, "", clip.pretrained), device, config)
 
 

@@ -33,8 +33,15 @@ from tqdm import tqdm
 from clipfh.augment import Augmentation
 from clipfh.averaged_weights import AveragedWeights
 from clipfh.checkpoint import read_stage_checkpoint, require_training_state, write_best_and_last
-from clipfh.cli import option, run_script
-from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, freeze_text_encoder, load_clip
+from clipfh.cli import image_size, option, run_script
+from clipfh.clip_model import (
+    LoadedClip,
+    canonical_model_name,
+    clamp_logit_scale,
+    freeze_text_encoder,
+    load_clip,
+    shown_size,
+)
 from clipfh.data_digest import require_unseen, seen_with
 from clipfh.figures import training_curves_figure
 from clipfh.files import require_file, writable_folder
@@ -56,6 +63,7 @@ from clipfh.training import (
     training_state,
 )
 from clipfh.training_data import TrainPhotos, load_training_data, made_ahead, validate
+from clipfh.transforms import RESIZE_MODES
 
 STAGE = 2
 
@@ -77,7 +85,17 @@ class Config:
     pretrained: str | None = option(
         None, "open_clip tag or weights file (default: openai; for the tiny models stage 0's newest checkpoint)"
     )
-    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)", at_least=32)
+    image_size: int | tuple[int, int] | None = option(
+        None,
+        "input size in pixels, 224 or height x width as 256x128 (default: the architecture's own)",
+        parse=image_size,
+    )
+    resize_mode: str | None = option(
+        None,
+        "how a photo fills it: shortest side and crop, squash, or pad (default: as the dataset's protocol, else the "
+        "weights say)",
+        choices=RESIZE_MODES,
+    )
     loss: str = option("triplet+center+id+i2t", f"sum of {', '.join(WEIGHTS)}")
     p: int = option(16, "identities a batch", at_least=1)
     k: int = option(4, "photos of each identity", at_least=1)
@@ -205,7 +223,13 @@ def main(config: Config) -> None:
     splits = ("train", "val") if config.final_fit else ("train",)
     prompts = load_prompts(data, config.prompt_json, TOKEN_SAFE_PROMPTS, *splits)
     start = str(config.resume_ckpt) if config.resume_ckpt else config.pretrained  # a checkpoint knows its image size
-    clip = load_clip(config.model, start, image_size=config.image_size, device=device)
+    clip = load_clip(
+        config.model,
+        start,
+        image_size=config.image_size,
+        resize_mode=config.resize_mode or data.resize_mode,
+        device=device,
+    )
     require_unseen(
         clip.seen_identities,
         data.digest,
@@ -268,7 +292,8 @@ def main(config: Config) -> None:
     # after the checks: a refused resume leaves that run's files alone
     log = RunLog(folder, config, rank=rank, last_row=last_row)
     log.say(
-        f"{run}: {clip.name} ({clip.pretrained}) on {data.name}, {len(photos.labels):,} photos of "
+        f"{run}: {clip.name} ({clip.pretrained}, {shown_size(clip)}) on {data.name}, "
+        f"{len(photos.labels):,} photos of "
         f"{len(photos.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
         f"lr {config.lr:g}, {device}"
     )

@@ -41,8 +41,8 @@ from tqdm import tqdm
 from clipfh.augment import Augmentation
 from clipfh.averaged_weights import AveragedWeights
 from clipfh.checkpoint import newest_checkpoint, read_stage_checkpoint, require_training_state, write_best_and_last
-from clipfh.cli import option, run_script
-from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, encode_texts, load_clip
+from clipfh.cli import image_size, option, run_script
+from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, encode_texts, load_clip, shown_size
 from clipfh.data_digest import require_unseen, seen_with
 from clipfh.errors import InputError
 from clipfh.figures import training_curves_figure
@@ -74,6 +74,7 @@ from clipfh.training import (
     training_state,
 )
 from clipfh.training_data import TrainPhotos, load_training_data, made_ahead, validate
+from clipfh.transforms import RESIZE_MODES
 
 STAGE = 3
 PROMPT_FILES = {"raw": RAW_PROMPTS, "filtered": CLEAN_PROMPTS, "token_safe": TOKEN_SAFE_PROMPTS}
@@ -102,7 +103,17 @@ class Config:
     init_ckpt: str | None = option(
         None, f"start from this checkpoint, or from the newest BEST of {', '.join(SOURCES)} on the dataset"
     )
-    image_size: int | None = option(None, "input size in pixels (default: the architecture's own)", at_least=32)
+    image_size: int | tuple[int, int] | None = option(
+        None,
+        "input size in pixels, 224 or height x width as 256x128 (default: the architecture's own)",
+        parse=image_size,
+    )
+    resize_mode: str | None = option(
+        None,
+        "how a photo fills it: shortest side and crop, squash, or pad (default: as the dataset's protocol, else the "
+        "weights say)",
+        choices=RESIZE_MODES,
+    )
     loss: str | None = option(None, f"sum of {', '.join(TERMS)}")
     batches: str | None = option(None, "pk: P identities x K photos; random: P*K photos", choices=("pk", "random"))
     temperature: float | None = option(None, "first value of the learned temperature", above=0)
@@ -293,7 +304,11 @@ def main(config: Config) -> None:
     splits = ("train", "val") if config.final_fit else ("train",)
     prompts = load_prompts(data, config.prompt_json, PROMPT_FILES[config.prompts], *splits)
     clip = load_clip(
-        config.model, initial_weights(config, data.name, data.digest), image_size=config.image_size, device=device
+        config.model,
+        initial_weights(config, data.name, data.digest),
+        image_size=config.image_size,
+        resize_mode=config.resize_mode or data.resize_mode,
+        device=device,
     )
     require_unseen(
         clip.seen_identities,
@@ -358,7 +373,8 @@ def main(config: Config) -> None:
     # after the checks: a refused resume leaves that run's files alone
     log = RunLog(folder, config, rank=rank, last_row=last_row)
     log.say(
-        f"{run}: {config.variant}, {clip.name} ({clip.pretrained}) on {data.name}, {len(photos.labels):,} photos of "
+        f"{run}: {config.variant}, {clip.name} ({clip.pretrained}, {shown_size(clip)}) on {data.name}, "
+        f"{len(photos.labels):,} photos of "
         f"{len(photos.item_ids):,} identities, {len(sampler)} batches of {config.p} x {config.k} ({config.batches}), "
         f"loss {config.loss}, {config.prompts} prompts, lr {config.lr:g} {config.schedule}, {device}"
     )

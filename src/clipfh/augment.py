@@ -73,18 +73,18 @@ def augment(
         # on the CPU: the same seed gives the same views on every device
         return torch.empty(B).uniform_(low, high, generator=generator)
 
-    theta = _draw_geometry(settings, draw).to(device)
+    theta = _draw_geometry(settings, draw, images.shape[2] / images.shape[3]).to(device)
     factors = _draw_color(settings.color, draw).to(device)
     mean_, std_ = (torch.tensor(values, device=device).view(3, 1) for values in (mean, std))
     views = _change_color(_sample(images, theta), factors, mean_, std_)
     if settings.erase:
-        mask, fill = _draw_erasure(images.shape[2], settings.erase, draw, generator)
+        mask, fill = _draw_erasure(images.shape[2:], settings.erase, draw, generator)
         views = torch.where(mask.to(device), (fill.to(device) - mean_[..., None]) / std_[..., None], views)
     return views.contiguous(memory_format=torch.channels_last)
 
 
-def _draw_geometry(settings: Augmentation, draw: Draw) -> torch.Tensor:
-    """(B, 2, 3): from a place in the view to the place in the image where it is taken, both in -1..1."""
+def _draw_geometry(settings: Augmentation, draw: Draw, aspect: float) -> torch.Tensor:
+    """(B, 2, 3): from a place in the view to that in the image, both in -1..1; `aspect` is H / W."""
     side = draw(settings.min_area, 1.0).sqrt()  # side of the crop, relative to the image
     stretch = torch.exp(draw(-settings.aspect, settings.aspect) / 2)
     width, height = (side * stretch).clamp(max=1.0), (side / stretch).clamp(max=1.0)
@@ -93,8 +93,8 @@ def _draw_geometry(settings: Augmentation, draw: Draw) -> torch.Tensor:
     angle = draw(-settings.rotation, settings.rotation) * math.pi / 180
     mirror = torch.where(draw(0, 1) < settings.flip, -1.0, 1.0)
     rows = (
-        torch.stack([width * mirror * angle.cos(), -height * angle.sin(), shift_x], dim=1),
-        torch.stack([width * mirror * angle.sin(), height * angle.cos(), shift_y], dim=1),
+        torch.stack([width * mirror * angle.cos(), -height * aspect * angle.sin(), shift_x], dim=1),
+        torch.stack([width / aspect * mirror * angle.sin(), height * angle.cos(), shift_y], dim=1),
     )
     return torch.stack(rows, dim=1)
 
@@ -131,15 +131,15 @@ def _change_color(views: torch.Tensor, factors: torch.Tensor, mean: torch.Tensor
 
 
 def _draw_erasure(
-    S: int, probability: float, draw: Draw, generator: torch.Generator | None
+    size: tuple[int, int], probability: float, draw: Draw, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A rectangle of 2% to 20% of each image's area, (B, 1, S, S) bool, and one colour to fill it, (B, 3, 1, 1)."""
+    """A rectangle of 2% to 20% of each image's area, (B, 1, H, W) bool, and one colour to fill it, (B, 3, 1, 1)."""
     area, stretch = draw(0.02, 0.2), torch.exp(draw(-0.8, 0.8) / 2)
-    half_width, half_height = area.sqrt() * stretch * S / 2, area.sqrt() / stretch * S / 2
-    x, y = draw(0, S), draw(0, S)
-    axis = torch.arange(S)
-    inside_x = (axis[None] - x[:, None]).abs() < half_width[:, None]  # (B, S)
-    inside_y = (axis[None] - y[:, None]).abs() < half_height[:, None]
+    H, W = size
+    half_width, half_height = area.sqrt() * stretch * W / 2, area.sqrt() / stretch * H / 2
+    x, y = draw(0, W), draw(0, H)
+    inside_x = (torch.arange(W)[None] - x[:, None]).abs() < half_width[:, None]  # (B, W)
+    inside_y = (torch.arange(H)[None] - y[:, None]).abs() < half_height[:, None]  # (B, H)
     chosen = draw(0, 1) < probability
     mask = (inside_y[:, :, None] & inside_x[:, None, :] & chosen[:, None, None])[:, None]
     return mask, torch.rand(len(x), 3, 1, 1, generator=generator)

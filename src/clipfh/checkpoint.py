@@ -27,6 +27,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
+def _is_size(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_count, value)))
+
+
 def _is_colour(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value))
 
@@ -44,7 +48,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "epoch": _is_count,
     "val_mAP": _is_number,
     "val_recall": _is_number,
-    "image_size": _is_count,
+    "image_size": _is_size,
     "resize_mode": _is_text,
     "mean": _is_colour,
     "std": _is_colour,

@@ -18,6 +18,7 @@ import dataclasses
 import math
 import operator
 import os
+import re
 import sys
 import types
 import typing
@@ -40,6 +41,7 @@ def option(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    parse: Callable[[str], Any] | None = None,
 ) -> Any:
     """Declare a dataclass field that is also a flag.
 
@@ -48,10 +50,11 @@ def option(
         help: what the flag is, for `--help`.
         choices: the only values that it takes.
         aliases: other spellings, such as `--metadata`.
+        parse: turns the flag's text into its value, where its type alone does not; it raises ArgumentTypeError.
         above, at_least, at_most: bounds of a number; a value beyond them ends the script with a message.
     """
     bounds = {"more than": above, "at least": at_least, "at most": at_most}
-    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "bounds": bounds}
+    metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "bounds": bounds, "parse": parse}
     if isinstance(default, (list, dict, set)):
         raise TypeError("use a tuple: defaults of a frozen config are immutable")
     return dataclasses.field(default=default, metadata=metadata)
@@ -86,8 +89,11 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: An
     if not required and default not in (None, ""):
         text += f" (default: {default})"
     keywords["help"] = text.replace("%", "%%")
-    wanted = value_type(hint)
-    if wanted is bool:
+    parse = field.metadata.get("parse")
+    wanted = value_type(hint) if parse is None else None
+    if parse is not None:
+        keywords |= {"type": parse, "metavar": "SIZE"}
+    elif wanted is bool:
         keywords["action"] = argparse.BooleanOptionalAction
         keywords["help"] = (
             keywords["help"]
@@ -170,3 +176,14 @@ def run_script(
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
+
+
+def image_size(text: str) -> int | tuple[int, int]:
+    """A flag's image size: `224`, or height x width as in `256x128`."""
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{shortened(text, 40)} is no size; write 224, or height x width: 256x128")
+    height, width = int(match[1]), int(match[2] or match[1])
+    if min(height, width) < 32:
+        raise argparse.ArgumentTypeError(f"it must be at least 32, not {text}")
+    return height if height == width else (height, width)

@@ -18,6 +18,7 @@ import clipfh.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.errors import InputError
 from clipfh.paths import TINY_MODELS, display
+from clipfh.transforms import ImageSize
 from clipfh.weights_file import is_torchscript, load_weights, members_of_zip, read_weights
 from clipfh.weights_name import weights_named_by
 
@@ -39,8 +40,8 @@ class LoadedClip:
         pretrained: where the weights came from, for the reader of a table.
         model: `encode_image((B, 3, S, S)) -> (B, D)`, `encode_text((B, L)) -> (B, D)`, `logit_scale`.
         tokenizer: `tokenizer(list of texts) -> (B, L)` token ids.
-        image_size: S, pixels.
-        resize_mode: `shortest` (then centre crop) or `squash`.
+        image_size: S, pixels, or (H, W).
+        resize_mode: one of `clipfh.transforms.RESIZE_MODES`.
         mean, std: of the normalisation, on 0..1 RGB.
         quick_gelu: whether the towers use QuickGELU, as OpenAI's weights do.
         seen_identities: what the weights were fine-tuned on, see `clipfh.data_digest`; empty for pretrained ones.
@@ -50,7 +51,7 @@ class LoadedClip:
     pretrained: str
     model: nn.Module
     tokenizer: object
-    image_size: int
+    image_size: ImageSize
     resize_mode: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -61,6 +62,12 @@ class LoadedClip:
         """What a checkpoint records beside the weights, so that they are never loaded into anything else."""
         names = ("image_size", "resize_mode", "mean", "std", "quick_gelu")
         return {"model": self.name, **{name: getattr(self, name) for name in names}}
+
+
+def shown_size(clip: LoadedClip) -> str:
+    """How photos become its input, for a line of a log: `224 px, shortest` or `256 x 128 px, squash`."""
+    size = clip.image_size if isinstance(clip.image_size, int) else " x ".join(map(str, clip.image_size))
+    return f"{size} px, {clip.resize_mode}"
 
 
 def canonical_model_name(name: str) -> str:
@@ -83,7 +90,9 @@ def load_clip(
     model_name: str,
     pretrained: str | None = None,
     *,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
+    resize_mode: str | None = None,
+    data_resize_mode: str | None = None,
     quick_gelu: bool | None = None,
     device: str = "cpu",
 ) -> LoadedClip:
@@ -94,7 +103,11 @@ def load_clip(
         pretrained: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a weights file (ours, open_clip's `.pt` or
             `.safetensors`, OpenAI's TorchScript archive), `random`, or None: `openai`, and for the tiny models the
             newest checkpoint of stage 0.
-        image_size: input size in pixels if not the architecture's own; position embeddings are interpolated.
+        image_size: input size in pixels, S or (H, W), if not the architecture's own; position embeddings are
+            interpolated.
+        resize_mode: one of `clipfh.transforms.RESIZE_MODES`; None: that of the fine-tuning that the weights went
+            through, else `data_resize_mode`, else as the weights were trained.
+        data_resize_mode: what the dataset's protocol does.
         quick_gelu: whether the towers use QuickGELU; None: as the weights were trained with.
         device: where the model is put.
 
@@ -116,14 +129,17 @@ def load_clip(
         load_weights_file(model, file or _download(name, source), name)
     preprocess = {**open_clip.get_model_preprocess_cfg(model), **{k: v for k, v in trained.items() if v}}
     size = model.visual.image_size
+    size = tuple(size) if isinstance(size, (tuple, list)) and size[0] != size[1] else size
+    own_mode = "squash" if preprocess["resize_mode"] == "squash" else "shortest"
+    tuned_mode = recorded.get("resize_mode") if recorded.get("stage", 0) > 1 else None
     model.visual.to(memory_format=torch.channels_last)  # convolutions run up to 1.5 times faster; others don't mind
     return LoadedClip(
         name=name,
         pretrained=display(file) if file else source,
         model=model.to(device),
         tokenizer=open_clip.get_tokenizer(name),
-        image_size=size if isinstance(size, int) else size[0],
-        resize_mode=recorded.get("resize_mode") or ("squash" if preprocess["resize_mode"] == "squash" else "shortest"),
+        image_size=size if isinstance(size, int) or size[0] != size[1] else size[0],
+        resize_mode=resize_mode or tuned_mode or data_resize_mode or own_mode,
         mean=tuple(recorded.get("mean") or preprocess["mean"]),
         std=tuple(recorded.get("std") or preprocess["std"]),
         quick_gelu=quick_gelu,
@@ -167,7 +183,12 @@ def _training_of(name: str, source: str, file: Path | None) -> dict[str, Any]:
     return {"quick_gelu": is_torchscript(file)}  # only OpenAI publishes such archives
 
 
-def _build(name: str, *, image_size: int | None, quick_gelu: bool) -> nn.Module:
+def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.Module:
+    if isinstance(image_size, (tuple, list)):
+        image_size = image_size[0] if image_size[0] == image_size[1] else tuple(image_size)
+    vision = open_clip.get_model_config(name)["vision_cfg"]
+    if isinstance(image_size, tuple) and isinstance(vision.get("layers"), list):
+        raise InputError(f"{name} pools with square position embeddings: give one number as --image_size")
     is_timm = "timm_model_name" in open_clip.get_model_config(name)["vision_cfg"]
     with _silenced():  # open_clip warns that no weights were loaded; they are, later
         return open_clip.create_model(

@@ -28,6 +28,7 @@ from clipfh.run import environment, jsonable, new_run_folder, pick_device
 from clipfh.run_report import write_run_report
 from clipfh.statistics import bootstrap_interval
 from clipfh.summary import append_rows, require_summary, utc_now
+from clipfh.transforms import RESIZE_MODES
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class CheckpointConfig(EvaluationConfig):
     """The flags of an evaluation of a checkpoint."""
 
     ckpt: Path | None = option(None, "the checkpoint (default: the newest BEST of this stage on this dataset)")
+    resize_mode: str | None = option(None, "in place of the checkpoint's own", choices=RESIZE_MODES)
     model: str | None = option(
         None, "architecture that the checkpoint must be of (default: whatever it is)", aliases=("--model_arch",)
     )
@@ -91,7 +93,7 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
         f"checkpoint: {display(path)} ({content['model']}, {content['variant']}, trained on {content['dataset']}, "
         f"epoch {content['epoch']}, {val})"
     )
-    clip = load_clip(model, str(path), device=str(device))
+    clip = load_clip(model, str(path), resize_mode=config.resize_mode, device=str(device))
     return evaluate_clip(clip, data, EvaluationLabels(stage, content["variant"], clip.pretrained), device, config)
 
 

@@ -23,7 +23,14 @@ from clipfh.files import replace_atomically, write_json, write_text
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import display
 from clipfh.photo_files import file_problem
-from clipfh.transforms import MAX_MEGAPIXELS, TRANSFORM_VERSION, decode, large_photos_allowed
+from clipfh.transforms import (
+    MAX_MEGAPIXELS,
+    TRANSFORM_VERSION,
+    ImageSize,
+    decode,
+    height_and_width,
+    large_photos_allowed,
+)
 
 BLOCK = 64  # images of a checksum: about 10 MB at 224 px
 
@@ -46,7 +53,7 @@ class Pixels:
 def load_pixels(
     image_dir: Path,
     images: Sequence[str],
-    image_size: int,
+    image_size: ImageSize,
     cache_dir: Path,
     *,
     resize_mode: str = "shortest",
@@ -73,10 +80,11 @@ def load_pixels(
             image_dir / image, image_size, resize_mode, fast_decode=fast_decode, max_megapixels=max_megapixels
         )
 
-    kind = f"{image_size}px_{resize_mode}{'_fast' if fast_decode else ''}"
+    height, width = height_and_width(image_size)
+    kind = f"{height if height == width else f'{height}x{width}'}px_{resize_mode}{'_fast' if fast_decode else ''}"
     digest = _digest(image_dir, images, f"{kind}:{max_megapixels:g}")
     cache = cache_dir / f"pixels_{kind}.npy"
-    shape = (len(images), image_size, image_size, 3)
+    shape = (len(images), height, width, 3)
     pixels = _read_cache(cache, digest, images, shape, workers)
     return pixels or _build_cache(cache, digest, images, shape, workers, read, str(image_dir))
 

@@ -14,7 +14,7 @@ from clipfh.names import require_name
 from clipfh.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens, prompts_for, read_prompts
 from clipfh.records import read_image_meta
-from clipfh.transforms import MAX_MEGAPIXELS
+from clipfh.transforms import MAX_MEGAPIXELS, RESIZE_MODES
 
 DEFAULT_DATASET = "synthetic"
 TOKEN_SAFE_PROMPTS = "image_prompts_cleaned_for_v4.json"
@@ -43,6 +43,7 @@ class PreparedDataset:
         table: the table of `clipfh.records`.
         exclude_same_camera: the dataset's protocol, unless a flag said otherwise.
         max_megapixels: larger photos count as unreadable.
+        resize_mode: how photos fill a frame; None: as the weights were trained.
         digest: of all its images, identities and splits, see `clipfh.data_digest`.
     """
 
@@ -53,6 +54,7 @@ class PreparedDataset:
     exclude_same_camera: bool
     digest: str
     max_megapixels: float = MAX_MEGAPIXELS
+    resize_mode: str | None = None
 
     def rows(self, *splits: str) -> pd.DataFrame:
         """The rows of the given splits, in the table's order."""
@@ -146,7 +148,10 @@ def load_prepared(
     max_megapixels = description.get("max_megapixels", MAX_MEGAPIXELS)
     if isinstance(max_megapixels, bool) or not isinstance(max_megapixels, (int, float)) or not max_megapixels > 0:
         raise InputError(f"{folder / 'dataset.json'}: max_megapixels is {shown(max_megapixels)}, not a number above 0")
-    return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera, digest, max_megapixels)
+    mode = description.get("resize_mode")
+    if mode not in (None, *RESIZE_MODES):
+        raise InputError(f"{folder / 'dataset.json'}: resize_mode is {shown(mode)}; valid: {', '.join(RESIZE_MODES)}")
+    return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera, digest, max_megapixels, mode)
 
 
 def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, *splits: str) -> dict[str, list[str]]:

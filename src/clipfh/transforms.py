@@ -1,9 +1,9 @@
 """Files to pixels, and pixels to a model's input.
 
 The geometry is that of open_clip's evaluation transform: shorter side to S by bicubic resampling, centre crop S x S
-(or squashed to S x S for models trained that way). Unlike there, a photo is turned as its EXIF orientation says, 16
-bits become 8 by their value and not by clipping, and what is transparent becomes white, at any size.
-Shapes: B batch, S image size in pixels.
+(or squashed to S x S, or padded: the whole photo on white). Unlike there, a photo is turned as its EXIF orientation
+says, 16 bits become 8 by their value and not by clipping, and what is transparent becomes white, at any size.
+Shapes: B batch, S image size in pixels; where it is not square, H and W.
 """
 
 import stat
@@ -19,6 +19,8 @@ from PIL import ExifTags, Image, ImageOps
 
 TRANSFORM_VERSION = 4  # part of the cache's key: raise it whenever `decode` changes a pixel
 
+ImageSize = int | tuple[int, int]  # S, or (H, W)
+RESIZE_MODES = ("shortest", "squash", "pad")
 MAX_MEGAPIXELS = 178  # where Pillow refuses a photo as a decompression bomb
 ORIENTATION = ExifTags.Base.Orientation
 
@@ -31,21 +33,22 @@ SMOOTH_BYTES_PER_PIXEL = 0.25
 
 def decode(
     path: Path,
-    image_size: int,
+    image_size: ImageSize,
     resize_mode: str = "shortest",
     *,
     fast_decode: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> np.ndarray:
-    """Decode one photo: (S, S, 3) uint8 RGB.
+    """Decode one photo: (S, S, 3) uint8 RGB, or (H, W, 3).
 
     Exact: of the upright, opaque photo, at most one grey level off open_clip's transform anywhere, and equal to it
     except for RGB photos larger than S, which `_resample_crop` reduces.
 
     Args:
         path: the photo.
-        image_size: S.
-        resize_mode: "shortest" (and crop) or "squash".
+        image_size: S, or (H, W).
+        resize_mode: one of `RESIZE_MODES`: "shortest" fills the frame and cuts off what is left over, "squash" changes
+            the aspect, "pad" keeps all of the photo and puts white beside it.
         fast_decode: let the JPEG decoder leave out detail that the reduction to S removes anyway: less than one grey
             level off the exact pixels on average. Other formats, and photos not much larger than S, stay exact.
         max_megapixels: larger photos are refused: a small file can hold pixels that fill any memory. Beyond
@@ -64,21 +67,62 @@ def decode(
                 f"{width * height / 1e6:.0f} megapixels, more than {max_megapixels:.0f}; --max_megapixels of the "
                 "script that prepares the data raises the limit"
             )
-        factor = _draft(photo, num_bytes, image_size) if fast_decode else 1
+        size = _turned(photo)
+        frame, new_size = _geometry(size, image_size, resize_mode)
+        ratio = min(size[0] / new_size[0], size[1] / new_size[1])
+        factor = _draft(photo, num_bytes, ratio) if fast_decode else 1
         photo.load()
-    if factor == 1:
-        width, height = photo.size  # of some formats known only now
-    if photo.getexif().get(ORIENTATION, 1) in range(5, 9):
-        width, height = height, width
+    if factor == 1:  # of some formats size and orientation are known only now
+        size = _turned(photo)
+        frame, new_size = _geometry(size, image_size, resize_mode)
     photo = upright_and_opaque(photo)
+    pixels = _resized(photo, size, new_size, frame, factor)
+    return pixels if resize_mode != "pad" else _on_white(pixels, *height_and_width(image_size))
+
+
+def height_and_width(image_size: ImageSize) -> tuple[int, int]:
+    """(H, W) of S or (H, W)."""
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
+def _turned(photo: Image.Image) -> tuple[int, int]:
+    """Width and height as its EXIF orientation shows it."""
+    width, height = photo.size
+    return (height, width) if photo.getexif().get(ORIENTATION, 1) in range(5, 9) else (width, height)
+
+
+def _geometry(
+    size: tuple[int, int], image_size: ImageSize, resize_mode: str
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What a photo of `size` is resized to, and the frame that is cut out of its middle: both (width, height)."""
+    (width, height), (H, W) = size, height_and_width(image_size)
     # the longer side is cut down to an integer and the crop's corner rounded as torchvision does: the very same pixels
-    new_width, new_height = image_size, image_size
-    if resize_mode != "squash" and width <= height:
-        new_height = int(image_size * height / width)
-    elif resize_mode != "squash":
-        new_width = int(image_size * width / height)
-    left, top = round((new_width - image_size) / 2), round((new_height - image_size) / 2)
-    right, bottom = left + image_size, top + image_size
+    if resize_mode == "pad":
+        scale = min(W / width, H / height)
+        fitting = (max(1, min(W, round(width * scale))), max(1, min(H, round(height * scale))))
+        return fitting, fitting
+    if resize_mode == "squash":
+        return (W, H), (W, H)
+    if W * height >= H * width:
+        return (W, H), (W, int(W * height / width))
+    return (W, H), (int(H * width / height), H)
+
+
+def _on_white(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`pixels` in the middle of a white frame."""
+    framed = np.full((height, width, 3), 255, np.uint8)
+    top, left = (height - pixels.shape[0]) // 2, (width - pixels.shape[1]) // 2
+    framed[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+    return framed
+
+
+def _resized(
+    photo: Image.Image, size: tuple[int, int], new_size: tuple[int, int], frame: tuple[int, int], factor: int
+) -> np.ndarray:
+    """The middle `frame` of a photo of `size`, decoded at 1 / `factor`, resized to `new_size`; all (width, height)."""
+    (width, height), (new_width, new_height) = size, new_size
+    left, top = round((new_width - frame[0]) / 2), round((new_height - frame[1]) / 2)
+    right, bottom = left + frame[0], top + frame[1]
 
     # a draft's own size is rounded up: the geometry is that of width / factor x height / factor, fractions included
     scale = (width / factor / new_width, height / factor / new_height)
@@ -89,11 +133,11 @@ def decode(
         resized = _resize_fixed_point(photo, scale)[top:bottom, left:right]
         return np.ascontiguousarray(resized)
     if photo.mode == "RGB" and smaller and rows_first:
-        return _resample_crop(photo, scale, (left, top), image_size)
+        return _resample_crop(photo, scale, (left, top), frame)
     if factor > 1:
         edges = (left * scale[0], top * scale[1], right * scale[0], bottom * scale[1])
         box = tuple(min(edge, limit) for edge, limit in zip(edges, photo.size * 2, strict=True))
-        photo = photo.resize((image_size, image_size), Image.Resampling.BICUBIC, box)
+        photo = photo.resize(frame, Image.Resampling.BICUBIC, box)
     else:
         if (new_width, new_height) != (width, height):
             photo = photo.resize((new_width, new_height), Image.Resampling.BICUBIC)
@@ -151,13 +195,13 @@ def large_photos_allowed() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def _draft(photo: Image.Image, num_bytes: int, image_size: int) -> int:
-    """Have a JPEG decoded at 1/8, 1/4 or 1/2 if enough is left for `image_size`; by which factor it will be smaller."""
+def _draft(photo: Image.Image, num_bytes: int, ratio: float) -> int:
+    """Have a JPEG that is to be reduced by `ratio` decoded at 1/8, 1/4 or 1/2 if enough is left; by which factor."""
     width, height = photo.size
     smooth = num_bytes < SMOOTH_BYTES_PER_PIXEL * width * height
     for factor in (8, 4, 2):
         margin = SMOOTH_DRAFT_MARGIN if smooth and factor == 2 else DRAFT_MARGIN
-        if min(width, height) >= factor * margin * image_size:
+        if ratio >= factor * margin:
             drafted = photo.draft(None, (width // factor, height // factor))
             return 1 if drafted is None else round(width / drafted[1][2])  # None: not a JPEG
     return 1
@@ -173,27 +217,27 @@ def _resize_fixed_point(photo: Image.Image, scale: tuple[float, float]) -> np.nd
 
 
 def _resample_crop(
-    photo: Image.Image, scale: tuple[float, float], corner: tuple[int, int], image_size: int
+    photo: Image.Image, scale: tuple[float, float], corner: tuple[int, int], frame: tuple[int, int]
 ) -> np.ndarray:
-    """Reduce an RGB photo by `scale` (x, y), but only the S x S pixels from `corner` (left, top) on: (S, S, 3) uint8.
+    """Reduce an RGB photo by `scale` (x, y), but only W x H pixels, `frame`, from `corner` on: (H, W, 3) uint8.
 
     Pillow's bicubic resampling, rows and then columns, as two products with banded matrices. Pillow rounds in between
     and this does not, which is why the result is at most one grey level off: rounding moves an intermediate value by
     at most half a level, and a column's weights add up to less than 1.5 in absolute value.
     """
-    (left, top), (width, height) = corner, photo.size
-    columns = _bicubic_weights(width, scale[0], left, left + image_size)
-    rows = _bicubic_weights(height, scale[1], top, top + image_size)
+    (left, top), (width, height), (W, H) = corner, photo.size, frame
+    columns = _bicubic_weights(width, scale[0], left, left + W)
+    rows = _bicubic_weights(height, scale[1], top, top + H)
     x, y, right, bottom = columns[0][0], rows[0][0], columns[-1][1], rows[-1][1]
     crop = photo.crop((x, y, right, bottom))
     plane = torch.empty(bottom - y, right - x)  # (H, W) of one channel
-    narrow = torch.empty(image_size, 3, bottom - y)  # (S, 3, H)
+    narrow = torch.empty(W, 3, bottom - y)
     for channel, levels in enumerate(crop.split()):
         plane.numpy()[...] = levels
         _resample(plane, columns, x, narrow[:, channel])
-    reduced = torch.empty(image_size, 3 * image_size)
+    reduced = torch.empty(H, 3 * W)
     _resample(narrow.clamp_(0, 255).view(-1, bottom - y), rows, y, reduced)
-    return reduced.add_(0.5).clamp_(0, 255).byte().view(image_size, image_size, 3).numpy()
+    return reduced.add_(0.5).clamp_(0, 255).byte().view(H, W, 3).numpy()
 
 
 def _resample(

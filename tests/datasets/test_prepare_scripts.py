@@ -55,6 +55,7 @@ def test_prepare_then_split(photos, tmp_path):
         "image_dir": str(photos),
         "exclude_same_camera": False,
         "random_protocol": "half",
+        "resize_mode": None,
         "max_megapixels": 178,
         "seed": 3,
         "data_root": str(photos),

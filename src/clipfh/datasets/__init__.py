@@ -39,6 +39,8 @@ class Dataset:
         table: the table of `clipfh.records`.
         descriptions: item id to description; identities without one may be absent.
         exclude_same_camera: whether the protocol leaves the query's own camera (or occasion) out of its gallery.
+        resize_mode: how the protocol's papers bring photos into a network's frame, see `clipfh.transforms`; None: as
+            the weights were trained.
         random_protocol: how script 05 draws the random splits (see `clipfh.splits`): "half" of an identity's test
             photos are queries, or one photo of each identity is the gallery ("one_gallery").
         left_out: (file, reason) of every file below the image root that is not in the table, so that what is used and
@@ -53,6 +55,7 @@ class Dataset:
     table: pd.DataFrame
     descriptions: dict[str, Description] = field(default_factory=dict)
     exclude_same_camera: bool = False
+    resize_mode: str | None = None
     random_protocol: str = "half"
     left_out: tuple[LeftOut, ...] = ()
     missing: tuple[LeftOut, ...] = ()

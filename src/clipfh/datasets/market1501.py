@@ -77,6 +77,7 @@ def read(data_root: Path, *, seed: int = 0) -> Dataset:
             for person in sorted({row[1] for row in rows} - ({DISTRACTOR} - of_persons))
         },
         exclude_same_camera=True,
+        resize_mode="squash",  # a crop of a person is 128 x 64: a square out of its middle has no head
         left_out=tuple(sorted(left_out)),
         notes=tuple(notes) if DISTRACTOR in of_persons else (),
     )

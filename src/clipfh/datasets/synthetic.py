@@ -52,7 +52,7 @@ def read(data_root: Path, *, seed: int = 0, num_identities: int = NUM_IDENTITIES
         InputError: an impossible parameter, or `data_root` holds something that was not generated here.
     """
     generate(data_root, num_identities=num_identities, seed=seed, progress=True)
-    return dataclasses.replace(inshop.read(data_root, seed=seed), name="synthetic")
+    return dataclasses.replace(inshop.read(data_root, seed=seed), name="synthetic", resize_mode=None)
 
 
 def generate(
