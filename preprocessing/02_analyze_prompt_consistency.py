@@ -32,8 +32,9 @@ from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES
 from clipfh.files import replace_atomically
-from clipfh.prompts import CONTEXT_LENGTH, START_AND_END, read_prompts, token_ids
+from clipfh.prompts import read_prompts
 from clipfh.records import read_image_meta
+from clipfh.tokens import TokenCounter, counter_of
 
 MAX_NAMED = 5
 
@@ -47,6 +48,9 @@ class Config:
         None, "folder of the metadata (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
     )
     prompt_json: Path | None = option(None, "the prompts (default: image_prompts_per_identity.json of that folder)")
+    model: str | None = option(
+        None, "whose tokenizer counts (default: CLIP's byte pairs, 77 tokens)", aliases=("--model_arch",)
+    )
     min_images: int = option(2, "an identity with fewer images has too few")
 
 
@@ -56,21 +60,24 @@ def main(config: Config) -> None:
     table = read_image_meta(metadata_dir / "image_paths.json")
     prompts = read_prompts(config.prompt_json or metadata_dir / "image_prompts_per_identity.json", allow_empty=True)
 
-    consistency, lengths = analyze(table, prompts, config.min_images)
+    counter = counter_of(config.model)
+    consistency, lengths = analyze(table, prompts, config.min_images, counter)
     with replace_atomically(metadata_dir / "prompt_consistency.csv") as path:
         consistency.to_csv(path, index=False, lineterminator="\n")
     histogram = pd.DataFrame(sorted(Counter(lengths).items()), columns=["num_tokens", "num_prompts"])
     with replace_atomically(metadata_dir / "prompt_token_lengths.csv") as path:
         histogram.to_csv(path, index=False, lineterminator="\n")
     with replace_atomically(metadata_dir / "prompt_token_lengths.png") as path:
-        draw_histogram(path, lengths, config.dataset)
-    print_summary(consistency, lengths, config.min_images)
+        draw_histogram(path, lengths, config.dataset, counter.context_length)
+    print_summary(consistency, lengths, config.min_images, counter.context_length)
     if unused := sorted(prompts.keys() - set(table["item_id"])):
         print(f"prompts of unknown identities: {named(unused)}")
     print(f"wrote prompt_consistency.csv, prompt_token_lengths.csv and prompt_token_lengths.png to {metadata_dir}")
 
 
-def analyze(table: pd.DataFrame, prompts: dict[str, list[str]], min_images: int) -> tuple[pd.DataFrame, list[int]]:
+def analyze(
+    table: pd.DataFrame, prompts: dict[str, list[str]], min_images: int, counter: TokenCounter
+) -> tuple[pd.DataFrame, list[int]]:
     """The rows of prompt_consistency.csv, and the number of tokens of every prompt of the table's identities."""
     role = table["split"].replace({"query": "test", "gallery": "test"})
     per_item = (
@@ -79,17 +86,17 @@ def analyze(table: pd.DataFrame, prompts: dict[str, list[str]], min_images: int)
     rows, lengths = [], []
     first_with: dict[tuple[int, ...], str] = {}
     for item_id, split, num_images in tqdm(per_item.itertuples(), total=len(per_item), desc="tokens", disable=None):
-        tokens = [ids for ids in map(token_ids, prompts.get(item_id, [])) if ids]
-        counts = [len(ids) + START_AND_END for ids in tokens]
+        tokens = [tuple(ids) for ids in map(counter.encode, prompts.get(item_id, [])) if ids]
+        counts = [len(ids) + counter.num_special for ids in tokens]
         # the end token takes the last place, so that much of a longer prompt is read
-        same = [first_with.setdefault(ids[: CONTEXT_LENGTH - START_AND_END], item_id) for ids in tokens]
+        same = [first_with.setdefault(ids[: counter.context_length - counter.num_special], item_id) for ids in tokens]
         rows.append(
             {
                 "item_id": item_id,
                 "split": split,
                 "num_images": num_images,
                 "num_tokens": max(counts, default=0),
-                "over_limit": max(counts, default=0) > CONTEXT_LENGTH,
+                "over_limit": max(counts, default=0) > counter.context_length,
                 "missing": not tokens,
                 "duplicate_of": next((other for other in same if other != item_id), ""),
                 "too_few_images": num_images < min_images,
@@ -99,16 +106,16 @@ def analyze(table: pd.DataFrame, prompts: dict[str, list[str]], min_images: int)
     return pd.DataFrame(rows), lengths
 
 
-def draw_histogram(path: Path, lengths: list[int], name: str) -> None:
+def draw_histogram(path: Path, lengths: list[int], name: str, context_length: int) -> None:
     """Number of prompts by number of tokens, with the limit."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
     highest = max(lengths, default=0)
     width = max(1, highest // 60)
     axes.hist(lengths, bins=range(0, highest + 2 * width, width), color="#4878a8")
-    num_cut = sum(length > CONTEXT_LENGTH for length in lengths)
+    num_cut = sum(length > context_length for length in lengths)
     axes.axvline(
-        CONTEXT_LENGTH + 0.5, color="#c0392b", linestyle="--", label=f"{CONTEXT_LENGTH}: {num_cut:,} prompts are cut"
+        context_length + 0.5, color="#c0392b", linestyle="--", label=f"{context_length}: {num_cut:,} prompts are cut"
     )
     axes.set_xlabel("tokens of a prompt, start and end tokens counted")
     axes.set_ylabel("prompts")
@@ -117,9 +124,9 @@ def draw_histogram(path: Path, lengths: list[int], name: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def print_summary(consistency: pd.DataFrame, lengths: list[int], min_images: int) -> None:
+def print_summary(consistency: pd.DataFrame, lengths: list[int], min_images: int, context_length: int) -> None:
     """What a user should know before training, in a line each."""
-    num_cut = sum(length > CONTEXT_LENGTH for length in lengths)
+    num_cut = sum(length > context_length for length in lengths)
     too_few = consistency[consistency["too_few_images"]]
     missing = consistency.loc[consistency["missing"], "item_id"].tolist()
     print(f"identities: {len(consistency):,} with {len(lengths):,} prompts")
@@ -133,7 +140,7 @@ def print_summary(consistency: pd.DataFrame, lengths: list[int], min_images: int
         print(f"    {named([first, *others])}")
     if len(groups) > MAX_NAMED:
         print("    ... all of them are in column duplicate_of")
-    print(f"over {CONTEXT_LENGTH} tokens, cut when CLIP reads them: {num_cut:,} of {len(lengths):,} prompts")
+    print(f"over {context_length} tokens, cut when the model reads them: {num_cut:,} of {len(lengths):,} prompts")
 
 
 def named(item_ids: list[str]) -> str:

@@ -25,15 +25,10 @@ from tqdm import tqdm
 from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES, Description
-from clipfh.prompts import (
-    CONTEXT_LENGTH,
-    count_tokens,
-    prompt_from_description,
-    read_descriptions,
-    write_prompts,
-)
+from clipfh.prompts import prompt_from_description, read_descriptions, write_prompts
 from clipfh.records import read_image_meta
 from clipfh.structured_prompts import structure_prompt
+from clipfh.tokens import counter_of
 
 MAX_NAMED = 20
 
@@ -46,6 +41,9 @@ class Config:
     metadata_dir: Path | None = option(
         None, "folder of the metadata (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
     )
+    model: str | None = option(
+        None, "for whose tokenizer they are made (default: CLIP's byte pairs, 77 tokens)", aliases=("--model_arch",)
+    )
 
 
 def main(config: Config) -> None:
@@ -54,17 +52,19 @@ def main(config: Config) -> None:
     table = read_image_meta(metadata_dir / "image_paths.json")
     descriptions = read_descriptions(metadata_dir / "descriptions.json")
 
+    counter = counter_of(config.model)
+    limit = counter.context_length
     structured, raw_lengths = {}, []
     for item_id in tqdm(sorted(set(table["item_id"])), desc="prompts", disable=None):
         description = descriptions.get(item_id, Description())
-        structured[item_id] = structure_prompt(description, item_id=item_id)
-        raw_lengths.append(count_tokens(prompt_from_description(description, item_id)))
+        structured[item_id] = structure_prompt(description, counter, limit, item_id)
+        raw_lengths.append(counter.count(prompt_from_description(description, item_id)))
 
     path = metadata_dir / "image_prompts_cleaned_for_v4.json"
     write_prompts(path, {item_id: prompt.text for item_id, prompt in structured.items()})
-    lengths = [count_tokens(prompt.text) for prompt in structured.values()]
+    lengths = [counter.count(prompt.text) for prompt in structured.values()]
     print(f"{len(structured):,} prompts of {describe(lengths)} tokens; raw ones have {describe(raw_lengths)}")
-    print(f"over {CONTEXT_LENGTH} tokens: {count_over(lengths):,}; of the raw ones {count_over(raw_lengths):,}")
+    print(f"over {limit} tokens: {count_over(lengths, limit):,}; of the raw ones {count_over(raw_lengths, limit):,}")
     num_left_out = sum(prompt.left_out for prompt in structured.values())
     print(f"clauses of marketing, sizing, care, sale, styling or serving left out: {num_left_out:,}")
     no_room = [item_id for item_id, prompt in structured.items() if prompt.no_room]
@@ -81,9 +81,9 @@ def describe(lengths: list[int]) -> str:
     return f"{min(lengths)} to {max(lengths)} (median {statistics.median(lengths):g})"
 
 
-def count_over(lengths: list[int]) -> int:
-    """How many are longer than what CLIP reads."""
-    return sum(length > CONTEXT_LENGTH for length in lengths)
+def count_over(lengths: list[int], limit: int) -> int:
+    """How many are longer than what the model reads."""
+    return sum(length > limit for length in lengths)
 
 
 def of_identities(item_ids: list[str]) -> str:

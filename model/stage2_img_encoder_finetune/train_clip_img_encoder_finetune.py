@@ -47,7 +47,14 @@ from clipfh.figures import training_curves_figure
 from clipfh.files import require_file, writable_folder
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import TINY_MODELS, display, stage_dir
-from clipfh.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, load_prepared, load_prompts, prepare_default
+from clipfh.prepared import (
+    DEFAULT_DATASET,
+    TOKEN_SAFE_PROMPTS,
+    load_prepared,
+    load_prompts,
+    prepare_default,
+    say_cut_prompts,
+)
 from clipfh.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler
 from clipfh.schedule import cosine_with_warmup
@@ -230,6 +237,7 @@ def main(config: Config) -> None:
         resize_mode=config.resize_mode or data.resize_mode,
         device=device,
     )
+    say_cut_prompts(prompts, clip.tokenizer, clip.name)
     require_unseen(
         clip.seen_identities,
         data.digest,

@@ -58,6 +58,7 @@ from clipfh.prepared import (
     load_prepared,
     load_prompts,
     prepare_default,
+    say_cut_prompts,
 )
 from clipfh.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import PKSampler, RandomBatchSampler
@@ -310,6 +311,7 @@ def main(config: Config) -> None:
         resize_mode=config.resize_mode or data.resize_mode,
         device=device,
     )
+    say_cut_prompts(prompts, clip.tokenizer, clip.name)
     require_unseen(
         clip.seen_identities,
         data.digest,

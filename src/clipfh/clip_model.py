@@ -4,7 +4,6 @@ Shapes: B batch, D embedding, L context length.
 """
 
 import contextlib
-import difflib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,15 @@ from torch import nn
 import clipfh.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.errors import InputError
+from clipfh.model_names import (
+    canonical_model_name,
+    is_elsewhere,
+    load_tokenizer,
+    model_config,
+    own_weights,
+    preprocessing_of,
+    require_transformers,
+)
 from clipfh.paths import TINY_MODELS, display
 from clipfh.transforms import ImageSize
 from clipfh.weights_file import is_torchscript, load_weights, members_of_zip, read_weights
@@ -27,8 +35,6 @@ import open_clip  # isort: skip
 # CLIP trains with a clamp on its temperature: above 100 the softmax saturates (Radford et al. 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD  # of images, in 0..1
-
-open_clip.add_model_config(Path(__file__).parent / "model_configs")
 
 
 @dataclass(frozen=True)
@@ -70,22 +76,6 @@ def shown_size(clip: LoadedClip) -> str:
     return f"{size} px, {clip.resize_mode}"
 
 
-def canonical_model_name(name: str) -> str:
-    """open_clip's spelling of a model name: `ViT-B/16` and `ViT-B-16` are both `ViT-B-16`.
-
-    Raises:
-        InputError: open_clip knows no such architecture; the message lists the common and the closest ones.
-    """
-    spelled = name.replace("/", "-")
-    by_lower = {known.lower(): known for known in open_clip.list_models()}
-    if spelled.lower() in by_lower:
-        return by_lower[spelled.lower()]
-    close = [by_lower[match] for match in difflib.get_close_matches(spelled.lower(), by_lower, n=3, cutoff=0.5)]
-    common = [*TINY_MODELS, "ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"]
-    hint = f" Closest: {', '.join(close)}." if close else ""
-    raise InputError(f"unknown model {name!r}. Valid: {', '.join(common)}, or any of open_clip.list_models().{hint}")
-
-
 def load_clip(
     model_name: str,
     pretrained: str | None = None,
@@ -115,6 +105,7 @@ def load_clip(
         InputError: unknown model or tag, weights that cannot be had, a file of another architecture.
     """
     name = canonical_model_name(model_name)
+    require_transformers(name)
     source = _resolve_pretrained(name, pretrained)
     file = Path(source) if Path(source).is_file() else None
     recorded = recorded_architecture(file) if file else {}
@@ -122,7 +113,7 @@ def load_clip(
         raise InputError(f"{display(file)} holds a {recorded['model']}, not a {name}. Pass --model {recorded['model']}")
     trained = {} if recorded else _training_of(name, source, file)
     if quick_gelu is None:
-        in_name = open_clip.get_model_config(name).get("quick_gelu", False)  # the architectures named ...-quickgelu
+        in_name = model_config(name).get("quick_gelu", False)  # the architectures named ...-quickgelu
         quick_gelu = recorded.get("quick_gelu", in_name or trained.get("quick_gelu", False))
     model = _build(name, image_size=image_size or recorded.get("image_size"), quick_gelu=quick_gelu)
     if source != "random":
@@ -137,7 +128,7 @@ def load_clip(
         name=name,
         pretrained=display(file) if file else source,
         model=model.to(device),
-        tokenizer=open_clip.get_tokenizer(name),
+        tokenizer=load_tokenizer(name),
         image_size=size if isinstance(size, int) or size[0] != size[1] else size[0],
         resize_mode=resize_mode or tuned_mode or data_resize_mode or own_mode,
         mean=tuple(recorded.get("mean") or preprocess["mean"]),
@@ -148,6 +139,8 @@ def load_clip(
 
 
 def _resolve_pretrained(name: str, pretrained: str | None) -> str:
+    if is_elsewhere(name) and pretrained is None:
+        return str(own_weights(name))
     if pretrained:
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained == "random" or Path(pretrained).is_file():
@@ -170,6 +163,8 @@ def _training_of(name: str, source: str, file: Path | None) -> dict[str, Any]:
 
     open_clip's registry knows it of a tag; of a file, of the tag in its name. What a name told is said.
     """
+    if is_elsewhere(name):
+        return preprocessing_of(name)
     if file is None:
         return open_clip.get_pretrained_cfg(name, source)  # empty for `random`
     if named := weights_named_by(file, name):
@@ -186,18 +181,25 @@ def _training_of(name: str, source: str, file: Path | None) -> dict[str, Any]:
 def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.Module:
     if isinstance(image_size, (tuple, list)):
         image_size = image_size[0] if image_size[0] == image_size[1] else tuple(image_size)
-    vision = open_clip.get_model_config(name)["vision_cfg"]
+    vision = model_config(name)["vision_cfg"]
     if isinstance(image_size, tuple) and isinstance(vision.get("layers"), list):
         raise InputError(f"{name} pools with square position embeddings: give one number as --image_size")
-    is_timm = "timm_model_name" in open_clip.get_model_config(name)["vision_cfg"]
-    with _silenced():  # open_clip warns that no weights were loaded; they are, later
-        return open_clip.create_model(
-            name,
-            load_weights=False,
-            pretrained_text=False,
-            force_quick_gelu=quick_gelu and not is_timm,
-            force_image_size=image_size,
-        )
+    is_timm = "timm_model_name" in model_config(name)["vision_cfg"]
+    try:
+        with _silenced():  # open_clip warns that no weights were loaded; they are, later
+            return open_clip.create_model(
+                name,
+                load_weights=False,
+                pretrained_text=False,
+                force_quick_gelu=quick_gelu and not is_timm,
+                force_image_size=image_size,
+            )
+    except OSError as error:  # transformers looks the architecture of a text tower up in the hub
+        tower = model_config(name)["text_cfg"].get("hf_model_name", name)
+        raise InputError(
+            f"{name} cannot be built ({type(error).__name__}): the configuration of its text tower is that of {tower} "
+            "on the Hugging Face hub. Fetch it once on a machine with a network, and bring its cache (HF_HOME)"
+        ) from error
 
 
 @contextlib.contextmanager

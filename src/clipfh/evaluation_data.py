@@ -7,7 +7,7 @@ import pandas as pd
 
 from clipfh.clip_model import LoadedClip
 from clipfh.images import Pixels, drop_unreadable, load_pixels
-from clipfh.prepared import SPLITS, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prompts
+from clipfh.prepared import SPLITS, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prompts, say_cut_prompts
 from clipfh.splits import read_splits
 
 Split = dict[str, list[str]]  # "query" and "gallery": images
@@ -50,6 +50,7 @@ def load_evaluation_data(
     table = data.rows("query", "gallery")
     splits = read_splits(data.folder / SPLITS, table)
     prompts = load_prompts(data, prompt_json, TOKEN_SAFE_PROMPTS, "query", "gallery")
+    say_cut_prompts(prompts, clip.tokenizer, clip.name)
     images = table["image"].tolist()
     pixels = load_pixels(
         data.image_dir,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,8 +13,9 @@ from clipfh.errors import InputError, shown
 from clipfh.files import read_json
 from clipfh.names import require_name
 from clipfh.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
-from clipfh.prompts import CONTEXT_LENGTH, count_tokens, prompts_for, read_prompts
+from clipfh.prompts import prompts_for, read_prompts
 from clipfh.records import read_image_meta
+from clipfh.tokens import token_counter
 from clipfh.transforms import MAX_MEGAPIXELS, RESIZE_MODES
 
 DEFAULT_DATASET = "synthetic"
@@ -157,14 +159,18 @@ def load_prepared(
 def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, *splits: str) -> dict[str, list[str]]:
     """The prompts of the identities of the given splits, from `prompt_json` or the dataset's file `default`.
 
-    Prompts that are longer than CLIP's context are counted and said: the tokenizer will cut them.
-
     Raises:
         InputError: the file is missing or malformed, or an identity has no prompt.
     """
     path = Path(prompt_json) if prompt_json else data.folder / default
-    prompts = prompts_for(data.rows(*splits)["item_id"], read_prompts(path), path)
-    cut = sum(count_tokens(text) > CONTEXT_LENGTH for texts in prompts.values() for text in texts)
-    if cut:
-        print(f"note: {cut:,} prompts of {path.name} are longer than {CONTEXT_LENGTH} tokens: the tokenizer cuts them")
-    return prompts
+    return prompts_for(data.rows(*splits)["item_id"], read_prompts(path), path)
+
+
+def say_cut_prompts(prompts: dict[str, list[str]], tokenizer: Any, name: str) -> None:
+    """Say how many prompts are longer than what the model `name`, with this tokenizer of open_clip, takes."""
+    counter = token_counter(tokenizer)
+    if cut := counter.num_cut(prompts):
+        print(
+            f"note: {cut:,} prompts are longer than the {counter.context_length} tokens of {name}: the tokenizer cuts "
+            f"them. Script 04 with --model {name} makes prompts that fit"
+        )

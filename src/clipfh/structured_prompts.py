@@ -101,11 +101,12 @@ def structure_prompt(
 def _fits(tokenizer: Tokenizer | None, context_length: int) -> Fits:
     """A test for texts that have at least one token and, with start and end tokens, no more than `context_length`."""
     encode = tokenizer.encode if tokenizer is not None else token_ids
+    num_special = getattr(tokenizer, "num_special", START_AND_END)
 
     def fits(text: str) -> bool:
         if len(text) > context_length * _MAX_CHARACTERS_PER_TOKEN:
             return False  # not worth counting: byte-pair encoding takes quadratic time on a long word
-        return 0 < len(encode(text)) <= context_length - START_AND_END
+        return 0 < len(encode(text)) <= context_length - num_special
 
     return fits
 
