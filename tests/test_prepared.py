@@ -8,8 +8,15 @@ from clipfh import prepared
 from clipfh.errors import InputError
 from clipfh.files import write_json
 from clipfh.paths import ROOT
-from clipfh.prepared import PREPROCESSING, PreparedDataset, load_prepared, load_prompts, prepare_default
-from clipfh.prompts import write_prompts
+from clipfh.prepared import (
+    PREPROCESSING,
+    PreparedDataset,
+    load_prepared,
+    load_prompts,
+    prepare_default,
+    say_cut_prompts,
+)
+from clipfh.prompts import clip_tokenizer, write_prompts
 from clipfh.records import make_table, write_image_meta
 
 TABLE = make_table(
@@ -134,5 +141,6 @@ def test_prompts_that_the_tokenizer_will_cut_are_counted(tmp_path, capsys):
     table = make_table([("a.jpg", "1", "train", ""), ("b.jpg", "2", "train", "")])
     data = PreparedDataset("d", tmp_path, tmp_path, table, False, "")
     write_prompts(tmp_path / "prompts.json", {"1": ["a red dress", "red " * 80], "2": "a blue dress"})
-    load_prompts(data, tmp_path / "prompts.json", "unused", "train")
-    assert "note: 1 prompts of prompts.json are longer than 77 tokens" in capsys.readouterr().out
+    prompts = load_prompts(data, tmp_path / "prompts.json", "unused", "train")
+    say_cut_prompts(prompts, clip_tokenizer(), "ViT-B-16")
+    assert "note: 1 prompts are longer than the 77 tokens of ViT-B-16" in capsys.readouterr().out

@@ -127,7 +127,7 @@ def test_the_analysis_finds_what_is_wrong(metadata_dir):
         "prompts that several identities share: 2",
         "    2 (Granny-Smith, id_6)",
         "    2 (id_2, id_5)",
-        "over 77 tokens, cut when CLIP reads them: 3 of 6 prompts",
+        "over 77 tokens, cut when the model reads them: 3 of 6 prompts",
         "prompts of unknown identities: 1 (id_99)",
     ):
         assert line in output.splitlines()

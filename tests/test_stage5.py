@@ -278,6 +278,6 @@ def test_wrong_input_is_refused_with_the_way_out(project, trained, faces, tmp_pa
         (TRAIN, ("--dataset", faces, "--resume_ckpt", trained), ["is a folder; give one of its .pth files"]),
         (INFERENCE, ("--run_dir", tmp_path), ["holds no img2text_generator_epoch_N.pth"]),
         (INFERENCE, ("--run_dir", trained, "--image", tmp_path / "gone.jpg"), ["gone.jpg does not exist"]),
-        (INFERENCE, ("--run_dir", trained, "--image", csv), ["no image can be read", "1 were there"]),
+        (INFERENCE, ("--run_dir", trained, "--image", csv), ["has no photo that can be used", "1 cannot be decoded"]),
     ):
         project.refused(script, *flags, says=says)

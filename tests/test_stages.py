@@ -450,7 +450,7 @@ def test_batches_that_the_identities_do_not_allow_are_refused(project, metadata,
         if entry["split"] == "val":
             del table[image]
     write_json(path, table)
-    project.refused(STAGE2, *train_flags, says=["needs train and val identities"])
+    project.refused(STAGE2, *train_flags, says=["has no val identity", "--val_fraction", "--final_fit"])
     assert not written(tmp_path)
 
 
