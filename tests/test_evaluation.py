@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from clipfh.clip_model import load_clip
 from clipfh.datasets import folder as folder_dataset
 from clipfh.errors import InputError
 from clipfh.evaluation import CheckpointConfig, EvaluationConfig, EvaluationLabels, evaluate_checkpoint, evaluate_clip
+from clipfh.evaluation_data import require_matches
 from clipfh.files import write_json
-from clipfh.prepared import SPLITS, TOKEN_SAFE_PROMPTS, load_prepared
+from clipfh.prepared import SPLITS, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prepared
 from clipfh.prompts import write_prompts
 from clipfh.records import read_image_meta, write_image_meta
 from clipfh.splits import official_split, random_query_gallery_splits
@@ -282,6 +284,29 @@ def test_weights_that_have_seen_test_identities_are_refused(clip, dataset, tmp_p
     assert "taken as unrelated" in capsys.readouterr().out
     write_checkpoint(path, checkpoint_content(clip, seen_identities={data.digest: seen}))  # of this very dataset
     assert evaluate_it()["official"]
+
+
+@pytest.mark.parametrize(
+    ("cameras", "says"),
+    [
+        (("1", "1"), r"each of the 2 query identities .* one camera alone.*: --no-exclude_same_camera keeps it in"),
+        (("1", "2"), None),
+        (("", ""), None),
+        (None, "none of the 2 query identities .* has a photo in the gallery"),
+    ],
+)
+def test_why_no_query_has_a_match_is_said(cameras, says):
+    rows = [
+        (f"{item}{side}.jpg", item, side, camera)
+        for item in "ab"
+        for side, camera in zip(("query", "gallery"), cameras or ("1", "2"), strict=True)
+    ]
+    if cameras is None:
+        rows = [(image, item if side == "query" else "c", side, camera) for image, item, side, camera in rows]
+    table = pd.DataFrame(rows, columns=["image", "item_id", "split", "camera"])
+    data = PreparedDataset("shop", Path(), Path(), table, exclude_same_camera=True, digest="")
+    with pytest.raises(InputError, match=says) if says else nullcontext():
+        require_matches(data, table, official_split(table))
 
 
 def test_an_old_summary_is_found_before_the_work(clip, dataset, monkeypatch):

@@ -194,9 +194,9 @@ def test_val_identities_are_drawn_among_those_that_can_be_found_again():
     assert everything == assign_val_identities(ids, 0.1, 3)
 
 
-@pytest.mark.parametrize(("exclude_same_camera", "expected"), [(False, {"a", "b"}), (True, {"a"})])
+@pytest.mark.parametrize(("exclude_same_camera", "expected"), [(False, {"a", "b", "d"}), (True, {"a", "d"})])
 def test_what_it_takes_to_be_found_again(exclude_same_camera, expected):
-    photos = [("a", "1"), ("a", "2"), ("b", "1"), ("b", "1"), ("c", "1")]
+    photos = [("a", "1"), ("a", "2"), ("b", "1"), ("b", "1"), ("c", "1"), ("d", ""), ("d", "")]
     assert measurable_identities(iter(photos), exclude_same_camera=exclude_same_camera) == expected
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from clipfh.clip_model import LoadedClip
+from clipfh.errors import InputError
 from clipfh.images import Pixels, drop_unreadable, load_pixels
 from clipfh.prepared import SPLITS, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prompts, say_cut_prompts
 from clipfh.splits import read_splits
@@ -67,4 +68,28 @@ def load_evaluation_data(
     def kept(split: Split) -> Split:
         return {side: [image for image in split[side] if image in readable] for side in ("query", "gallery")}
 
-    return EvaluationData(pixels, table, kept(splits["official"]), [kept(split) for split in splits["random"]], prompts)
+    official = kept(splits["official"])
+    require_matches(data, table, official)
+    return EvaluationData(pixels, table, official, [kept(split) for split in splits["random"]], prompts)
+
+
+def require_matches(data: PreparedDataset, table: pd.DataFrame, split: Split) -> None:
+    """Check that some query of `split` can be found in its gallery.
+
+    Raises:
+        InputError: none can; the message says whether photos or cameras lack, and what helps.
+    """
+    rows = table.set_index("image")[["item_id", "camera"]]
+    queries, gallery = rows.loc[split["query"]], rows.loc[split["gallery"]]
+    pairs = queries.merge(gallery, on="item_id", suffixes=("", "_of_match"))
+    if pairs.empty:
+        raise InputError(
+            f"none of the {queries['item_id'].nunique():,} query identities of {data.name} has a photo in the "
+            "gallery, so nothing can be measured: an identity needs two photos that can be read"
+        )
+    other_camera = (pairs["camera"] != pairs["camera_of_match"]) | (pairs["camera"] == "")
+    if data.exclude_same_camera and not other_camera.any():
+        raise InputError(
+            f"each of the {pairs['item_id'].nunique():,} query identities of {data.name} has photos of one camera "
+            "alone, and a query's own camera is left out of its gallery: --no-exclude_same_camera keeps it in"
+        )

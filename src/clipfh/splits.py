@@ -31,12 +31,17 @@ Split = dict[str, list[str]]
 def measurable_identities(photos: Iterable[tuple[str, str]], *, exclude_same_camera: bool) -> set[str]:
     """The identities of (item id, camera) pairs, one a photo, that can be found again in another photo.
 
-    That takes two photos and, where a query's own camera is left out of its gallery, two cameras.
+    That takes two photos and, where a query's own camera is left out of its gallery, two cameras; a camera that is
+    empty is unknown and equals none.
     """
     cameras: dict[str, list[str]] = {}
     for item_id, camera in photos:
         cameras.setdefault(item_id, []).append(camera)
-    return {item_id for item_id, of in cameras.items() if len(set(of) if exclude_same_camera else of) > 1}
+    return {
+        item_id
+        for item_id, of in cameras.items()
+        if len(of) > 1 and (not exclude_same_camera or "" in of or len(set(of)) > 1)
+    }
 
 
 def assign_val_identities(

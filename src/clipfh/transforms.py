@@ -22,6 +22,7 @@ TRANSFORM_VERSION = 4  # part of the cache's key: raise it whenever `decode` cha
 ImageSize = int | tuple[int, int]  # S, or (H, W)
 RESIZE_MODES = ("shortest", "squash", "pad")
 MAX_MEGAPIXELS = 178  # where Pillow refuses a photo as a decompression bomb
+RAISE_LIMIT = "--max_megapixels of the script that prepares the data raises the limit"
 ORIENTATION = ExifTags.Base.Orientation
 
 # How much larger than the target a JPEG decoded at 1/2, 1/4 or 1/8 must still be. Mean grey levels off the exact path,
@@ -60,13 +61,14 @@ def decode(
         Exception: it is not an image or a damaged one; Pillow's decoders raise OSError, SyntaxError and more.
     """
     num_bytes = regular_file_size(path)
-    with Image.open(path) as photo:
+    try:
+        photo = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} {RAISE_LIMIT}") from None
+    with photo:
         width, height = photo.size
         if width * height > max_megapixels * 1e6:
-            raise ValueError(
-                f"{width * height / 1e6:.0f} megapixels, more than {max_megapixels:.0f}; --max_megapixels of the "
-                "script that prepares the data raises the limit"
-            )
+            raise ValueError(f"{width * height / 1e6:.0f} megapixels, more than {max_megapixels:.0f}; {RAISE_LIMIT}")
         size = _turned(photo)
         frame, new_size = _geometry(size, image_size, resize_mode)
         ratio = min(size[0] / new_size[0], size[1] / new_size[1])

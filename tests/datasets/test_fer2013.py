@@ -104,6 +104,16 @@ def test_a_csv_is_read(tmp_path):
     assert read(path, tmp_path, size=64)["val"][:].shape == (7, 64, 64, 3)
 
 
+def test_column_names_are_read_without_the_spaces_around_them(tmp_path):
+    faces = [line.split(",") for line in csv_lines()[1:]]
+    path, copy = tmp_path / "fer2013.csv", tmp_path / "icml_face_data.csv"
+    path.write_text("\n".join(csv_lines()) + "\n")
+    copy.write_text("\n".join(["emotion, Usage, pixels", *(f"{e},{usage},{pixels}" for e, pixels, usage in faces)]))
+    for name, expected in read(path, tmp_path, size=48).items():
+        same = read(copy, tmp_path, size=48)[name]
+        assert (same[:] == expected[:]).all() and (same.labels == expected.labels).all()
+
+
 @pytest.mark.parametrize(
     ("line", "content", "says"),
     [

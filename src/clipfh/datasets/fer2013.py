@@ -145,7 +145,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, int, np.ndarray, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
-            missing = {"emotion", "pixels", "Usage"} - set(reader.fieldnames or ())
+            # the copies of the challenge's file that Kaggle hands out head their columns " Usage" and " pixels"
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            missing = {"emotion", "pixels", "Usage"} - set(reader.fieldnames)
             if missing:
                 raise InputError(
                     f"{path}, line 1: no column {', '.join(sorted(missing))}; it needs emotion,pixels,Usage"
