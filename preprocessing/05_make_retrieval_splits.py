@@ -20,7 +20,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 from clipfh import paths
 from clipfh.cli import option, run_script
 from clipfh.datasets import DATASET_NAMES
-from clipfh.errors import InputError
+from clipfh.errors import InputError, shown
 from clipfh.files import read_json, write_json
 from clipfh.records import read_image_meta
 from clipfh.splits import PROTOCOLS, count_possible_splits, official_split, random_query_gallery_splits
@@ -50,16 +50,15 @@ def main(config: Config) -> None:
     dataset = read_json(
         metadata_dir / "dataset.json",
         made_by=f"python preprocessing/00_prepare_dataset.py --dataset {config.dataset}",
-        check=lambda value: (
-            isinstance(value, dict)
-            and value.get("random_protocol") in PROTOCOLS
-            and isinstance(value.get("seed"), int)
-            and value["seed"] >= 0
-        ),
     )
+    protocol, seed = dataset.get("random_protocol"), dataset.get("seed")
+    if protocol not in PROTOCOLS:
+        valid = ", ".join(PROTOCOLS)
+        raise InputError(f"{metadata_dir / 'dataset.json'}: random_protocol is {shown(protocol)}; valid: {valid}")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise InputError(f"{metadata_dir / 'dataset.json'}: seed is {shown(seed)}, not a whole number from 0")
     table = read_image_meta(metadata_dir / "image_paths.json")
-    protocol = dataset["random_protocol"]
-    seed = dataset["seed"] if config.seed is None else config.seed
+    seed = seed if config.seed is None else config.seed
     official = official_split(table)
     random_splits = random_query_gallery_splits(table, num_splits=config.num_splits, seed=seed, protocol=protocol)
 

@@ -27,11 +27,15 @@ class ScriptServer:
             text=True,
         )
 
-    def run(self, script: str, *arguments: object) -> subprocess.CompletedProcess:
-        """Run `script` (below the root) and return its exit code and output."""
+    def run(
+        self, script: str, *arguments: object, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess:
+        """Run `script` (below the root), with further variables, and return its exit code and output."""
         outputs = [self._outputs / "stdout", self._outputs / "stderr"]
         argv = [str(self.root / script), *map(str, arguments)]
-        self._process.stdin.write(json.dumps({"argv": argv, "outputs": list(map(str, outputs))}) + "\n")
+        self._process.stdin.write(
+            json.dumps({"argv": argv, "outputs": list(map(str, outputs)), "environment": environment or {}}) + "\n"
+        )
         self._process.stdin.flush()
         code = int(self._process.stdout.readline())
         return subprocess.CompletedProcess(argv, code, *(path.read_text(encoding="utf-8") for path in outputs))
@@ -56,13 +60,14 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def _run_and_exit(argv: list[str], outputs: list[str]) -> None:
+def _run_and_exit(argv: list[str], outputs: list[str], environment: dict[str, str]) -> None:
     import atexit
     import runpy
     import signal
     import traceback
 
     signal.alarm(SECONDS)
+    os.environ.update(environment)
     for target, name in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

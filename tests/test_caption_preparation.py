@@ -112,7 +112,7 @@ def test_the_same_captions_are_prepared_once_and_changed_ones_again(raw, tmp_pat
 
 @pytest.mark.parametrize("name", ["../elsewhere", "a/b", "..", "/absolute"])
 def test_a_name_is_no_path(raw, name):
-    with pytest.raises(InputError, match="has to be the name of a folder"):
+    with pytest.raises(InputError, match=r"--name .* cannot name a folder"):
         prepare_captions("jsonl", raw, name=name)
 
 

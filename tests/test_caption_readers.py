@@ -190,3 +190,19 @@ def test_one_image_under_two_spellings_of_its_path(tmp_path):
 def test_a_label_of_zero_is_one(tmp_path):
     write_lines(tmp_path, '{"image": "a.jpg", "caption": "x", "label": 0}', '{"image": "b.jpg", "caption": "x"}')
     assert [image.label for image in read_captions("jsonl", tmp_path).images] == ["0", ""]
+
+
+@pytest.mark.parametrize("image", ["../a.jpg", "/etc/a.jpg", "b/../../a.jpg", "a\x1b[2J.jpg"])
+def test_no_reader_leaves_the_data_root(tmp_path, image):
+    (tmp_path / "captions.txt").write_text(f"image,caption\n{image},one\n")
+    write_lines(tmp_path, {"image": image, "caption": "x"})
+    (tmp_path / "annotations").mkdir()
+    content = {
+        "images": [{"id": 1, "file_name": f"../{image}"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "x"}],
+    }
+    for folder in ("train2014", "val2014"):
+        (tmp_path / "annotations" / f"captions_{folder}.json").write_text(json.dumps(content))
+    for dataset in ("flickr8k", "jsonl", "coco"):
+        with pytest.raises(InputError, match="leaves the data root, or holds control characters"):
+            read_captions(dataset, tmp_path)

@@ -1,12 +1,14 @@
 import json
 import os
 import stat
-import time
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from clipfh.errors import InputError
-from clipfh.files import read_json, replace_atomically, text_lines, writable_folder, write_json, write_text
+from clipfh.files import UNFINISHED, read_json, replace_atomically, text_lines, writable_folder, write_json, write_text
 
 
 def test_a_file_is_replaced_when_the_block_succeeds(tmp_path):
@@ -22,15 +24,31 @@ def test_a_file_is_replaced_when_the_block_succeeds(tmp_path):
     assert os.listdir(path.parent) == ["a.txt"]
 
 
-def test_what_a_killed_process_left_is_deleted_a_day_later(tmp_path):
-    old, new, other = (tmp_path / name for name in (".a[1].npy.x1.npy", ".a[1].npy.x2.npy", ".b.npy.x3.npy"))
-    for path in (old, new, other):
-        path.write_text("half")
-    for path in (old, other):
-        os.utime(path, (0, time.time() - 25 * 3600))
-    with replace_atomically(tmp_path / "a[1].npy") as temporary:
-        temporary.write_text("whole")
-    assert sorted(os.listdir(tmp_path)) == [new.name, other.name, "a[1].npy"]
+def test_what_a_killed_process_left_is_deleted_and_what_is_written_is_not(tmp_path):
+    writer = f"""
+import os, sys
+from clipfh.files import replace_atomically
+with replace_atomically({str(tmp_path / "run_LAST.pth")!r}) as temporary:
+    temporary.write_text("half")
+    os.utime(temporary, (0, 1))  # an hour-long write
+    print(temporary, flush=True)
+    sys.stdin.read()
+"""
+    process = subprocess.Popen([sys.executable, "-c", writer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    unfinished = Path(process.stdout.readline().strip())
+    folder = tmp_path / f".photos{UNFINISHED}x"
+    folder.mkdir()
+    (folder / "a.jpg").write_text("")
+    os.utime(folder, (0, 1))
+    (tmp_path / ".hidden").write_text("of someone else")
+    write_text(tmp_path / "other.txt", "whole")
+    assert unfinished.exists() and not folder.exists()
+    process.kill()
+    process.communicate()
+    new = tmp_path / f".just_made{UNFINISHED}y"
+    new.write_text("")
+    write_text(tmp_path / "other.txt", "whole")
+    assert sorted(os.listdir(tmp_path)) == [".hidden", new.name, "other.txt"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

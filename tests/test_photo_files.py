@@ -149,4 +149,7 @@ def test_names_that_are_not_utf8_are_left_out_printably(tmp_path):
         (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"x")
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    assert find_photos(tmp_path) == ([], [("caf\\udce9.txt", "not a photo (.txt)")])
+    assert find_photos(tmp_path) == (
+        [],
+        [("caf\\udce9.txt", "control characters in its name, or a name that is not UTF-8: rename them")],
+    )

@@ -275,7 +275,7 @@ def test_wrong_input_is_refused_with_the_way_out(project, trained, faces, tmp_pa
         (INFERENCE, ("--run_dir", mixed["text2img"]), ["text2img_generator_epoch_1.pth is of 128 px, not of 64 px"]),
         (INFERENCE, ("--run_dir", mixed["img2text"]), ["its weights are not those of its settings"]),
         (INFERENCE, ("--run_dir", tmp_path / "gone"), ["there is no folder", "gone"]),
-        (TRAIN, ("--dataset", faces, "--resume_ckpt", trained), ["is a folder; give one of its .pth files"]),
+        (TRAIN, ("--dataset", faces, "--resume_ckpt", trained), ["is a folder; give one of its files"]),
         (INFERENCE, ("--run_dir", tmp_path), ["holds no img2text_generator_epoch_N.pth"]),
         (INFERENCE, ("--run_dir", trained, "--image", tmp_path / "gone.jpg"), ["gone.jpg does not exist"]),
         (INFERENCE, ("--run_dir", trained, "--image", csv), ["has no photo that can be used", "1 cannot be decoded"]),

@@ -185,11 +185,10 @@ def test_a_run_is_not_continued_with_other_flags(project, stage2, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_several_processes_are_refused(project, tmp_path, monkeypatch):
-    monkeypatch.setitem(project.server.environment, "WORLD_SIZE", "8")
+def test_several_processes_are_refused(project, tmp_path):
     for script in (STAGE2, STAGE3):
-        command = [sys.executable, str(project.root / script), "--dataset", NAME, "--save_path", str(tmp_path)]
-        result = subprocess.run(command, env=project.server.environment, capture_output=True, text=True)
+        flags = ("--dataset", NAME, "--save_path", tmp_path)
+        result = project.server.run(script, *flags, environment={"WORLD_SIZE": "8"})
         assert result.returncode == 2 and "WORLD_SIZE is 8" in result.stderr
 
 

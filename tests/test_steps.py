@@ -211,13 +211,24 @@ def test_rows_added_to_a_shared_file_are_verified(capfd: pytest.CaptureFixture[s
     assert "lost its rows" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "not json", '{"command": []}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "not json", '{"command": []}', "[" * 100_000])
 def test_damaged_stamp_counts_as_unfinished(content: str) -> None:
     run_step("a", "--outputs", "made.txt")
     Path("logs/a.json").write_text(content)
     run_step("a", "--outputs", "made.txt")
     assert num_runs() == 2
     assert json.loads(Path("logs/a.json").read_text())["outputs"]
+
+
+@pytest.mark.parametrize("key", ["command", "inputs", "after", "outputs", "appended", "seconds"])
+@pytest.mark.parametrize("value", [None, 3, "x", [3], {"made.txt": 3}])
+def test_a_stamp_with_a_value_of_another_type_counts_as_unfinished(key: str, value: object) -> None:
+    run_step("a", "--outputs", "made.txt")
+    stamp = json.loads(Path("logs/a.json").read_text())
+    Path("logs/a.json").write_text(json.dumps({**stamp, key: value}))
+    run_step("a", "--outputs", "made.txt")
+    assert num_runs() == (1 if (key, value) == ("seconds", 3) else 2)
+    assert steps.print_recorded(Path("logs/a.log"), "made.txt") == 0
 
 
 def test_python_means_the_interpreter_that_runs_the_steps() -> None:

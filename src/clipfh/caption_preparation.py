@@ -17,6 +17,7 @@ from clipfh.clauses import clean_text
 from clipfh.datasets import caption_scenes
 from clipfh.errors import InputError
 from clipfh.files import read_json
+from clipfh.names import require_name
 from clipfh.paths import ROOT, display, metadata_dir
 from clipfh.photo_files import LeftOut, compare_with_list, file_problem, meant_as_photos, write_left_out
 from clipfh.prompts import CONTEXT_LENGTH, count_tokens, says_something
@@ -57,9 +58,7 @@ def prepare_captions(
     Raises:
         InputError: what the readers raise, no captions at all, or most images missing or unreadable.
     """
-    name = name or f"{dataset}_captions"
-    if Path(name).name != name or name == "..":
-        raise InputError(f"--name {name} has to be the name of a folder below metadata/, not a path")
+    name = require_name(name or f"{dataset}_captions", "--name")
     folder = metadata_dir(name)
     usual = {split: size for split, size in SIZES[dataset].items() if not (sizes or {}).get(split)}
     sizes = {**SIZES[dataset], **{split: size for split, size in (sizes or {}).items() if size is not None}}
@@ -70,7 +69,8 @@ def prepare_captions(
         caption_scenes.generate(data_root, sizes=sizes, seed=seed, progress=True)
     elif data_root is None:
         data = read_caption_dataset(folder, made_by)
-        known = read_json(folder / "dataset.json", made_by=made_by).get("source") or {}
+        known = read_json(folder / "dataset.json", made_by=made_by).get("source")
+        known = known if isinstance(known, dict) else {}
         other = [f"{key} {known.get(key)}" for key, value in source.items() if known.get(key) != value]
         if other:
             raise InputError(

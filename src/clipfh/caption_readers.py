@@ -9,16 +9,16 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipfh.captions import SPLITS, CaptionedImage
 from clipfh.datasets import grocery
 from clipfh.datasets.layout import read_raw_json, read_raw_lines, require_folder
-from clipfh.errors import InputError, shown
+from clipfh.errors import InputError, printable, shown
 from clipfh.files import json_problem
 from clipfh.prompts import readable_name
-from clipfh.records import normal_path, text_of
+from clipfh.records import leaves_root, normal_path, text_of
 
 LAYOUTS = {
     "coco": """\
@@ -61,7 +61,15 @@ def read_captions(dataset: str, data_root: Path) -> RawCaptions:
     }
     if dataset not in readers:
         raise InputError(f"unknown caption dataset {dataset!r}; the datasets are {', '.join(readers)}")
-    return readers[dataset](Path(data_root))
+    raw = readers[dataset](Path(data_root))
+    for image in raw.images:
+        _require_inside(image.image, str(data_root))
+    return raw
+
+
+def _require_inside(image: str, where: str) -> None:
+    if leaves_root(image) or printable(image) != image:
+        raise InputError(f"{where}: the image {shown(image)} leaves the data root, or holds control characters")
 
 
 def caption_files(dataset: str, data_root: Path) -> list[Path]:
@@ -90,11 +98,13 @@ def read_coco(data_root: Path) -> RawCaptions:
             texts: dict[Any, list[str]] = {image_id: [] for image_id in names}
             for number, entry in enumerate(content["annotations"]):
                 if not isinstance(entry["caption"], str):
-                    raise InputError(f"{path}: annotation {number} has the caption {entry['caption']!r}, not a text")
+                    raise InputError(
+                        f"{path}: annotation {number} has the caption {shown(entry['caption'])}, not a text"
+                    )
                 if entry["image_id"] in names:
                     texts[entry["image_id"]].append(entry["caption"])
                 else:
-                    left_out.append((f"{path.name}, annotation {number}", f"no image {entry['image_id']!r}"))
+                    left_out.append((f"{path.name}, annotation {number}", f"no image {shown(entry['image_id'])}"))
         except (KeyError, TypeError) as error:
             raise InputError(
                 f'{path} is not COCO captions ({error}): it needs "images" with "id" and "file_name", and '
@@ -139,11 +149,11 @@ def _comma_lines(path: Path) -> list[tuple[str, str]]:
         try:  # line by line: a quote that is never closed would swallow the rest of the file
             values = next(csv.reader([line], strict=True), [])
         except csv.Error as error:
-            raise InputError(f"{path}, line {number}: {error}, found {line[:80]!r}") from None
+            raise InputError(f"{path}, line {number}: {error}, found {shown(line, 80)}") from None
         if not values or (number == 1 and values[0].strip() in ("image", "image_name")):
             continue
         if len(values) < 2:
-            raise InputError(f"{path}, line {number}: expected 'image,caption', found {line[:80]!r}")
+            raise InputError(f"{path}, line {number}: expected 'image,caption', found {shown(line, 80)}")
         if re.fullmatch(r"\d+", values[1].strip()) and len(values) > 2:  # image,comment number,caption
             values = [values[0], *values[2:]]
         rows.append((normal_path(values[0].strip()), ",".join(values[1:])))
@@ -160,7 +170,7 @@ def _bar_lines(path: Path) -> list[tuple[str, str]]:
         if len(values) == 2 and (lost := re.match(r"\s*(\d+)\s+(\S.*)", values[1])):
             values = [values[0], *lost.groups()]  # the file as it is handed on has one line without its second bar
         if len(values) != 3 or not values[1].strip().isdecimal():
-            raise InputError(f"{path}, line {number}: expected 'image_name| number| caption', found {line!r}")
+            raise InputError(f"{path}, line {number}: expected 'image_name| number| caption', found {shown(line, 80)}")
         rows.append((normal_path(values[0].strip()), values[2]))
     return rows
 
@@ -171,7 +181,7 @@ def _token_lines(path: Path) -> list[tuple[str, str]]:
     for number, line in enumerate(read_raw_lines(path, ""), start=1):
         image, tab, caption = line.partition("\t")
         if line.strip() and (not tab or "#" not in image):
-            raise InputError(f"{path}, line {number}: expected 'NAME.jpg#0<tab>caption', found {line!r}")
+            raise InputError(f"{path}, line {number}: expected 'NAME.jpg#0<tab>caption', found {shown(line, 80)}")
         if line.strip():
             rows.append((normal_path(image.rpartition("#")[0].strip()), caption))
     return rows
@@ -202,10 +212,9 @@ def _read_json_line(line: str, where: str) -> CaptionedImage:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}{json_problem(error)}") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-        raise InputError(f'{where}: expected {{"image": path, "captions": [texts]}}, found {line.strip()[:80]!r}')
-    image = PurePosixPath(entry["image"])
-    if image.is_absolute() or ".." in image.parts:
-        raise InputError(f"{where}: {entry['image']!r} leaves the data root; write paths relative to it")
+        raise InputError(f'{where}: expected {{"image": path, "captions": [texts]}}, found {shown(line.strip(), 80)}')
+    image = normal_path(entry["image"])
+    _require_inside(image, where)
     captions = [] if entry.get("captions") is None else entry["captions"]
     captions = [captions] if isinstance(captions, str) else captions
     if "caption" in entry and isinstance(captions, list):
@@ -215,7 +224,7 @@ def _read_json_line(line: str, where: str) -> CaptionedImage:
     split = "" if entry.get("split") is None else entry["split"]
     if split not in ("", *SPLITS):
         raise InputError(f"{where}: unknown split {shown(split)}; the splits are {', '.join(SPLITS)}")
-    return CaptionedImage(image.as_posix(), tuple(captions), split, text_of(entry.get("label"), f"{where}: label"))
+    return CaptionedImage(image, tuple(captions), split, text_of(entry.get("label"), f"{where}: label"))
 
 
 def read_grocery(data_root: Path) -> RawCaptions:

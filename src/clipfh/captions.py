@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from clipfh.data_digest import digest_of, size_of
-from clipfh.errors import InputError
+from clipfh.errors import InputError, printable, shown
 from clipfh.files import read_json, write_json
 from clipfh.names import require_name
 from clipfh.paths import ROOT, display
-from clipfh.records import text_of
+from clipfh.records import leaves_root, text_of
 
 SPLITS = ("train", "val", "test")
 
@@ -168,17 +168,20 @@ def read_caption_dataset(folder: Path, made_by: str) -> CaptionDataset:
         InputError: missing, malformed, or of another kind; the message names the command `made_by`.
     """
     description = read_json(folder / "dataset.json", made_by=made_by)
-    if description.get("kind") != "captions" or not isinstance(description.get("image_dir"), str):
+    image_dir = description.get("image_dir")
+    if description.get("kind") != "captions" or not isinstance(image_dir, str) or printable(image_dir) != image_dir:
         raise InputError(f"{display(folder)} holds no prepared captions. Make them with: {made_by}")
     images = []
     for image, entry in read_json(folder / "captions.json", made_by=made_by).items():
+        if leaves_root(image) or printable(image) != image:
+            raise InputError(f"{folder / 'captions.json'}: {shown(image)} is no image below the image root")
         texts = entry.get("captions") if isinstance(entry, dict) else None
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise InputError(f"{folder / 'captions.json'}: {image!r} needs a list of captions. Make it with: {made_by}")
         if entry.get("split") not in SPLITS:
-            raise InputError(f"{folder / 'captions.json'}: {image!r} has the split {entry.get('split')!r}")
+            raise InputError(f"{folder / 'captions.json'}: {image!r} has the split {shown(entry.get('split'))}")
         images.append(
             CaptionedImage(image, tuple(texts), entry["split"], text_of(entry.get("label"), f"{image}: label"))
         )
     name = require_name(description.get("name"), f"{folder / 'dataset.json'}: name")
-    return CaptionDataset(name, ROOT / description["image_dir"], tuple(images))
+    return CaptionDataset(name, ROOT / image_dir, tuple(images))

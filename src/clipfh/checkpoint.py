@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from clipfh.cli import MAX_IMAGE_SIZE
 from clipfh.errors import InputError, printable, shortened, shown
 from clipfh.files import replace_atomically
 from clipfh.names import is_name
@@ -28,11 +29,20 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return _is_count(value) or (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_count, value)))
+    sides = [value, value] if type(value) is int else value
+    return (
+        isinstance(sides, (list, tuple))
+        and len(sides) == 2
+        and all(type(side) is int and 0 < side <= MAX_IMAGE_SIZE for side in sides)
+    )
 
 
 def _is_colour(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_spread(value: Any) -> bool:
+    return _is_colour(value) and min(value) > 0
 
 
 def _is_texts(value: Any) -> bool:
@@ -51,7 +61,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "image_size": _is_size,
     "resize_mode": _is_text,
     "mean": _is_colour,
-    "std": _is_colour,
+    "std": _is_spread,
     "quick_gelu": lambda value: isinstance(value, bool),
     "image_encoder": _is_text,
     "image_weights": _is_text,

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 from clipfh.errors import InputError, printable, shortened, with_short_words
 
 C = TypeVar("C")
+MAX_IMAGE_SIZE = 4096  # pixels: a batch of larger ones fills any memory
 MAX_NUMBER_LENGTH = 100  # digits: Python refuses to read integers of thousands
 
 
@@ -184,6 +185,6 @@ def image_size(text: str) -> int | tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{shortened(text, 40)} is no size; write 224, or height x width: 256x128")
     height, width = int(match[1]), int(match[2] or match[1])
-    if min(height, width) < 32:
-        raise argparse.ArgumentTypeError(f"it must be at least 32, not {text}")
+    if not 32 <= min(height, width) <= max(height, width) <= MAX_IMAGE_SIZE:
+        raise argparse.ArgumentTypeError(f"it must be at least 32 and at most {MAX_IMAGE_SIZE}, not {text}")
     return height if height == width else (height, width)

@@ -15,7 +15,7 @@ from torch import nn
 
 import clipfh.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint
-from clipfh.errors import InputError
+from clipfh.errors import InputError, shortened
 from clipfh.model_names import (
     canonical_model_name,
     is_elsewhere,
@@ -257,10 +257,11 @@ def load_weights_file(model: nn.Module, path: Path, name: str) -> None:
     except InputError:
         raise
     except Exception as error:  # damaged files and foreign ones make torch, pickle and safetensors raise anything
-        first = str(error).strip().splitlines()[:2]
+        reasons = [line.strip() for line in str(error).strip().splitlines()]
+        # torch's first line says no more than that something does not fit
+        reason = shortened(reasons[1] if len(reasons) > 1 else " ".join(reasons), 110)
         raise InputError(
-            f"{display(path)} does not hold the weights of a {name} ({' '.join(first)[:200]}). "
-            "Pass the --model that it was trained as."
+            f"{display(path)} does not hold the weights of a {name} ({reason}). Pass the --model that it was trained as"
         ) from error
 
 

@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 import yaml
 
 from clipfh.cli import Parser, add_flag, bounded, value_type
-from clipfh.errors import InputError, shown
+from clipfh.errors import InputError, shortened, shown
+from clipfh.files import require_file
 
 C = TypeVar("C")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -93,14 +94,16 @@ def read_config_file(path: Path, known: dict[str, tuple[dataclasses.Field, Any]]
     Raises:
         InputError: as `parse_with_files` says.
     """
+    path = require_file(Path(path), "--config")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the configuration {path}: {error}") from error
-    except yaml.YAMLError as error:
+        raise InputError(f"cannot read the configuration {path}: {shortened(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date; brackets without end
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        reason = "nested too deep" if isinstance(error, RecursionError) else getattr(error, "problem", error)
+        raise InputError(f"{path}{place}: not valid YAML ({shortened(reason, 80)})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no keys; write `key: value` lines")
     sections = {name.partition(".")[0] for name in known if "." in name}

@@ -29,9 +29,16 @@ def shortened(value: Any, length: int = 120) -> str:
     return printable(line if len(line) <= length else line[: length - 3] + "...")
 
 
-def with_short_words(line: str, length: int = 200) -> str:
-    """`line`, where a word or path longer than `length` loses its middle: a foreign value that nobody has to read."""
-    return re.sub(r"\S+", lambda word: _without_middle(word.group(), length), line)
+def with_short_words(line: str, longest: int = 300) -> str:
+    """`line`, where long words lose their middle, as few as bring it to `longest`: foreign values nobody has to read.
+
+    A word of 200 characters, such as a path, stays where there is room for it. Many short words are not cut.
+    """
+    for length in (200, 100, 60):
+        line = re.sub(r"\S+", lambda word, length=length: _without_middle(word.group(), length), line)
+        if len(line) <= longest:
+            break
+    return line
 
 
 def _without_middle(text: str, length: int) -> str:

@@ -1,9 +1,10 @@
 """Files that are either whole or absent, and JSON with errors that name the file and line."""
 
 import contextlib
-import glob
+import fcntl
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,15 @@ from typing import Any
 
 from clipfh.errors import InputError, shortened
 
-KEPT_SECONDS = 24 * 3600  # how long a temporary file may be one that is still written
+UNFINISHED = ".unfinished-"  # in the names of temporary files and folders
+MIN_SECONDS = 60  # younger ones may have been made but not locked yet
 
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds, remove it if not.
 
-    What a killed process left beside `path` is deleted a day later: until then another process may still be writing it.
+    What killed processes left in the folder is deleted, see `remove_abandoned`.
 
     Raises:
         InputError: the folder of `path` cannot be made or written.
@@ -28,21 +30,39 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                if time.time() - left.stat().st_mtime > KEPT_SECONDS:
-                    left.unlink()
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        remove_abandoned(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{UNFINISHED}", suffix=path.suffix)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}. Choose another output folder.") from error
-    os.close(handle)
     temporary = Path(name)
     try:
+        lock(handle)
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; a result is as readable as any other
         os.replace(temporary, path)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def lock(handle: int) -> None:
+    """Mark an open temporary file or folder as one that is worked on: the mark goes when this process does."""
+    with contextlib.suppress(OSError):  # not every file system has locks; on those nothing counts as abandoned
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete the temporary files and folders that killed processes left in `folder`: those that nobody has locked."""
+    for left in folder.glob(f".*{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # locked, or without locks here; or another process was faster
+            if time.time() - left.stat().st_mtime < MIN_SECONDS:
+                continue
+            handle = os.open(left, os.O_RDONLY if left.is_dir() else os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
 
 
 def writable_folder(folder: Path, flag: str) -> Path:
@@ -68,7 +88,7 @@ def require_file(path: Path, flag: str) -> Path:
         InputError: there is none.
     """
     if path.is_dir():
-        raise InputError(f"{flag} {path} is a folder; give one of its .pth files")
+        raise InputError(f"{flag} {path} is a folder; give one of its files")
     if not path.is_file():
         raise InputError(f"{flag} {path} does not exist, or is no regular file")
     return path

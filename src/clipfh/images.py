@@ -114,7 +114,7 @@ def _read_cache(cache: Path, digest: str, images: Sequence[str], shape: tuple[in
         if _checksums(array, workers) != recorded["crc32"]:
             return None
         unreadable = tuple((image, reason) for image, reason in recorded["unreadable"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError):
         return None
     failed = {image for image, _ in unreadable}
     readable = tuple(image for image in images if image not in failed)

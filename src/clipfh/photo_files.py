@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from clipfh.errors import InputError
+from clipfh.errors import InputError, printable
 from clipfh.files import write_text
 
 # Pillow opens more than this: documents, films and measurements, which a folder of photos holds for other reasons.
@@ -46,6 +46,8 @@ def name_problem(name: str) -> str | None:
     """Why a file of this name is not taken for a photo, or None. Upper and lower case of a suffix are the same."""
     if name.startswith(".") or name.lower() in SYSTEM_NAMES:
         return HIDDEN
+    if printable(name) != name:
+        return "control characters in its name, or a name that is not UTF-8: rename them"
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in photo_suffixes():
         return None
@@ -186,11 +188,6 @@ def account(num_used: int, left_out: Collection[LeftOut]) -> str:
         f"left out: {number:,} ({why}), the first: {first[why]}" for why, number in count_reasons(left_out).items()
     ]
     return "\n".join([f"{found}, {len(left_out):,} left out", *lines])
-
-
-def printable(file: str) -> str:
-    """A file's name without what would move a terminal's cursor."""
-    return file if file.isprintable() else ascii(file)[1:-1]
 
 
 def require_photos(root: Path, photos: Collection[str], left_out: Collection[LeftOut]) -> None:

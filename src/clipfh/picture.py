@@ -13,10 +13,14 @@ import numpy as np
 import pandas as pd
 
 from clipfh.cli import option, run_script
-from clipfh.errors import InputError
+from clipfh.errors import InputError, printable, shortened, shown
 from clipfh.figures import RankedImage, RankedQuery, ranked_results_figure
 from clipfh.paths import RESULTS_DIR, ROOT
 from clipfh.prepared import DEFAULT_DATASET, load_prepared
+from clipfh.records import leaves_root
+
+COLUMNS = {"query": str, "query_item_id": str, "rank": int, "image": str, "item_id": str, "similarity": float}
+COLUMNS |= {"is_match": bool}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Config:
 def main(config: Config) -> None:
     """Choose queries, draw them."""
     run_dir = config.run_dir or newest_run(config.dataset)
-    rankings = pd.read_csv(run_dir / "rankings.csv", dtype={"query_item_id": str, "item_id": str})
+    rankings = read_rankings(run_dir / "rankings.csv")
     matches = rankings[rankings["is_match"]]
     first = matches.groupby("query")["rank"].min().sort_values(kind="stable")
     if first.empty:
@@ -47,6 +51,25 @@ def main(config: Config) -> None:
     title = f"{config.dataset}: queries from the best to the worst"
     ranked_results_figure(config.path, load_prepared(config.dataset).image_dir, rows, title=title)
     print(f"wrote {config.path} from {run_dir.name}")
+
+
+def read_rankings(path: Path) -> pd.DataFrame:
+    """The ranked gallery images of an evaluation's queries: a row a query and rank, with the columns of `COLUMNS`.
+
+    Raises:
+        InputError: it is missing or no such table, or an image lies outside the image root.
+    """
+    try:
+        rankings = pd.read_csv(path, dtype=COLUMNS, keep_default_na=False, encoding="utf-8")
+        rankings = rankings[list(COLUMNS)]
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; --run_dir takes the folder of an evaluation") from None
+    except (OSError, ValueError, KeyError) as error:  # pandas' own errors are ValueErrors
+        raise InputError(f"{path} is no table of rankings ({shortened(error, 80)}); evaluate again") from None
+    for image in {*rankings["query"], *rankings["image"]}:
+        if leaves_root(image) or printable(image) != image:
+            raise InputError(f"{path}: {shown(image)} is no image below the image root; evaluate again")
+    return rankings
 
 
 def newest_run(dataset: str) -> Path:

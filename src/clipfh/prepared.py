@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from clipfh.data_digest import table_digest
-from clipfh.errors import InputError, shown
+from clipfh.errors import InputError, printable, shown
 from clipfh.files import read_json
 from clipfh.names import require_name
 from clipfh.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
@@ -134,17 +134,23 @@ def load_prepared(
             made_by = f"the scripts of preprocessing/, with --metadata_dir {folder}"
         description = read_json(folder / "dataset.json", made_by=made_by)
     if image_dir is None:
-        if not isinstance(description.get("image_dir"), str):
-            raise InputError(f"{folder / 'dataset.json'} names no image_dir; give --image_dir")
-        image_dir = ROOT / description["image_dir"]
+        recorded = description.get("image_dir")
+        if not isinstance(recorded, str) or not recorded or printable(recorded) != recorded:
+            raise InputError(f"{folder / 'dataset.json'} names no image_dir ({shown(recorded)}); give --image_dir")
+        image_dir = ROOT / recorded
     table = read_image_meta(Path(image_meta) if image_meta else folder / default_meta)
     # training leaves out what has no prompt, evaluation does not: both speak of the same dataset
     is_whole = image_meta is not None or default_meta == WHOLE_TABLE or not (folder / WHOLE_TABLE).is_file()
     whole = table if is_whole else read_image_meta(folder / WHOLE_TABLE)
     if exclude_same_camera is None:
-        exclude_same_camera = bool(description.get("exclude_same_camera", False))
-    if not name and "name" in description:
-        name = require_name(description["name"], f"{folder / 'dataset.json'}: name")
+        exclude_same_camera = description.get("exclude_same_camera", False)
+        if not isinstance(exclude_same_camera, bool):
+            raise InputError(
+                f"{folder / 'dataset.json'}: exclude_same_camera is {shown(exclude_same_camera)}, not true or false"
+            )
+    if "name" in description:
+        recorded = require_name(description["name"], f"{folder / 'dataset.json'}: name")
+        name = name or recorded
     name = require_name(name or folder.resolve().name, "--dataset" if name else "the folder, without --dataset,")
     digest = table_digest(whole, Path(image_dir))
     max_megapixels = description.get("max_megapixels", MAX_MEGAPIXELS)

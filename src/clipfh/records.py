@@ -53,6 +53,12 @@ def normal_path(image: str) -> str:
     return PurePosixPath(image).as_posix() if image else image
 
 
+def leaves_root(image: str) -> bool:
+    """Whether this path, in its one spelling, is none below an image root."""
+    path = PurePosixPath(image)
+    return path.is_absolute() or ".." in path.parts or "\\" in image or not path.parts or ":" in path.parts[0]
+
+
 def make_table(rows: Iterable[tuple[str, str, str, str]]) -> pd.DataFrame:
     """Build the table from (image, item_id, split, camera) rows, sorted by image, and check it."""
     rows = [(normal_path(image), normal_id(item_id), split, camera) for image, item_id, split, camera in rows]
@@ -77,15 +83,14 @@ def check_table(table: pd.DataFrame, source: str) -> None:
     if len(twice):
         raise InputError(f"{source}: {twice.iloc[0]} is listed twice")
     for image in table["image"]:
-        path = PurePosixPath(image)
-        if path.is_absolute() or ".." in path.parts or "\\" in image or not path.parts or ":" in path.parts[0]:
+        if leaves_root(image):
             raise InputError(
-                f"{source}: {image!r} leaves the image root; write paths relative to it, with / separators"
+                f"{source}: {shown(image)} leaves the image root; write paths relative to it, with / separators"
             )
-        if not image.isascii() and any(
-            "\ud800" <= character <= "\udfff" for character in image
-        ):  # how Python reads a name that is not UTF-8
-            raise InputError(f"{source}: the file name {image!r} is not UTF-8; rename the file")
+        if printable(image) != image:  # half of a surrogate pair is how Python reads a name that is not UTF-8
+            raise InputError(
+                f"{source}: the file name {shown(image)} holds control characters or is not UTF-8; rename the file"
+            )
     if (table["item_id"].str.strip() == "").any():
         raise InputError(f"{source}: {table.loc[table['item_id'].str.strip() == '', 'image'].iloc[0]} has no item id")
     role = table["split"].replace({"query": "test", "gallery": "test"})

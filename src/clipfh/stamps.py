@@ -44,10 +44,15 @@ def read_stamp(log: Path) -> dict[str, Any]:
     """The stamp of a finished step; empty where there is none or it is damaged."""
     try:
         stamp = json.loads(stamp_path(log).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    keys = {"command", "inputs", "after", "outputs", "appended", "seconds"}
-    return stamp if isinstance(stamp, dict) and keys <= stamp.keys() else {}
+    kinds = {"command": list, "inputs": dict, "after": dict, "outputs": dict, "appended": dict, "seconds": (int, float)}
+    if not isinstance(stamp, dict) or not all(isinstance(stamp.get(key), kind) for key, kind in kinds.items()):
+        return {}
+    is_whole = all(isinstance(paths, dict) for paths in stamp["outputs"].values()) and all(
+        isinstance(lines, list) and all(isinstance(line, str) for line in lines) for lines in stamp["appended"].values()
+    )
+    return stamp if is_whole else {}
 
 
 def write_stamp(log: Path, stamp: dict[str, Any]) -> None:

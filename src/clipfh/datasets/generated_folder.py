@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clipfh.errors import InputError
+from clipfh.files import UNFINISHED, lock, remove_abandoned
 
 PARAMETERS = "generated.json"
 FEW_CALLS = 100  # starting a second process takes longer
@@ -20,7 +21,7 @@ def is_generated(data_root: Path, parameters: dict[str, Any]) -> bool:
     """Whether `data_root` was generated with these parameters and has all of its files."""
     try:
         generated = json.loads((data_root / PARAMETERS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     if not isinstance(generated, dict) or {key: generated.get(key) for key in parameters} != parameters:
         return False
@@ -47,10 +48,13 @@ def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Pa
         raise InputError(f"{data_root} holds files that were not generated here; choose another folder or remove it")
     try:
         data_root.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=data_root.parent, prefix=f".{data_root.name}."))
+        remove_abandoned(data_root.parent)
+        folder = Path(tempfile.mkdtemp(dir=data_root.parent, prefix=f".{data_root.name}{UNFINISHED}"))
     except OSError as error:
         raise InputError(f"cannot write {data_root}: {error.strerror}. Choose another folder.") from error
+    handle = os.open(folder, os.O_RDONLY)
     try:
+        lock(handle)
         folder.chmod(0o755)  # mkdtemp makes private folders
         yield folder
         text = json.dumps({**parameters, "num_files": _num_files(folder)}, indent=1)
@@ -60,6 +64,7 @@ def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Pa
                 shutil.rmtree(data_root)
             os.replace(folder, data_root)
     finally:
+        os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
 
 
