@@ -171,23 +171,6 @@ def test_weights_of_others_may_name_things_as_they_like(tmp_path):
     assert read_checkpoint(tmp_path / "a.pth").keys() == content.keys()
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    write_checkpoint(tmp_path / "a.pth", {"epoch": 1})
-    save = torch.save
-
-    def save_to_full_disk(content, path):
-        path.unlink()
-        path.symlink_to("/dev/full")
-        save(content, path)
-
-    monkeypatch.setattr(torch, "save", save_to_full_disk)
-    with pytest.raises(InputError, match=r"cannot write .*a.pth \(No space left on device\); is the disk full\?"):
-        write_checkpoint(tmp_path / "a.pth", {"w": torch.ones(100_000)})
-    assert read_checkpoint(tmp_path / "a.pth") == {"epoch": 1}
-    assert os.listdir(tmp_path) == ["a.pth"]
-
-
 def test_a_named_pipe_is_no_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"a.pth is no regular file"):

@@ -1,11 +1,13 @@
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from clipfh.errors import InputError
 from clipfh.files import UNFINISHED, read_json, replace_atomically, text_lines, writable_folder, write_json, write_text
@@ -152,3 +154,47 @@ def test_hostile_json_ends_with_one_line(tmp_path, content):
 def test_a_byte_order_mark_is_no_json_error(tmp_path):
     (tmp_path / "a.json").write_text('{"a": 0}', encoding="utf-8-sig")
     assert read_json(tmp_path / "a.json", made_by="make") == {"a": 0}
+
+
+WRITERS = {
+    "text": "write_text(path, 'x' * 2_000_000)",
+    "checkpoint": "write_checkpoint(path, {'weights': torch.zeros(500_000)})",
+    "features": "load_text_features(['x'] * 2000, lambda texts: torch.ones(len(texts), 300), '', path)",
+    "pixels": "load_pixels(path.parent / 'photos', ['a.png'] * 20, 224, path)",
+    "table": """
+with replace_atomically(path) as temporary:
+    pd.DataFrame({'a': range(500_000)}).to_csv(temporary)
+""",
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, writer):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (224, 224)).save(tmp_path / "photos" / "a.png")
+    path = tmp_path / "file"
+    if writer not in ("features", "pixels"):
+        path.write_text("before")
+    program = f"""
+import resource
+from pathlib import Path
+import pandas as pd
+import torch
+from clipfh.checkpoint import write_checkpoint
+from clipfh.errors import InputError
+from clipfh.files import replace_atomically, write_text
+from clipfh.images import load_pixels
+from clipfh.text_features import load_text_features
+path = Path({str(path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # as good as a full disk
+try:
+    exec({WRITERS[writer]!r})
+except InputError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(rf"cannot write {path}.* \(File too large\); is the disk full\?\n", result.stdout)
+    if path.is_file():
+        assert path.read_text() == "before"
+    assert not [name for name in os.listdir(path if path.is_dir() else tmp_path) if name.startswith(".")]

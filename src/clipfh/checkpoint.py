@@ -104,22 +104,11 @@ def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         InputError: it cannot be written, as on a full disk; what `path` held before is still there.
     """
-    with replace_atomically(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # torch's own writer reports a full disk so
-            raise InputError(f"cannot write {path} ({_write_error(temporary, error)}); is the disk full?") from error
-
-
-def _write_error(temporary: Path, error: Exception) -> str:
-    """The reason that torch's message leaves out: its zip writer only says at which byte it stopped."""
     try:
-        with temporary.open("ab") as file:
-            file.write(bytes(1 << 16))
-            file.flush()
-    except OSError as reason:
-        return reason.strerror
-    return shortened(error)
+        with replace_atomically(path) as temporary:
+            torch.save(content, temporary)
+    except RuntimeError as error:  # torch's writer: what cannot be saved, or a disk that failed
+        raise InputError(f"cannot write {path} ({shortened(error)})") from error
 
 
 def write_best_and_last(

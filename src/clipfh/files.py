@@ -1,6 +1,7 @@
 """Files that are either whole or absent, and JSON with errors that name the file and line."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -25,7 +26,8 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     What killed processes left in the folder is deleted, see `remove_abandoned`.
 
     Raises:
-        InputError: the folder of `path` cannot be made or written.
+        InputError: the folder of `path` cannot be made or written, or the disk is full; what `path` held before is
+            still there.
     """
     path = Path(path)
     try:
@@ -40,9 +42,41 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; a result is as readable as any other
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # numpy's and torch's own writers do not say that the disk is full
+        reason = os.strerror(error.errno) if _is_full(error) else _why_nothing_more_fits(handle)
+        if reason is None:
+            raise
+        raise InputError(f"cannot write {path} ({reason}); is the disk full?") from error
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk or a quota is exhausted."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _why_nothing_more_fits(handle: int) -> str | None:
+    """What writing a little more into an open file fails with, or None."""
+    try:
+        os.lseek(handle, 0, os.SEEK_END)
+        os.write(handle, bytes(1 << 16))
+        os.fsync(handle)
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def reserve(path: Path) -> None:
+    """Take the disk space of a file that is all holes: to fill one through a memory map kills on a full disk.
+
+    Raises:
+        OSError: there is not enough.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def lock(handle: int) -> None:

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from clipfh.errors import InputError
-from clipfh.files import replace_atomically, write_json, write_text
+from clipfh.files import replace_atomically, reserve, write_json, write_text
 from clipfh.freed_memory import keep_freed_memory
 from clipfh.paths import display
 from clipfh.photo_files import file_problem
@@ -151,6 +151,7 @@ def _build_cache(
     readable: list[str] = []
     with replace_atomically(cache) as temporary, large_photos_allowed(), _single_threaded_pool(workers) as pool:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        reserve(temporary)
         bar = tqdm(total=len(images), desc="decode images", unit="img", disable=None, leave=False)
         for image, result in _in_blocks(pool, attempt, images):
             bar.update()
