@@ -31,7 +31,8 @@ What to run on
 
 What to train
   --model NAME        tiny-rn (default), tiny-vit, ViT-B/16, ViT-B/32, ViT-L/14, RN50, or another open_clip name
-  --pretrained NAME   weights to start from: a tag of open_clip such as openai, or a weights file
+  --pretrained NAME   weights to start from: a tag of open_clip such as openai, a weights file, or TAG=FILE for a
+                      file of such a tag whose name does not hold it
                       (default: the weights of stage 0 for the tiny models, openai for the others)
   --stages LIST       which stages: 1-3, 2, 1,3 or 0-5 (default: 0-3 where stage 0 makes the weights, else 1-3)
                         0  pretrain a small CLIP       2  fine-tune the image encoder
@@ -149,7 +150,12 @@ if [ -n "$faces" ]; then
 elif [ -e data/fer2013 ]; then
     faces=$PWD/data/fer2013
 fi
-if [ -n "$pretrained" ] && [ -f "$(absolute "$pretrained")" ]; then pretrained=$(absolute "$pretrained"); fi
+weights_file=${pretrained#*=} # of TAG=FILE, or all of it
+if [ -n "$pretrained" ] && [ -f "$(absolute "$pretrained")" ]; then
+    pretrained=$(absolute "$pretrained")
+elif [ -n "$weights_file" ] && [ -f "$(absolute "$weights_file")" ]; then
+    pretrained=${pretrained%%=*}=$(absolute "$weights_file")
+fi
 
 makes_weights=no # whether stage 0 does
 case $model:$pretrained in tiny-*:) makes_weights=yes ;; esac
@@ -247,6 +253,8 @@ prepare_data() {
     local raw=(--data_root "${data_root:-data/raw/$name}") raw_outputs=()
     if [ "$dataset" = synthetic ]; then raw_outputs=("${data_root:-data/raw/$name}"); fi
     if [ "$name" = synthetic_smoke ]; then raw+=(--num_identities 48); fi
+    local tokenizer=() # whose tokens the prompts have to fit into; the tiny models read CLIP's, as the scripts assume
+    case $model in tiny-*) ;; *) tokenizer=(--model "$model") ;; esac
 
     if [ "$dataset" != synthetic ]; then force=yes; fi # quick, and the only step that sees a change in the raw data
     step 00_prepare \
@@ -256,11 +264,11 @@ prepare_data() {
     step 01_prompts --after 00_prepare --outputs "$metadata/image_prompts_per_identity.json" \
         -- python preprocessing/01_generate_prompts_from_descriptions.py "${source[@]}"
     step 02_analysis --after 01_prompts --outputs "$metadata/prompt_consistency.csv" "$metadata/prompt_token_lengths.png" \
-        -- python preprocessing/02_analyze_prompt_consistency.py "${source[@]}"
+        -- python preprocessing/02_analyze_prompt_consistency.py "${source[@]}" ${tokenizer[@]+"${tokenizer[@]}"}
     step 03_filter --after 01_prompts --outputs "$metadata/image_paths_clean.json" "$metadata/image_prompts_clean.json" \
         -- python preprocessing/03_filter_valid_identities.py "${source[@]}"
     step 04_structured_prompts --after 00_prepare --outputs "$metadata/image_prompts_cleaned_for_v4.json" \
-        -- python preprocessing/04_generate_structured_prompts_for_v4.py "${source[@]}"
+        -- python preprocessing/04_generate_structured_prompts_for_v4.py "${source[@]}" ${tokenizer[@]+"${tokenizer[@]}"}
     step 05_splits --after 00_prepare --outputs "$metadata/image_splits.json" \
         -- python preprocessing/05_make_retrieval_splits.py "${source[@]}"
 }

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clipfh.checkpoint import write_checkpoint
 from clipfh.clip_model import load_clip, open_clip
+from clipfh.errors import InputError
 from clipfh.weights_name import weights_named_by
 
 
@@ -60,3 +62,21 @@ def test_a_named_file_is_fed_as_its_tag(tmp_path, capsys):
     assert "laion2b_s32b_b82k" in said and "mean 0.5" in said and said.count("\n") == 1
     path = path.rename(tmp_path / "ViT-B-16-SigLIP.webli.safetensors")
     assert load_clip("tiny-vit", str(path)).resize_mode == "squash"
+
+
+def test_a_stated_tag_wins_over_the_name(tmp_path, capsys):
+    torch.manual_seed(0)
+    state = load_clip("tiny-vit", "random").model.state_dict()
+    path = tmp_path / "a=b.openai.safetensors"
+    save_file({name: value.contiguous() for name, value in state.items()}, path)
+    named = load_clip("tiny-vit", str(path))
+    assert named.quick_gelu and "--pretrained TAG=FILE" in capsys.readouterr().out
+    stated = load_clip("tiny-vit", f"laion2b_s32b_b82k={path}")
+    assert (stated.mean, stated.quick_gelu, stated.pretrained) == ((0.5,) * 3, False, str(path))
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match=r"openai=...: 'random' is no file"):
+        load_clip("tiny-vit", "openai=random")
+    ours = tmp_path / "ours.pth"
+    write_checkpoint(ours, {**named.architecture(), "state_dict": named.model.state_dict()})
+    with pytest.raises(InputError, match="records itself how it was trained"):
+        load_clip("tiny-vit", f"openai={ours}")

@@ -15,7 +15,7 @@ from torch import nn
 
 import clipfh.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.checkpoint import newest_checkpoint, read_checkpoint
-from clipfh.errors import InputError, shortened
+from clipfh.errors import InputError, shortened, shown
 from clipfh.model_names import (
     canonical_model_name,
     is_elsewhere,
@@ -28,7 +28,7 @@ from clipfh.model_names import (
 from clipfh.paths import TINY_MODELS, display
 from clipfh.transforms import ImageSize
 from clipfh.weights_file import is_torchscript, load_weights, members_of_zip, read_weights
-from clipfh.weights_name import weights_named_by
+from clipfh.weights_name import config_of, split_tag, weights_named_by
 
 import open_clip  # isort: skip
 
@@ -91,8 +91,8 @@ def load_clip(
     Args:
         model_name: any spelling that `canonical_model_name` takes.
         pretrained: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a weights file (ours, open_clip's `.pt` or
-            `.safetensors`, OpenAI's TorchScript archive), `random`, or None: `openai`, and for the tiny models the
-            newest checkpoint of stage 0.
+            `.safetensors`, OpenAI's TorchScript archive), `TAG=FILE` for a file of such a tag whose name does not say
+            so, `random`, or None: `openai`, and for the tiny models the newest checkpoint of stage 0.
         image_size: input size in pixels, S or (H, W), if not the architecture's own; position embeddings are
             interpolated.
         resize_mode: one of `clipfh.transforms.RESIZE_MODES`; None: that of the fine-tuning that the weights went
@@ -106,12 +106,22 @@ def load_clip(
     """
     name = canonical_model_name(model_name)
     require_transformers(name)
+    stated, pretrained = split_tag(pretrained) if pretrained else (None, None)
     source = _resolve_pretrained(name, pretrained)
     file = Path(source) if Path(source).is_file() else None
     recorded = recorded_architecture(file) if file else {}
     if recorded.get("model", name) != name:
         raise InputError(f"{display(file)} holds a {recorded['model']}, not a {name}. Pass --model {recorded['model']}")
-    trained = {} if recorded else _training_of(name, source, file)
+    if stated and (recorded or not file):
+        raise InputError(
+            f"--pretrained {stated}=...: "
+            + (
+                f"{display(file)} records itself how it was trained; leave the tag out"
+                if recorded
+                else f"{shown(pretrained)} is no file"
+            )
+        )
+    trained = {} if recorded else _training_of(name, source, file, stated)
     if quick_gelu is None:
         in_name = model_config(name).get("quick_gelu", False)  # the architectures named ...-quickgelu
         quick_gelu = recorded.get("quick_gelu", in_name or trained.get("quick_gelu", False))
@@ -158,11 +168,14 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
     return "openai"
 
 
-def _training_of(name: str, source: str, file: Path | None) -> dict[str, Any]:
+def _training_of(name: str, source: str, file: Path | None, stated: str | None = None) -> dict[str, Any]:
     """How weights were trained, which no weights file records: `quick_gelu`, `mean`, `std`, `resize_mode` if known.
 
-    open_clip's registry knows it of a tag; of a file, of the tag in its name. What a name told is said.
+    open_clip's registry knows it of a tag; of a file, of the tag that was `stated`, or else of the one in its name.
+    What a name told is said.
     """
+    if stated:
+        return config_of(stated, name)
     if is_elsewhere(name):
         return preprocessing_of(name)
     if file is None:
@@ -172,7 +185,7 @@ def _training_of(name: str, source: str, file: Path | None) -> dict[str, Any]:
         mean, mode = named.config["mean"][0], named.config["resize_mode"]
         print(
             f"note: {display(file)} is taken as open_clip's {named.tag} ({named.part!r} says so): {activation}, "
-            f"mean {mean:.3g}, resize mode {mode}"
+            f"mean {mean:.3g}, resize mode {mode}; --pretrained TAG=FILE says otherwise"
         )
         return named.config
     return {"quick_gelu": is_torchscript(file)}  # only OpenAI publishes such archives

@@ -21,6 +21,13 @@ class NamedWeights:
     config: dict[str, Any]
 
 
+def split_tag(pretrained: str) -> tuple[str | None, str]:
+    """The tag and the file of `TAG=FILE`; no tag where none of open_clip's stands before the sign, as in a path."""
+    tag, sign, file = pretrained.partition("=")
+    is_tag = sign and tag.lower() in {known for _, known in open_clip.list_pretrained()}
+    return (tag.lower(), file) if is_tag else (None, pretrained)
+
+
 def weights_named_by(path: Path, model_name: str) -> NamedWeights | None:
     """The tag in a file's name, in the folder of a hub's cache, or that is the name of the file's folder.
 
@@ -46,11 +53,11 @@ def _longest_tag(parts: list[str], model_name: str, *, whole: bool = False) -> N
         pattern = rf"^{words}$" if whole else rf"(?<![a-z0-9]){words}(?![a-z0-9])"
         for part in parts:
             if re.search(pattern, part.lower()):
-                return NamedWeights(tag, part, _config_of(tag, model_name))
+                return NamedWeights(tag, part, config_of(tag, model_name))
     return None
 
 
-def _config_of(tag: str, model_name: str) -> dict[str, Any]:
+def config_of(tag: str, model_name: str) -> dict[str, Any]:
     """The tag's record for the architecture, else for the first that has the tag."""
     names = [name for name, other in open_clip.list_pretrained() if other == tag]
     return open_clip.get_pretrained_cfg(model_name if model_name in names else names[0], tag)
