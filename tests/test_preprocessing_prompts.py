@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipfh.prompts import CONTEXT_LENGTH, count_tokens, read_prompts
+from clipfh.prompts import CONTEXT_LENGTH, read_prompts
+from clipfh.tokens import counter_of
+
+count_tokens = counter_of(None).count
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {path.name[:2]: path for path in sorted((ROOT / "preprocessing").glob("0[1-4]_*.py"))}

@@ -15,7 +15,6 @@ from clipfh.errors import InputError
 from clipfh.prompts import (
     CONTEXT_LENGTH,
     clip_tokenizer,
-    count_tokens,
     plain_prompt,
     prompt_from_description,
     prompts_for,
@@ -26,6 +25,9 @@ from clipfh.prompts import (
     write_prompts,
 )
 from clipfh.structured_prompts import structure_prompt, token_safe_prompt
+from clipfh.tokens import counter_of
+
+count_tokens = counter_of(None).count
 
 START, END = 49406, 49407  # OpenAI's vocabulary
 GROCERY = Path(__file__).resolve().parents[2] / "shared" / "data" / "grocery"

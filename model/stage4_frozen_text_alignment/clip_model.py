@@ -79,11 +79,14 @@ class CLIPTextEncoder(nn.Module):
     Attributes:
         source: where its weights came from.
         quick_gelu: whether it uses QuickGELU, which no weight tells.
+        tokenizer: open_clip's, of the model.
     """
 
     def __init__(self, clip: LoadedClip) -> None:
         super().__init__()
-        self.tower, self._tokenizer = clip.model, clip.tokenizer
+        self.tower, self.tokenizer = clip.model, clip.tokenizer
+        transformers_tokenizer = getattr(clip.tokenizer, "tokenizer", None)  # inside of open_clip's, such as SigLIP's
+        self._pad = None if transformers_tokenizer is None else transformers_tokenizer.pad_token_id
         self.source, self.quick_gelu = clip.pretrained, clip.quick_gelu
         for name in ("visual", "logit_scale", "logit_bias"):  # only the text tower stays
             if getattr(self.tower, name, None) is not None:
@@ -96,16 +99,20 @@ class CLIPTextEncoder(nn.Module):
         return super().train(False)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """CLIP BPE tokens, padded with zeros and truncated: ids (B, L) and mask (B, L), 1 for tokens, both int64."""
-        input_ids = self._tokenizer(list(texts))
-        lengths = input_ids.argmax(dim=1) + 1  # the end token has the highest id
-        return input_ids, (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        """The model's own tokens, padded and truncated: ids (B, L) and mask (B, L), 1 for tokens, both int64."""
+        input_ids = self.tokenizer(list(texts))
+        places = torch.arange(input_ids.shape[1])
+        # of CLIP's byte pairs, the end token has the highest id; they are padded with 0, which is a word, too
+        scores = input_ids if self._pad is None else (input_ids != self._pad) * places
+        last = scores.argmax(dim=1)
+        return input_ids, (places <= last[:, None]).long()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Unit-length features in float32: ids (B, L) and mask (B, L) to (B, D).
 
-        The tower reads up to the end token and attends backwards only, so that padding cannot change a feature; the
-        mask makes it zeros, whatever a tokenizer padded with.
+        CLIP's tower reads up to the end token and attends backwards only, so that padding cannot change a feature;
+        others, such as SigLIP's, read the padding, too. The mask makes it what the model was trained with, whatever a
+        tokenizer padded with.
 
         Raises:
             ValueError: the mask has another shape, or zeros before ones.
@@ -115,7 +122,7 @@ class CLIPTextEncoder(nn.Module):
                 raise ValueError(f"ids {tuple(input_ids.shape)} need a mask of that shape, not {attention_mask.shape}")
             if (attention_mask.diff(dim=1) > 0).any():
                 raise ValueError("the attention mask has zeros before ones: only padding at the end can be masked")
-            input_ids = input_ids * attention_mask.to(input_ids.dtype)
+            input_ids = input_ids.masked_fill(attention_mask == 0, self._pad or 0)
         with torch.no_grad():
             return F.normalize(self.tower.encode_text(input_ids).float(), dim=1)
 

@@ -49,6 +49,7 @@ from clipfh.prepared import prepare_weights
 from clipfh.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
 from clipfh.sampler import RandomBatchSampler
 from clipfh.schedule import cosine_with_warmup
+from clipfh.tokens import token_counter
 from clipfh.training import (
     BestSoFar,
     binding_flags,
@@ -320,6 +321,10 @@ def main(config: Config) -> None:
         f"{config.model} ({model.text_encoder.source}), {data.name}: {len(train.images):,} images, "
         f"{len(train.texts):,} captions, {len(sampler)} batches of {config.batch_size}, {device}"
     )
+
+    counter = token_counter(model.text_encoder.tokenizer)
+    if cut := sum(counter.count(text) > counter.context_length for text in set(train.texts)):
+        log.say(f"{cut:,} captions are longer than its {counter.context_length} tokens: the tokenizer cuts them")
 
     # ---- baseline: before anything moves
     if first_epoch == 1 and config.baseline:

@@ -20,7 +20,7 @@ from clipfh.files import read_json
 from clipfh.names import require_name
 from clipfh.paths import ROOT, display, metadata_dir
 from clipfh.photo_files import LeftOut, compare_with_list, file_problem, meant_as_photos, write_left_out
-from clipfh.prompts import CONTEXT_LENGTH, count_tokens, says_something
+from clipfh.prompts import says_something
 
 DATASETS = ("synthetic", "coco", "flickr8k", "flickr30k", "jsonl", "grocery")
 # Images of each split, None for all there are. COCO: the subset of 16,000 train and 4,000 held-out images; those that
@@ -178,12 +178,10 @@ def say_what_there_is(data: CaptionDataset, folder: Path) -> None:
     """Print the counts of what was prepared and of what was left out."""
     counts = Counter(image.split for image in data.images)
     captions = [text for image in data.images for text in image.captions]
-    cut = sum(count_tokens(text) > CONTEXT_LENGTH for text in set(captions))
     print(f"{data.name}: " + ", ".join(f"{counts[split]:,} {split} images" for split in counts))
     print(
         f"  {len(captions):,} captions, {len(set(captions)):,} different ones, "
-        f"{len(captions) / len(data.images):.1f} an image; "
-        f"{cut:,} longer than {CONTEXT_LENGTH} tokens: the tokenizer cuts them"
+        f"{len(captions) / len(data.images):.1f} an image"
     )
     if data.left_out:
         what, reason = data.left_out[0]

@@ -81,6 +81,11 @@ def require_matches(data: PreparedDataset, table: pd.DataFrame, split: Split) ->
     """
     rows = table.set_index("image")[["item_id", "camera"]]
     queries, gallery = rows.loc[split["query"]], rows.loc[split["gallery"]]
+    if queries.empty or gallery.empty:
+        raise InputError(
+            f"retrieval needs queries and a gallery; {data.name} has got {len(queries)} queries and {len(gallery)} "
+            "gallery images that can be read"
+        )
     pairs = queries.merge(gallery, on="item_id", suffixes=("", "_of_match"))
     if pairs.empty:
         raise InputError(

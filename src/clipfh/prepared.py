@@ -131,7 +131,7 @@ def load_prepared(
         wanted = name or "NAME"
         made_by = f"bash run_all.sh --dataset {wanted}"
         if folder != metadata_dir(wanted):
-            made_by = f"the scripts of preprocessing/, with --metadata_dir {folder}"
+            made_by = "the scripts of preprocessing/ with this --metadata_dir"
         description = read_json(folder / "dataset.json", made_by=made_by)
     if image_dir is None:
         recorded = description.get("image_dir")

@@ -53,11 +53,6 @@ def token_ids(text: str) -> tuple[int, ...]:
     return tuple(clip_tokenizer().encode(text))
 
 
-def count_tokens(text: str) -> int:
-    """Number of tokens of a text, start and end tokens counted; over 77 the tokenizer would cut it."""
-    return len(token_ids(text)) + START_AND_END
-
-
 def plain_prompt(description: Description, item_id: str = "") -> str:
     """A short prompt from colour, category and an item id that is a name: "a photo of a red women's dress".
 
