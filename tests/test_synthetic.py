@@ -15,7 +15,7 @@ from clipfh.datasets.garment_choices import CHOICES
 from clipfh.datasets.garment_descriptions import color_name, describe
 from clipfh.datasets.garment_rendering import VIEWS, render_photo
 from clipfh.errors import InputError
-from clipfh.prompts import count_tokens
+from clipfh.tokens import counter_of
 
 NUM_IDENTITIES = 20
 
@@ -149,7 +149,7 @@ def test_descriptions_are_what_shops_write(garments) -> None:
             assert garment.sleeves in text.lower()
         assert "{" not in text
         texts.append(text)
-    tokens = [count_tokens(text) for text in texts[:80]]
+    tokens = [counter_of(None).count(text) for text in texts[:80]]
     assert 0.3 < np.mean([count > 77 for count in tokens]) < 0.9
     assert 0.2 < np.mean([not text.isascii() for text in texts]) < 0.9
     assert len(set(texts)) == len(texts)
