@@ -2,7 +2,7 @@
 # Sets up the project and runs the staged pipeline: data, stages, summary table. `bash run_all.sh --help` says more.
 #
 # Every step goes through `step`: its output is kept in results/logs/<run>/, and a finished step is skipped on the next
-# start (see src/clipfh/steps.py). A new stage N is a function stageN, and a larger last_stage.
+# start (see src/clipfh/pipeline/steps.py). A new stage N is a function stageN, and a larger last_stage.
 set -euo pipefail
 here=$PWD
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
@@ -238,11 +238,11 @@ step() { # NAME [--after NAME...] [--outputs PATTERN...] [--appends FILE] -- COM
     local step_name=$1 again=()
     shift
     if [ "$force" = yes ]; then again=(--force); fi
-    "$project_python" -m clipfh.steps --name "$step_name" --log "$logs/$step_name.log" ${again[@]+"${again[@]}"} "$@"
+    "$project_python" -m clipfh.pipeline.steps --name "$step_name" --log "$logs/$step_name.log" ${again[@]+"${again[@]}"} "$@"
 }
 
 made_by() { # NAME PATTERN: the newest file that a finished step left, empty if there is none
-    "$project_python" -m clipfh.steps --log "$logs/$1.log" --recorded "$2" | tail -n 1 || true
+    "$project_python" -m clipfh.pipeline.steps --log "$logs/$1.log" --recorded "$2" | tail -n 1 || true
 }
 
 # --- the pipeline ----------------------------------------------------------------------------------------------------
@@ -403,6 +403,6 @@ for ((stage = 1; stage <= last_stage; stage++)); do
     if wanted $stage; then "stage$stage"; fi
 done
 if [ $identities = yes ]; then
-    force=yes step 90_report -- python -m clipfh.report --results_dir "results$apart" # always: the table ends the run
+    force=yes step 90_report -- python -m clipfh.reports.results_table --results_dir "results$apart" # always: the table ends the run
 fi
 echo "finished in $((SECONDS / 60)) min $((SECONDS % 60)) s; logs: $logs"

@@ -23,7 +23,7 @@ def build_clip(model: str) -> Any:
     """The model with random weights, the same in every process."""
     import torch
 
-    from clipfh.clip_model import load_clip
+    from clipfh.models.clip import load_clip
 
     torch.manual_seed(0)
     clip = load_clip(model, "random")
@@ -46,7 +46,7 @@ def bare_forward(model: str, num_images: int, batch_size: int, folder: str):
     """The image encoder alone."""
     import torch
 
-    from clipfh.transforms import to_input
+    from clipfh.images.transforms import to_input
 
     clip = build_clip(model)
     pixels = random_pixels(num_images, clip.image_size, folder)
@@ -65,7 +65,7 @@ def bare_forward(model: str, num_images: int, batch_size: int, folder: str):
 
 def extraction(model: str, num_images: int, batch_size: int, folder: str):
     """What an evaluation does: cached pixels to unit-length features."""
-    from clipfh.retrieval import extract_features
+    from clipfh.features.extraction import extract_features
 
     clip = build_clip(model)
     pixels = random_pixels(num_images, clip.image_size, folder)
@@ -140,9 +140,9 @@ def our_evaluation(model: str, photos: str, saved: str):
     """Ours, with nothing, `pixels`, or pixels and `features` saved by a run before."""
     import torch
 
-    from clipfh.feature_store import load_features
-    from clipfh.images import load_pixels
-    from clipfh.metrics import evaluate_retrieval
+    from clipfh.features.store import load_features
+    from clipfh.images.pixels import load_pixels
+    from clipfh.metrics.retrieval import evaluate_retrieval
 
     clip = build_clip(model)
     names, ids, is_query = listed(photos)

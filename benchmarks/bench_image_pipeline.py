@@ -42,7 +42,7 @@ def prepare_open_clip(folder):
     """File by file through open_clip's transform."""
     from PIL import Image
 
-    from clipfh.clip_model import open_clip
+    from clipfh.models.clip import open_clip
 
     transform = open_clip.image_transform(IMAGE_SIZE, is_train=False, mean=MEAN, std=STD, interpolation="bicubic")
     files = sorted(Path(folder).glob("*.jpg"))
@@ -57,8 +57,8 @@ def prepare_open_clip(folder):
 
 def prepare_ours(folder, fast_decode):
     """File by file through ours."""
-    from clipfh.freed_memory import keep_freed_memory
-    from clipfh.transforms import decode, to_input
+    from clipfh.core.freed_memory import keep_freed_memory
+    from clipfh.images.transforms import decode, to_input
 
     keep_freed_memory()  # as the cache does before it decodes
 
@@ -75,8 +75,8 @@ def prepare_cache(folder):
     """Batches in random order from the cache, which the warm-up of a first process has made."""
     import numpy as np
 
-    from clipfh.images import load_pixels
-    from clipfh.transforms import to_input
+    from clipfh.images.pixels import load_pixels
+    from clipfh.images.transforms import to_input
 
     files = [file.name for file in sorted(Path(folder).glob("*.jpg"))]
     pixels = load_pixels(Path(folder), files, IMAGE_SIZE, Path(folder) / "cache")
@@ -95,8 +95,8 @@ def prepare_differences(folder):
     import numpy as np
     from PIL import Image
 
-    from clipfh.clip_model import open_clip
-    from clipfh.transforms import decode
+    from clipfh.images.transforms import decode
+    from clipfh.models.clip import open_clip
 
     transform = open_clip.image_transform(
         IMAGE_SIZE, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic"

@@ -91,10 +91,10 @@ def product_in_blocks(kind: str, scale: float) -> Callable[[], None]:
 
 
 def ours(kind: str, scale: float) -> Callable[[], dict[str, float]]:
-    """clipfh.metrics.evaluate_retrieval."""
+    """clipfh.metrics.retrieval.evaluate_retrieval."""
     import torch
 
-    from clipfh.metrics import evaluate_retrieval
+    from clipfh.metrics.retrieval import evaluate_retrieval
 
     query, gallery, query_ids, gallery_ids = inputs(kind, scale)
     arguments = (torch.from_numpy(query), torch.from_numpy(gallery), query_ids.astype(str), gallery_ids.astype(str))
@@ -115,7 +115,7 @@ def every_row_sorted(kind: str, scale: float) -> Callable[[], dict[str, float]]:
     import numpy as np
 
     query, gallery, query_ids, gallery_ids = inputs(kind, scale)
-    tolerance = np.sqrt(DIM) * np.finfo(np.float32).eps * np.linalg.norm(gallery, axis=1).max()  # of clipfh.match_ranks
+    tolerance = np.sqrt(DIM) * np.finfo(np.float32).eps * np.linalg.norm(gallery, axis=1).max()  # of match_ranks
 
     def run() -> dict[str, float]:
         firsts, precisions, penalties = [], [], []
@@ -140,7 +140,7 @@ def pytorch_metric_learning(kind: str, scale: float) -> Callable[[], dict[str, f
     """AccuracyCalculator with all of the gallery as neighbours."""
     import torch
 
-    import clipfh.torchvision_guard  # noqa: F401  (a PyPI torchvision beside a CPU torch)
+    import clipfh.models.torchvision_guard  # noqa: F401  (a PyPI torchvision beside a CPU torch)
 
     from pytorch_metric_learning.distances import CosineSimilarity  # isort: skip
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator  # isort: skip
@@ -165,7 +165,7 @@ def torchmetrics(kind: str, scale: float, shift: float = 0.0) -> Callable[[], di
     """RetrievalMAP and RetrievalHitRate; `shift` is added to the similarities."""
     import torch
 
-    import clipfh.torchvision_guard  # noqa: F401  (as above)
+    import clipfh.models.torchvision_guard  # noqa: F401  (as above)
 
     from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP  # isort: skip
 
@@ -185,7 +185,7 @@ def open_metric_learning(kind: str, scale: float, retrieve: int) -> Callable[[],
     """RetrievalResults of the `retrieve` nearest (0: all), and its metrics."""
     import torch
 
-    import clipfh.torchvision_guard  # noqa: F401  (as above)
+    import clipfh.models.torchvision_guard  # noqa: F401  (as above)
 
     from oml.interfaces.datasets import IQueryGalleryLabeledDataset  # isort: skip
     from oml.metrics import calc_retrieval_metrics_rr  # isort: skip

@@ -137,10 +137,10 @@ def _training(script, stage, model, image_size, p, k, batches, grad_cache_chunk=
     import torch.nn.functional as F
     from torch.optim.lr_scheduler import LambdaLR
 
-    from clipfh.augment import Augmentation
-    from clipfh.clip_model import freeze_text_encoder, load_clip
-    from clipfh.images import Pixels
-    from clipfh.training_data import TrainPhotos
+    from clipfh.images.augment import Augmentation
+    from clipfh.images.pixels import Pixels
+    from clipfh.models.clip import freeze_text_encoder, load_clip
+    from clipfh.training.data import TrainPhotos
 
     torch.manual_seed(0)
     device, log_dir = torch.device("cpu"), Path(tempfile.mkdtemp())

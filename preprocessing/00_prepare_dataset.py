@@ -23,16 +23,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
-from clipfh import paths
-from clipfh.cli import option, run_script
-from clipfh.datasets import DATASET_NAMES, Dataset, expected_layout, read_dataset, reader_options
+from clipfh.core import paths
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError
+from clipfh.core.files import write_json
+from clipfh.core.names import require_name
+from clipfh.datasets import DATASET_NAMES, expected_layout, read_dataset, reader_options
 from clipfh.datasets.hands11k import LAST_TRAIN_ID
-from clipfh.errors import InputError
-from clipfh.files import write_json
-from clipfh.names import require_name
-from clipfh.photo_files import account, count_reasons, meant_as_photos, write_left_out
-from clipfh.records import SPLITS, write_image_meta
-from clipfh.transforms import MAX_MEGAPIXELS, RESIZE_MODES
+from clipfh.images.photo_files import account, count_reasons, meant_as_photos, write_left_out
+from clipfh.images.transforms import MAX_MEGAPIXELS, RESIZE_MODES
+from clipfh.tables.dataset import Dataset
+from clipfh.tables.records import SPLITS, write_image_meta
 
 
 @dataclass(frozen=True)

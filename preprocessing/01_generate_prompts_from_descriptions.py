@@ -20,11 +20,13 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-from clipfh import paths
-from clipfh.cli import option, run_script
-from clipfh.datasets import DATASET_NAMES, Description
-from clipfh.prompts import prompt_from_description, read_descriptions, write_prompts
-from clipfh.records import read_image_meta
+from clipfh.core import paths
+from clipfh.core.cli import option, run_script
+from clipfh.datasets import DATASET_NAMES
+from clipfh.prompts.description import Description, read_descriptions
+from clipfh.prompts.files import write_prompts
+from clipfh.prompts.plain import prompt_from_description
+from clipfh.tables.records import read_image_meta
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from clipfh import paths
-from clipfh.cli import option, run_script
+from clipfh.core import paths
+from clipfh.core.cli import option, run_script
+from clipfh.core.files import replace_atomically
 from clipfh.datasets import DATASET_NAMES
-from clipfh.files import replace_atomically
-from clipfh.prompts import read_prompts
-from clipfh.records import read_image_meta
-from clipfh.tokens import TokenCounter, counter_of
+from clipfh.prompts.files import read_prompts
+from clipfh.prompts.tokens import TokenCounter, counter_of
+from clipfh.tables.records import read_image_meta
 
 MAX_NAMED = 5
 

@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-from clipfh import paths
-from clipfh.cli import option, run_script
+from clipfh.core import paths
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError
 from clipfh.datasets import DATASET_NAMES
-from clipfh.errors import InputError
-from clipfh.prompts import prompts_for, read_prompts, write_prompts
-from clipfh.records import read_image_meta, write_image_meta
+from clipfh.prompts.files import prompts_for, read_prompts, write_prompts
+from clipfh.tables.records import read_image_meta, write_image_meta
 
 MAX_NAMED = 20
 

@@ -4,7 +4,7 @@
     python preprocessing/04_generate_structured_prompts_for_v4.py --dataset inshop
 
 They lead with colour, category and attributes, leave out marketing, sizing, care and shipping text, and take whole
-clauses while they fit. `clipfh.structured_prompts` says how; stage 3's v4 trains on them.
+clauses while they fit. `clipfh.prompts.structured` says how; stage 3's v4 trains on them.
 
 Reads metadata/<dataset>/image_paths.json and descriptions.json (script 00). Writes, beside them,
     image_prompts_cleaned_for_v4.json   {item_id: prompt}, for every identity
@@ -22,13 +22,15 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 from tqdm import tqdm
 
-from clipfh import paths
-from clipfh.cli import option, run_script
-from clipfh.datasets import DATASET_NAMES, Description
-from clipfh.prompts import prompt_from_description, read_descriptions, write_prompts
-from clipfh.records import read_image_meta
-from clipfh.structured_prompts import structure_prompt
-from clipfh.tokens import counter_of
+from clipfh.core import paths
+from clipfh.core.cli import option, run_script
+from clipfh.datasets import DATASET_NAMES
+from clipfh.prompts.description import Description, read_descriptions
+from clipfh.prompts.files import write_prompts
+from clipfh.prompts.plain import prompt_from_description
+from clipfh.prompts.structured import structure_prompt
+from clipfh.prompts.tokens import counter_of
+from clipfh.tables.records import read_image_meta
 
 MAX_NAMED = 20
 

@@ -3,7 +3,7 @@
     python preprocessing/05_make_retrieval_splits.py
     python preprocessing/05_make_retrieval_splits.py --dataset inshop
 
-How the photos of an identity are dealt ("half" or "one_gallery") is the dataset's protocol, see `clipfh.splits`.
+How the photos of an identity are dealt ("half" or "one_gallery") is the dataset's protocol, see `clipfh.tables.splits`.
 Identities without an official query stay in the gallery of every split.
 
 Reads metadata/<dataset>/dataset.json and image_paths.json (script 00). Writes metadata/<dataset>/image_splits.json:
@@ -17,13 +17,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
-from clipfh import paths
-from clipfh.cli import option, run_script
+from clipfh.core import paths
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError, shown
+from clipfh.core.files import read_json, write_json
 from clipfh.datasets import DATASET_NAMES
-from clipfh.errors import InputError, shown
-from clipfh.files import read_json, write_json
-from clipfh.records import read_image_meta
-from clipfh.splits import PROTOCOLS, count_possible_splits, official_split, random_query_gallery_splits
+from clipfh.tables.records import read_image_meta
+from clipfh.tables.splits import PROTOCOLS, count_possible_splits, official_split, random_query_gallery_splits
 
 
 @dataclass(frozen=True)

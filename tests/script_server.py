@@ -50,7 +50,7 @@ def _serve() -> None:
     import matplotlib.figure  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
-    import clipfh.evaluation  # noqa: F401
+    import clipfh.evaluation.evaluate  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
+from places import ROOT
 from script_server import ScriptServer
 
-ROOT = Path(__file__).resolve().parents[1]
 STAGE0 = "model/stage0_pretrain/pretrain_small_clip.py"
 STAGE1 = "model/stage1_zeroshot/evaluate_clip_zeroshot.py"
 STAGE2 = "model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py"

@@ -29,21 +29,22 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from clipfh.augment import Augmentation, augment
-from clipfh.checkpoint import write_checkpoint
-from clipfh.cli import option, run_script
-from clipfh.clip_model import clamp_logit_scale, load_clip
-from clipfh.datasets import Description, inshop, synthetic
-from clipfh.files import writable_folder
-from clipfh.images import load_pixels
+from clipfh.core.cli import option, run_script
+from clipfh.core.files import writable_folder
+from clipfh.core.paths import TINY_MODELS, display, processed_dir, stage_dir
+from clipfh.core.run import RunLog, autocast, jsonable, pick_device, seed_everything
+from clipfh.datasets import inshop, synthetic
+from clipfh.images.augment import Augmentation, augment
+from clipfh.images.pixels import load_pixels
+from clipfh.images.transforms import to_float
 from clipfh.losses import info_nce_loss
-from clipfh.paths import TINY_MODELS, display, processed_dir, stage_dir
-from clipfh.run import RunLog, autocast, jsonable, pick_device, seed_everything
-from clipfh.sampler import RandomBatchSampler
-from clipfh.schedule import cosine_with_warmup
-from clipfh.structured_prompts import token_safe_prompt
-from clipfh.training import decay_groups, require_finite
-from clipfh.transforms import to_float
+from clipfh.models.checkpoint import write_checkpoint
+from clipfh.models.clip import clamp_logit_scale, load_clip
+from clipfh.prompts.description import Description
+from clipfh.prompts.structured import token_safe_prompt
+from clipfh.training.sampler import RandomBatchSampler
+from clipfh.training.schedule import cosine_with_warmup
+from clipfh.training.state import decay_groups, require_finite
 
 SETTINGS_VERSION = 3  # raise it when a change of this script changes the weights
 

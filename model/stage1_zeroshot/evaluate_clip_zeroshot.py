@@ -19,11 +19,11 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-from clipfh.cli import image_size, option, run_script
-from clipfh.clip_model import load_clip, shown_size
-from clipfh.evaluation import EvaluationConfig, EvaluationLabels, evaluate_clip, load_dataset
-from clipfh.run import pick_device, seed_everything
-from clipfh.transforms import RESIZE_MODES
+from clipfh.core.cli import image_size, option, run_script
+from clipfh.core.run import pick_device, seed_everything
+from clipfh.evaluation.evaluate import EvaluationConfig, EvaluationLabels, evaluate_clip, load_dataset
+from clipfh.images.transforms import RESIZE_MODES
+from clipfh.models.clip import load_clip, shown_size
 
 
 @dataclass(frozen=True)

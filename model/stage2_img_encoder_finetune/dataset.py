@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from clipfh.augment import view_generator
-from clipfh.clip_model import LoadedClip, encode_texts
-from clipfh.training_data import TrainPhotos
+from clipfh.images.augment import view_generator
+from clipfh.models.clip import LoadedClip, encode_texts
+from clipfh.training.data import TrainPhotos
 
 
 class Batch(NamedTuple):

@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
-from clipfh.cli import option, run_script
-from clipfh.evaluation import CheckpointConfig, evaluate_checkpoint
-from clipfh.prepared import DEFAULT_DATASET
+from clipfh.core.cli import option, run_script
+from clipfh.evaluation.evaluate import CheckpointConfig, evaluate_checkpoint
+from clipfh.tables.prepared import DEFAULT_DATASET
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clipfh.errors import InputError
+from clipfh.core.errors import InputError
 from clipfh.losses import (
     BNNeckClassifier,
     CenterLoss,

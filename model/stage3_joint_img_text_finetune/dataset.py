@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from clipfh.augment import view_generator
-from clipfh.clip_model import LoadedClip
-from clipfh.training_data import TrainPhotos
+from clipfh.images.augment import view_generator
+from clipfh.models.clip import LoadedClip
+from clipfh.training.data import TrainPhotos
 
 
 class Batch(NamedTuple):

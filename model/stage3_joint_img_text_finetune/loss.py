@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clipfh.errors import InputError
+from clipfh.core.errors import InputError
 from clipfh.losses import BNNeckClassifier, identity_loss, info_nce_loss, supcon_loss
 
 TERMS = ("supcon", "infonce", "id")

@@ -38,19 +38,26 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
-from clipfh.augment import Augmentation
-from clipfh.averaged_weights import AveragedWeights
-from clipfh.checkpoint import newest_checkpoint, read_stage_checkpoint, require_training_state, write_best_and_last
-from clipfh.cli import image_size, option, run_script
-from clipfh.clip_model import LoadedClip, canonical_model_name, clamp_logit_scale, encode_texts, load_clip, shown_size
-from clipfh.data_digest import require_unseen, seen_with
-from clipfh.errors import InputError
-from clipfh.figures import training_curves_figure
-from clipfh.files import require_file, writable_folder
-from clipfh.freed_memory import keep_freed_memory
-from clipfh.gradient_cache import Tower, cached_backward
-from clipfh.paths import TINY_MODELS, display, stage_dir
-from clipfh.prepared import (
+from clipfh.core.cli import image_size, option, run_script
+from clipfh.core.errors import InputError
+from clipfh.core.files import require_file, writable_folder
+from clipfh.core.freed_memory import keep_freed_memory
+from clipfh.core.paths import TINY_MODELS, display, stage_dir
+from clipfh.core.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
+from clipfh.images.augment import Augmentation
+from clipfh.images.transforms import RESIZE_MODES
+from clipfh.models.averaged_weights import AveragedWeights
+from clipfh.models.checkpoint import (
+    newest_checkpoint,
+    read_stage_checkpoint,
+    require_training_state,
+    write_best_and_last,
+)
+from clipfh.models.clip import LoadedClip, canonical_model_name, clamp_logit_scale, encode_texts, load_clip, shown_size
+from clipfh.models.gradient_cache import Tower, cached_backward
+from clipfh.reports.figures import training_curves_figure
+from clipfh.tables.digest import require_unseen, seen_with
+from clipfh.tables.prepared import (
     CLEAN_PROMPTS,
     DEFAULT_DATASET,
     RAW_PROMPTS,
@@ -60,10 +67,10 @@ from clipfh.prepared import (
     prepare_default,
     say_cut_prompts,
 )
-from clipfh.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
-from clipfh.sampler import PKSampler, RandomBatchSampler
-from clipfh.schedule import cosine_with_warmup
-from clipfh.training import (
+from clipfh.training.data import TrainPhotos, load_training_data, made_ahead, validate
+from clipfh.training.sampler import PKSampler, RandomBatchSampler
+from clipfh.training.schedule import cosine_with_warmup
+from clipfh.training.state import (
     BestSoFar,
     binding_flags,
     clipped_step,
@@ -74,8 +81,6 @@ from clipfh.training import (
     restore_training_state,
     training_state,
 )
-from clipfh.training_data import TrainPhotos, load_training_data, made_ahead, validate
-from clipfh.transforms import RESIZE_MODES
 
 STAGE = 3
 PROMPT_FILES = {"raw": RAW_PROMPTS, "filtered": CLEAN_PROMPTS, "token_safe": TOKEN_SAFE_PROMPTS}

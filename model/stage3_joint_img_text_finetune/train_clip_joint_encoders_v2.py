@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import train_clip_joint_encoders as joint  # first: it finds the project's environment
 
-from clipfh.cli import option, run_script
+from clipfh.core.cli import option, run_script
 
 
 @dataclass(frozen=True)

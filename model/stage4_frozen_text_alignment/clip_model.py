@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clipfh.checkpoint import weights_digest
-from clipfh.clip_model import LoadedClip, load_clip
-from clipfh.image_backbones import build_backbone, load_backbone_weights
-from clipfh.run import pick_device
+from clipfh.core.run import pick_device
+from clipfh.models.backbones import build_backbone, load_backbone_weights
+from clipfh.models.checkpoint import weights_digest
+from clipfh.models.clip import LoadedClip, load_clip
 
 HEAD_NORMS = ("none", "batchnorm")
 
@@ -228,7 +228,7 @@ def create_clip_model(
         image_encoder: a torchvision ResNet or any model of timm.
         image_weights: as of `load_backbone_weights`.
         text_model: the CLIP whose text tower is taken, in open_clip's spelling or OpenAI's.
-        text_weights: as of `clipfh.clip_model.load_clip`: a tag, a file, `random`, or None: OpenAI's, and for the tiny
+        text_weights: as of `clipfh.models.clip.load_clip`: a tag, a file, `random`, or None: OpenAI's, and for the tiny
             models the newest checkpoint of stage 0.
         quick_gelu: of the text tower, where a checkpoint recorded it; None: as the weights were trained.
         image_size: S, pixels.

@@ -11,16 +11,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from clipfh.augment import Augmentation, augment, view_generator
-from clipfh.caption_preparation import DATASETS, prepare_captions
-from clipfh.captions import CaptionDataset, CaptionedImage, index_captions
-from clipfh.cli import option
-from clipfh.clip_model import MEAN, STD
-from clipfh.errors import InputError
-from clipfh.images import load_pixels
-from clipfh.paths import processed_dir
-from clipfh.text_features import load_text_features
-from clipfh.transforms import to_float, to_input
+from clipfh.captions.preparation import DATASETS, prepare_captions
+from clipfh.captions.table import CaptionDataset, CaptionedImage, index_captions
+from clipfh.core.cli import option
+from clipfh.core.errors import InputError
+from clipfh.core.paths import processed_dir
+from clipfh.features.texts import load_text_features
+from clipfh.images.augment import Augmentation, augment, view_generator
+from clipfh.images.pixels import load_pixels
+from clipfh.images.transforms import to_float, to_input
+from clipfh.models.clip import MEAN, STD
 
 C = TypeVar("C", bound="DataConfig")
 

@@ -28,18 +28,18 @@ from clip_model import CLIP, create_clip_model
 from dataset import CaptionedPixels, encode_pixels
 from torch import nn
 
-from clipfh.caption_figures import RetrievedCaptions, retrieved_captions_figure
-from clipfh.caption_preparation import DATASETS
-from clipfh.caption_retrieval import CaptionRecall, caption_recall
-from clipfh.captions import CaptionDataset, captions_digest, read_caption_dataset
-from clipfh.checkpoint import newest_checkpoint, read_stage_checkpoint
-from clipfh.cli import option, run_script
-from clipfh.errors import InputError
-from clipfh.figures import RankedImage, RankedQuery, ranked_results_figure
-from clipfh.files import write_json, write_text
-from clipfh.paths import RESULTS_DIR, display, metadata_dir
-from clipfh.run import environment, jsonable, new_run_folder, pick_device
-from clipfh.zeroshot import class_features, top_k_accuracy
+from clipfh.captions.preparation import DATASETS
+from clipfh.captions.retrieval import CaptionRecall, caption_recall
+from clipfh.captions.table import CaptionDataset, captions_digest, read_caption_dataset
+from clipfh.captions.zeroshot import class_features, top_k_accuracy
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError
+from clipfh.core.files import write_json, write_text
+from clipfh.core.paths import RESULTS_DIR, display, metadata_dir
+from clipfh.core.run import environment, jsonable, new_run_folder, pick_device
+from clipfh.models.checkpoint import newest_checkpoint, read_stage_checkpoint
+from clipfh.reports.caption_figures import RetrievedCaptions, retrieved_captions_figure
+from clipfh.reports.figures import RankedImage, RankedQuery, ranked_results_figure
 
 STAGE = 4
 TRAIN = "python model/stage4_frozen_text_alignment/train_frozen_text_alignment.py"

@@ -17,11 +17,11 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from clipfh.augment import view_generator
-from clipfh.caption_retrieval import CaptionRecall, caption_recall
-from clipfh.clip_model import MAX_LOGIT_SCALE
-from clipfh.sampler import RandomBatchSampler
-from clipfh.schedule import cosine_with_warmup
+from clipfh.captions.retrieval import CaptionRecall, caption_recall
+from clipfh.images.augment import view_generator
+from clipfh.models.clip import MAX_LOGIT_SCALE
+from clipfh.training.sampler import RandomBatchSampler
+from clipfh.training.schedule import cosine_with_warmup
 
 LR, WEIGHT_DECAY = 3e-3, 1e-4
 

@@ -5,7 +5,7 @@
 
 The training does this by itself where it has not been done; on its own it says what the data are like before any run.
 
-Reads:   the raw dataset (--data_root; the layouts are in clipfh.caption_readers)
+Reads:   the raw dataset (--data_root; the layouts are in clipfh.captions.readers)
 Writes:  metadata/<name>/captions.json, dataset.json, and left_out.csv: images that are missing, unreadable or without a
          caption, and captions that are empty or twice below one image
 """
@@ -21,10 +21,10 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 from dataset import DataConfig, prepare, smaller
 
-from clipfh.caption_readers import LAYOUTS
-from clipfh.cli import option, run_script
-from clipfh.errors import InputError
-from clipfh.paths import display, metadata_dir
+from clipfh.captions.readers import LAYOUTS
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError
+from clipfh.core.paths import display, metadata_dir
 
 
 @dataclass(frozen=True)

@@ -34,23 +34,29 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 
-from clipfh.augment import Augmentation
-from clipfh.averaged_weights import AveragedWeights
-from clipfh.captions import captions_digest
-from clipfh.checkpoint import read_stage_checkpoint, require_training_state, write_best_and_last, write_checkpoint
-from clipfh.cli import option, run_script
-from clipfh.clip_model import canonical_model_name, clamp_logit_scale
-from clipfh.errors import InputError
-from clipfh.figures import training_curves_figure
-from clipfh.files import require_file, writable_folder
-from clipfh.freed_memory import keep_freed_memory
-from clipfh.paths import TINY_MODELS, display, stage_dir
-from clipfh.prepared import prepare_weights
-from clipfh.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
-from clipfh.sampler import RandomBatchSampler
-from clipfh.schedule import cosine_with_warmup
-from clipfh.tokens import token_counter
-from clipfh.training import (
+from clipfh.captions.table import captions_digest
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError
+from clipfh.core.files import require_file, writable_folder
+from clipfh.core.freed_memory import keep_freed_memory
+from clipfh.core.paths import TINY_MODELS, display, stage_dir
+from clipfh.core.run import RunLog, autocast, new_run_folder, pick_device, rank_and_world_size, seed_everything
+from clipfh.images.augment import Augmentation
+from clipfh.models.averaged_weights import AveragedWeights
+from clipfh.models.checkpoint import (
+    read_stage_checkpoint,
+    require_training_state,
+    write_best_and_last,
+    write_checkpoint,
+)
+from clipfh.models.clip import canonical_model_name, clamp_logit_scale
+from clipfh.prompts.tokens import token_counter
+from clipfh.reports.figures import training_curves_figure
+from clipfh.tables.prepared import prepare_weights
+from clipfh.training.data import made_ahead
+from clipfh.training.sampler import RandomBatchSampler
+from clipfh.training.schedule import cosine_with_warmup
+from clipfh.training.state import (
     BestSoFar,
     binding_flags,
     clipped_step,
@@ -60,7 +66,6 @@ from clipfh.training import (
     restore_training_state,
     training_state,
 )
-from clipfh.training_data import made_ahead
 
 STAGE = 4
 RUN_NAME = "clip_frozen_text"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from clipfh.clip_model import LoadedClip, encode_texts
+from clipfh.core.errors import InputError
 from clipfh.datasets.fer2013 import EMOTIONS
-from clipfh.errors import InputError
+from clipfh.models.clip import LoadedClip, encode_texts
 
 # One wording for all emotions: what tells two captions apart is the emotion. Free paraphrases ("someone about to cry")
 # lie further from their own emotion's captions than from others', with the text encoder of stage 0.

@@ -20,12 +20,18 @@ from settings import Config
 from torch import nn
 from unfrozen import FINETUNED_CLIP
 
-from clipfh.checkpoint import read_checkpoint, read_stage_checkpoint, require_keys, weights_digest, write_checkpoint
-from clipfh.clip_model import LoadedClip, load_clip
-from clipfh.errors import InputError, shortened
-from clipfh.files import writable_folder
-from clipfh.paths import ROOT, display, stage_dir
-from clipfh.training import require_same_flags
+from clipfh.core.errors import InputError, shortened
+from clipfh.core.files import writable_folder
+from clipfh.core.paths import ROOT, display, stage_dir
+from clipfh.models.checkpoint import (
+    read_checkpoint,
+    read_stage_checkpoint,
+    require_keys,
+    weights_digest,
+    write_checkpoint,
+)
+from clipfh.models.clip import LoadedClip, load_clip
+from clipfh.training.state import require_same_flags
 
 STAGE = 5
 GENERATORS = {"img2text": Img2TextGenerator, "text2img": Text2ImageGenerator}

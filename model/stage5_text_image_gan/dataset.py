@@ -12,14 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from clipfh.clip_model import LoadedClip
-from clipfh.data_digest import digest_of
-from clipfh.datasets import face_rendering
+from clipfh.core.errors import InputError
+from clipfh.core.names import as_name
+from clipfh.core.paths import RESULTS_DIR, ROOT, display, processed_dir
 from clipfh.datasets.fer2013 import EMOTIONS, Faces, read_faces
-from clipfh.errors import InputError
-from clipfh.names import as_name
-from clipfh.paths import RESULTS_DIR, ROOT, display, processed_dir
-from clipfh.transforms import to_float
+from clipfh.drawn import faces as drawn_faces
+from clipfh.images.transforms import to_float
+from clipfh.models.clip import LoadedClip
+from clipfh.tables.digest import digest_of
 
 DEFAULT_DATASET = Path("data/fer2013")  # of config/default.yaml; where it is absent, faces are generated
 CSV_NAME = "fer2013.csv"  # the folder that holds it may be given as well
@@ -37,7 +37,7 @@ def find_dataset(dataset: Path, smoke: bool) -> Path:
     num_train, num_test = (16, 8) if smoke else (200, 60)
     folder = ROOT / "data" / "raw" / (GENERATED + "_smoke" * smoke)
     print(f"there is no {dataset}: generated faces in {folder.relative_to(ROOT)}", flush=True)
-    face_rendering.generate(folder, num_train=num_train, num_test=num_test, seed=0)
+    drawn_faces.generate(folder, num_train=num_train, num_test=num_test, seed=0)
     return folder
 
 
@@ -81,7 +81,7 @@ def face_codes(faces: Faces) -> list[int]:
 
 
 def describe_faces(splits: dict[str, Faces]) -> dict[str, Any]:
-    """What a checkpoint records of the faces that it was trained beside, see `clipfh.data_digest`.
+    """What a checkpoint records of the faces that it was trained beside, see `clipfh.tables.digest`.
 
     `data_digest` is of all faces, labels and splits; `seen_faces` (N,) int64 are the codes of the train faces.
     """

@@ -31,17 +31,17 @@ from captions import CaptionSpace
 from checkpoints import STAGE, TrainedGenerator, load_generator, load_recorded_clip, newest_epoch, newest_run
 from dataset import for_clip, recorded_faces, signed_batches, to_pixels
 from face_classifier import EPOCHS, classified, trained_classifier
+from generative_metrics import frechet_distance, kernel_distance
 from networks import FaceClassifier
 
-from clipfh.cli import option, run_script
-from clipfh.clip_model import LoadedClip, encode_texts
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError
+from clipfh.core.files import writable_folder, write_json, write_text
+from clipfh.core.paths import RESULTS_DIR, display, stage_dir
+from clipfh.core.run import environment, jsonable, new_run_folder, pick_device, seed_everything
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
-from clipfh.errors import InputError
-from clipfh.files import writable_folder, write_json, write_text
-from clipfh.generative_metrics import frechet_distance, kernel_distance
-from clipfh.image_grid import image_grid_figure
-from clipfh.paths import RESULTS_DIR, display, stage_dir
-from clipfh.run import environment, jsonable, new_run_folder, pick_device, seed_everything
+from clipfh.models.clip import LoadedClip, encode_texts
+from clipfh.reports.image_grid import image_grid_figure
 
 TRAIN = "python model/stage5_text_image_gan/train.py"
 PLAIN = f"{TRAIN} --config model/stage5_text_image_gan/config/plain.yaml --gans text2img"

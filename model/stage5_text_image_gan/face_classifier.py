@@ -11,16 +11,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dataset import mirrored, signed_batches, to_signed
+from diff_augment import diff_augment
 from networks import FaceClassifier
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
-from clipfh.checkpoint import read_checkpoint, write_checkpoint
+from clipfh.core.paths import display
+from clipfh.core.run import autocast
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
-from clipfh.diff_augment import diff_augment
-from clipfh.paths import display
-from clipfh.run import autocast
-from clipfh.sampler import RandomBatchSampler
+from clipfh.models.checkpoint import read_checkpoint, write_checkpoint
+from clipfh.training.sampler import RandomBatchSampler
 
 VERSION = 2  # raise it when a change here changes the weights
 EPOCHS, BATCH_SIZE, LR = 20, 64, 2e-3

@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from captions import CaptionSpace
 from checkpoints import build_networks
+from diff_augment import diff_augment, parse_policy
 from loss import discriminator_loss, generator_loss, matching_loss, r1_penalty
 from settings import Config
 from torch import nn
 from torch.optim import Adam
 from unfrozen import JointClip
 
-from clipfh.averaged_weights import AveragedWeights
-from clipfh.clip_model import LoadedClip, clamp_logit_scale
+from clipfh.core.run import autocast, seed_everything
 from clipfh.datasets.fer2013 import EMOTIONS
-from clipfh.diff_augment import diff_augment, parse_policy
-from clipfh.run import autocast, seed_everything
-from clipfh.schedule import cosine_with_warmup
+from clipfh.models.averaged_weights import AveragedWeights
+from clipfh.models.clip import LoadedClip, clamp_logit_scale
+from clipfh.training.schedule import cosine_with_warmup
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,15 @@ import torch
 from checkpoints import TrainedGenerator, load_generator, load_recorded_clip, newest_epoch, newest_run
 from dataset import recorded_faces, to_pixels, to_signed
 
-from clipfh.cli import option, run_script
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError
+from clipfh.core.files import write_json
+from clipfh.core.paths import RESULTS_DIR, display
+from clipfh.core.run import new_run_folder, pick_device
 from clipfh.datasets.fer2013 import EMOTIONS
-from clipfh.errors import InputError
-from clipfh.files import write_json
-from clipfh.image_grid import image_grid_figure
-from clipfh.paths import RESULTS_DIR, display
-from clipfh.photo_files import account, find_photos, require_photos
-from clipfh.run import new_run_folder, pick_device
-from clipfh.transforms import decode
+from clipfh.images.photo_files import account, find_photos, require_photos
+from clipfh.images.transforms import decode
+from clipfh.reports.image_grid import image_grid_figure
 
 TASKS = ("all", "image_to_text", "text_to_image", "image_to_image")
 MAX_ROWS = 40  # of a grid

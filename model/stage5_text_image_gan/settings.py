@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from captions import TEMPLATES
+from diff_augment import parse_policy
 from loss import LOSSES
 from networks import IMAGE_SIZES
 
-from clipfh.cli import option
-from clipfh.config_file import parse_with_files
-from clipfh.diff_augment import parse_policy
-from clipfh.errors import InputError
-from clipfh.paths import stage_dir
+from clipfh.core.cli import option
+from clipfh.core.config_file import parse_with_files
+from clipfh.core.errors import InputError
+from clipfh.core.paths import stage_dir
 
 FILES = stage_dir(5) / "config"
 IN_FILE = dataclasses.MISSING  # no default here: its value is in default.yaml

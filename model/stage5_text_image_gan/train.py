@@ -52,16 +52,12 @@ from settings import Config, complete, parse_settings
 from torch import nn
 from unfrozen import finetuned
 
-from clipfh.checkpoint import weights_digest, write_checkpoint
-from clipfh.cli import run_script
-from clipfh.clip_model import load_clip
-from clipfh.datasets.fer2013 import EMOTIONS, Faces
-from clipfh.errors import InputError
-from clipfh.files import replace_atomically, require_file, writable_folder
-from clipfh.freed_memory import keep_freed_memory
-from clipfh.paths import display, stage_dir
-from clipfh.prepared import prepare_weights
-from clipfh.run import (
+from clipfh.core.cli import run_script
+from clipfh.core.errors import InputError
+from clipfh.core.files import replace_atomically, require_file, writable_folder
+from clipfh.core.freed_memory import keep_freed_memory
+from clipfh.core.paths import display, stage_dir
+from clipfh.core.run import (
     RunLog,
     new_run_folder,
     pick_device,
@@ -70,8 +66,12 @@ from clipfh.run import (
     restore_random_state,
     seed_everything,
 )
-from clipfh.sampler import RandomBatchSampler
-from clipfh.training import binding_flags, require_finite
+from clipfh.datasets.fer2013 import EMOTIONS, Faces
+from clipfh.models.checkpoint import weights_digest, write_checkpoint
+from clipfh.models.clip import load_clip
+from clipfh.tables.prepared import prepare_weights
+from clipfh.training.sampler import RandomBatchSampler
+from clipfh.training.state import binding_flags, require_finite
 
 GRID_COLUMNS = 8
 SMOKE_FACES = 18  # of each emotion and split

@@ -16,13 +16,13 @@ from settings import Config
 from torch import nn
 from torch.optim import AdamW
 
-from clipfh.checkpoint import write_checkpoint
-from clipfh.clip_model import LoadedClip, clamp_logit_scale, load_clip
+from clipfh.core.run import RunLog, autocast
 from clipfh.datasets.fer2013 import Faces
 from clipfh.losses import info_nce_loss
-from clipfh.run import RunLog, autocast
-from clipfh.sampler import RandomBatchSampler
-from clipfh.training import decay_groups
+from clipfh.models.checkpoint import write_checkpoint
+from clipfh.models.clip import LoadedClip, clamp_logit_scale, load_clip
+from clipfh.training.sampler import RandomBatchSampler
+from clipfh.training.state import decay_groups
 
 FINETUNED_CLIP = "clip_finetuned.pth"
 

@@ -1,3 +1,22 @@
-"""Staged fine-tuning of CLIP for identity retrieval: the library that the stage scripts share."""
+"""Staged fine-tuning of CLIP for identity retrieval: the library that the stage scripts share.
+
+Rooms, from the ground up; imports run downwards only (`tests/test_rooms.py`):
+
+    core                            what any part needs
+    losses, metrics                 pure mathematics
+    images, models                  photos to pixels to features
+    prompts, features               text of an item; features saved
+    tables                          who is who, splits, the prepared dataset
+    drawn                           generated data
+    datasets, captions              one reader a raw dataset
+    training                        what every training shares
+    reports                         what people look at
+    evaluation                      the one evaluation of all stages
+    pipeline                        the steps behind run_all.sh
+
+A package's docstring says what belongs there. Modules are imported by name, and a package's `__init__` imports none:
+who reads a checkpoint (`clipfh.models.checkpoint`) need not wait for open_clip, which `clipfh.models.clip` takes seconds
+to import.
+"""
 
 __version__ = "0.1.0"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipfh.datasets.face_rendering import generate, render_face
+from clipfh.core.errors import InputError
 from clipfh.datasets.fer2013 import CSV_EMOTIONS, EMOTIONS, read_faces
-from clipfh.errors import InputError
+from clipfh.drawn.faces import generate, render_face
 
 
 @pytest.fixture

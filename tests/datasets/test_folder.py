@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from clipfh.datasets import Description, folder, read_dataset
-from clipfh.errors import InputError
-from clipfh.photo_files import HIDDEN, photo_suffixes
+from clipfh.core.errors import InputError
+from clipfh.datasets import folder, read_dataset
+from clipfh.images.photo_files import HIDDEN, photo_suffixes
+from clipfh.prompts.description import Description
 
 
 @pytest.fixture

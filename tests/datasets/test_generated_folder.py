@@ -1,11 +1,11 @@
-"""clipfh.datasets.generated_folder: whole or not at all."""
+"""clipfh.drawn.generated_folder: whole or not at all."""
 
 import json
 
 import pytest
 
-from clipfh.datasets.generated_folder import PARAMETERS, generated_folder, in_processes, is_generated
-from clipfh.errors import InputError
+from clipfh.core.errors import InputError
+from clipfh.drawn.generated_folder import PARAMETERS, generated_folder, in_processes, is_generated
 
 PARAMETERS_1, PARAMETERS_2 = {"seed": 1}, {"seed": 2}
 

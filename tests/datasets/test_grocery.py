@@ -1,12 +1,11 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
+from places import SHARED
 
+from clipfh.core.errors import InputError
 from clipfh.datasets import grocery
-from clipfh.errors import InputError
 
-REAL_DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "grocery"
+REAL_DATA = SHARED / "data" / "grocery"
 COLUMNS = (
     "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse Class ID (int),"
     "Iconic Image Path (str),Product Description Path (str)"

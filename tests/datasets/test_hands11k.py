@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 
+from clipfh.core.errors import InputError
 from clipfh.datasets import hands11k
-from clipfh.errors import InputError
-from clipfh.photo_files import count_reasons
+from clipfh.images.photo_files import count_reasons
 
 HEADER = "id,age,gender,skinColor,accessories,nailPolish,aspectOfHand,imageName,irregularities"
 

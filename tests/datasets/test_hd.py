@@ -1,8 +1,8 @@
 import pytest
 
+from clipfh.core.errors import InputError
 from clipfh.datasets import hd
-from clipfh.errors import InputError
-from clipfh.photo_files import HIDDEN
+from clipfh.images.photo_files import HIDDEN
 
 
 @pytest.fixture

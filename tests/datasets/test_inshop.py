@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from clipfh.datasets import Description, inshop
-from clipfh.errors import InputError
+from clipfh.core.errors import InputError
+from clipfh.datasets import inshop
+from clipfh.prompts.description import Description
 
 HEADER = "image_name item_id evaluation_status"
 

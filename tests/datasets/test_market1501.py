@@ -1,8 +1,8 @@
 import pytest
 
+from clipfh.core.errors import InputError
 from clipfh.datasets import market1501
-from clipfh.errors import InputError
-from clipfh.photo_files import HIDDEN, count_reasons
+from clipfh.images.photo_files import HIDDEN, count_reasons
 
 
 @pytest.fixture

@@ -2,18 +2,18 @@
 
 import importlib
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from places import ROOT
 
-from clipfh.augment import Augmentation, view_generator
-from clipfh.clip_model import load_clip
+from clipfh.images.augment import Augmentation, view_generator
+from clipfh.models.clip import load_clip
 
-FOLDER = Path(__file__).resolve().parents[2] / "model" / "stage4_frozen_text_alignment"
+FOLDER = ROOT / "model" / "stage4_frozen_text_alignment"
 
 
 def load_modules() -> SimpleNamespace:

@@ -1,7 +1,5 @@
 """The losses and batches of stages 2 and 3, loaded by path: both stages have a loss.py and a dataset.py."""
 
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from places import stage_module
 
-from clipfh.augment import Augmentation
-from clipfh.errors import InputError
-from clipfh.images import Pixels
+from clipfh.core.errors import InputError
+from clipfh.images.augment import Augmentation
+from clipfh.images.pixels import Pixels
 from clipfh.losses import (
     batch_hard_triplet_loss,
     identity_loss,
@@ -20,25 +19,17 @@ from clipfh.losses import (
     info_nce_loss,
     supcon_loss,
 )
-from clipfh.training_data import TrainPhotos
+from clipfh.training.data import TrainPhotos
 
-MODEL = Path(__file__).resolve().parents[2] / "model"
 B, D, C = 8, 6, 4
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
 SCALE = torch.tensor(10.0)
 
 
-def load_module(stage: str, name: str):
-    spec = importlib.util.spec_from_file_location(f"{stage}_{name}", MODEL / stage / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-image_encoder = load_module("stage2_img_encoder_finetune", "loss")
-image_batches = load_module("stage2_img_encoder_finetune", "dataset")
-joint = load_module("stage3_joint_img_text_finetune", "loss")
-joint_batches = load_module("stage3_joint_img_text_finetune", "dataset")
+image_encoder = stage_module("stage2_img_encoder_finetune", "loss")
+image_batches = stage_module("stage2_img_encoder_finetune", "dataset")
+joint = stage_module("stage3_joint_img_text_finetune", "loss")
+joint_batches = stage_module("stage3_joint_img_text_finetune", "dataset")
 
 
 def random_features(rows: int, seed: int) -> torch.Tensor:

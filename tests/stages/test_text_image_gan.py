@@ -4,17 +4,17 @@ import importlib
 import shutil
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from places import ROOT
 
-from clipfh.datasets.face_rendering import generate
-from clipfh.errors import InputError
+from clipfh.core.errors import InputError
+from clipfh.drawn.faces import generate
 
-FOLDER = Path(__file__).resolve().parents[2] / "model" / "stage5_text_image_gan"
+FOLDER = ROOT / "model" / "stage5_text_image_gan"
 NAMES = ("networks", "loss", "captions", "dataset")  # of modules; other stages have some of these names too
 
 

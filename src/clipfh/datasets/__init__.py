@@ -6,60 +6,15 @@ expects, the source and the protocol. Images stay where they are.
 
 import importlib
 import inspect
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from clipfh.errors import InputError
-from clipfh.photo_files import LeftOut
-from clipfh.splits import hold_out_val
+from clipfh.core.errors import InputError
+from clipfh.tables.dataset import Dataset
+from clipfh.tables.splits import hold_out_val
 
 DATASET_NAMES = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")  # each a module here
-
-
-@dataclass(frozen=True)
-class Description:
-    """What the raw dataset says of one identity; any part may be empty."""
-
-    category: str = ""
-    color: str = ""
-    lines: tuple[str, ...] = ()
-    attributes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What a reader returns.
-
-    Attributes:
-        name: the dataset's name, also its folder under `metadata/`.
-        image_dir: the image root; `table.image` is relative to it.
-        table: the table of `clipfh.records`.
-        descriptions: item id to description; identities without one may be absent.
-        exclude_same_camera: whether the protocol leaves the query's own camera (or occasion) out of its gallery.
-        resize_mode: how the protocol's papers bring photos into a network's frame, see `clipfh.transforms`; None: as
-            the weights were trained.
-        random_protocol: how script 05 draws the random splits (see `clipfh.splits`): "half" of an identity's test
-            photos are queries, or one photo of each identity is the gallery ("one_gallery").
-        left_out: (file, reason) of every file below the image root that is not in the table, so that what is used and
-            what is left out add up to what is there; script 00 counts and lists them.
-        missing: (image, reason) of images that the raw dataset's list names, but that are not there. They stay in the
-            table, as leaving them out would change the protocol: whatever decodes them stops, unless told to go on.
-        notes: what else a user may not expect.
-    """
-
-    name: str
-    image_dir: Path
-    table: pd.DataFrame
-    descriptions: dict[str, Description] = field(default_factory=dict)
-    exclude_same_camera: bool = False
-    resize_mode: str | None = None
-    random_protocol: str = "half"
-    left_out: tuple[LeftOut, ...] = ()
-    missing: tuple[LeftOut, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def read_dataset(

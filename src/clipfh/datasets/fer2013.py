@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from clipfh.errors import InputError
-from clipfh.images import drop_unreadable, load_pixels
-from clipfh.photo_files import HIDDEN, account, find_photos, name_problem
+from clipfh.core.errors import InputError
+from clipfh.images.photo_files import HIDDEN, account, find_photos, name_problem
+from clipfh.images.pixels import drop_unreadable, load_pixels
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 CSV_EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # by the number in the file

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from clipfh.datasets import Dataset, Description
+from clipfh.core.errors import InputError
+from clipfh.core.values import normal_id
 from clipfh.datasets.layout import read_raw_json, require_folder
-from clipfh.errors import InputError
-from clipfh.photo_files import HIDDEN, LeftOut, find_photos, name_problem, require_photos
-from clipfh.records import make_table, normal_id
-from clipfh.splits import VAL_FRACTION, assign_val_identities, split_test_images
+from clipfh.images.photo_files import HIDDEN, LeftOut, find_photos, name_problem, require_photos
+from clipfh.prompts.description import Description
+from clipfh.tables.dataset import Dataset
+from clipfh.tables.records import make_table
+from clipfh.tables.splits import VAL_FRACTION, assign_val_identities, split_test_images
 
 LAYOUT = """\
     DATA_ROOT/<item_id>/<any name>.jpg    (or .png, .webp, .tif and others; folders below <item_id> as you like)

@@ -18,12 +18,13 @@ from typing import Literal
 
 import numpy as np
 
-from clipfh.datasets import Dataset, Description
+from clipfh.core.errors import InputError
 from clipfh.datasets.layout import read_raw_csv, require_folder
-from clipfh.errors import InputError
-from clipfh.photo_files import compare_with_list
-from clipfh.records import make_table
-from clipfh.splits import VAL_FRACTION, assign_val_identities, split_test_images
+from clipfh.images.photo_files import compare_with_list
+from clipfh.prompts.description import Description
+from clipfh.tables.dataset import Dataset
+from clipfh.tables.records import make_table
+from clipfh.tables.splits import VAL_FRACTION, assign_val_identities, split_test_images
 
 LAYOUT = """\
     DATA_ROOT/HandInfo.csv

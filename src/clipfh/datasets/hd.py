@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from clipfh.datasets import Dataset, Description
 from clipfh.datasets.layout import require_folder
-from clipfh.photo_files import LeftOut, find_photos, require_photos
-from clipfh.records import make_table
-from clipfh.splits import VAL_FRACTION, assign_val_identities, split_test_images
+from clipfh.images.photo_files import LeftOut, find_photos, require_photos
+from clipfh.prompts.description import Description
+from clipfh.tables.dataset import Dataset
+from clipfh.tables.records import make_table
+from clipfh.tables.splits import VAL_FRACTION, assign_val_identities, split_test_images
 
 LAYOUT = """\
     DATA_ROOT/Original Images/1-501/1_1.jpg      (subject number, underscore, anything)

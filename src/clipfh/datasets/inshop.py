@@ -15,12 +15,13 @@ Protocol: the official split: 3,997 train identities with 25,882 images; 3,985 t
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from clipfh.datasets import Dataset, Description
+from clipfh.core.errors import InputError
 from clipfh.datasets.layout import read_raw_json, read_raw_lines, require_folder
-from clipfh.errors import InputError
-from clipfh.photo_files import compare_with_list
-from clipfh.records import make_table
-from clipfh.splits import VAL_FRACTION, assign_val_identities, measurable_identities
+from clipfh.images.photo_files import compare_with_list
+from clipfh.prompts.description import Description
+from clipfh.tables.dataset import Dataset
+from clipfh.tables.records import make_table
+from clipfh.tables.splits import VAL_FRACTION, assign_val_identities, measurable_identities
 
 LAYOUT = """\
     DATA_ROOT/Img/img/WOMEN/Dresses/id_00000002/02_1_front.jpg    (or img/..., or Img/img_highres/...)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clipfh.errors import InputError
-from clipfh.files import json_problem, text_lines
+from clipfh.core.errors import InputError
+from clipfh.core.files import json_problem, text_lines
 
 
 def require_folder(path: Path, layout: str) -> Path:
@@ -41,7 +41,7 @@ def read_raw_text(path: Path, layout: str) -> str:
 
 
 def read_raw_lines(path: Path, layout: str) -> list[str]:
-    """The lines of a text file, as `clipfh.files.text_lines` splits them; errors as `read_raw_text`."""
+    """The lines of a text file, as `clipfh.core.files.text_lines` splits them; errors as `read_raw_text`."""
     return text_lines(read_raw_text(path, layout))
 
 

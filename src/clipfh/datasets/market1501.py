@@ -15,11 +15,12 @@ Gallery images of the query's person from the query's camera are excluded. 10% o
 import re
 from pathlib import Path
 
-from clipfh.datasets import Dataset, Description
 from clipfh.datasets.layout import require_folder
-from clipfh.photo_files import find_photos, require_photos
-from clipfh.records import make_table
-from clipfh.splits import VAL_FRACTION, assign_val_identities, measurable_identities
+from clipfh.images.photo_files import find_photos, require_photos
+from clipfh.prompts.description import Description
+from clipfh.tables.dataset import Dataset
+from clipfh.tables.records import make_table
+from clipfh.tables.splits import VAL_FRACTION, assign_val_identities, measurable_identities
 
 LAYOUT = """\
     DATA_ROOT/bounding_box_train/0002_c1s1_000451_03.jpg

@@ -17,12 +17,13 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from clipfh.datasets import Dataset, inshop
-from clipfh.datasets.garment_catalogue import Garment, Pool, make_catalogue
-from clipfh.datasets.garment_descriptions import color_name, describe
-from clipfh.datasets.garment_rendering import VIEWS, render_photo
-from clipfh.datasets.generated_folder import generated_folder, in_processes, is_generated
-from clipfh.errors import InputError
+from clipfh.core.errors import InputError
+from clipfh.datasets import inshop
+from clipfh.drawn.garments.catalogue import Garment, Pool, make_catalogue
+from clipfh.drawn.garments.descriptions import color_name, describe
+from clipfh.drawn.garments.rendering import VIEWS, render_photo
+from clipfh.drawn.generated_folder import generated_folder, in_processes, is_generated
+from clipfh.tables.dataset import Dataset
 
 LAYOUT = f"{inshop.LAYOUT}\n    DATA_ROOT/generated.json"
 NUM_IDENTITIES = 900

@@ -1,0 +1,43 @@
+"""Where things live in a checkout. Every default path is anchored here, never at the current folder."""
+
+from pathlib import Path
+
+from clipfh.core.names import require_name
+
+ROOT = Path(__file__).resolve().parents[3]
+RESULTS_DIR = ROOT / "results"
+TINY_MODELS = ("tiny-rn", "tiny-vit")  # the small CLIPs that stage 0 makes the weights of
+STAGES = {
+    0: "stage0_pretrain",
+    1: "stage1_zeroshot",
+    2: "stage2_img_encoder_finetune",
+    3: "stage3_joint_img_text_finetune",
+    4: "stage4_frozen_text_alignment",
+    5: "stage5_text_image_gan",
+}
+
+
+def metadata_dir(dataset: str) -> Path:
+    """The folder of a dataset's table, prompts and splits.
+
+    Raises:
+        InputError: `dataset` is no name, but a path.
+    """
+    require_name(dataset, "--dataset")
+    return ROOT / "metadata" / dataset
+
+
+def processed_dir(dataset: str) -> Path:
+    """The folder of what is computed from a dataset's images: decoded pixels."""
+    return ROOT / "data" / "processed" / dataset
+
+
+def stage_dir(stage: int) -> Path:
+    """The folder of a stage: scripts, `logs/`, `checkpoints/`."""
+    return ROOT / "model" / STAGES[stage]
+
+
+def display(path: Path) -> str:
+    """`path` as a reader knows it: below the checkout where it is, absolute elsewhere."""
+    path = Path(path).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)

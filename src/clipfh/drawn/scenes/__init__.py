@@ -1,0 +1,1 @@
+"""Scenes of things in places, with several captions each."""

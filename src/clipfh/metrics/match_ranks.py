@@ -1,0 +1,259 @@
+"""The ranks of each query's matches in the gallery, exact, without sorting the gallery.
+
+The rank of a match is one more than the number of gallery images above it. So per chunk of queries the similarities of
+the matches come first; then, block by block of the gallery, the product, and how many others reach each match. The
+blocks' size does not depend on the gallery's: memory does not grow with it, and what is counted is still in the cache.
+
+Ties are decided within a tolerance. A matrix product adds up the D products of each of its entries in an order that
+depends on the BLAS, on the processor and on the entry's place: two images that are equal may differ in their
+similarities' last bits. So a non-match ranks before a match if its similarity is at most
+
+    sqrt(D) * eps * |query| * (length of the longest gallery row)
+
+below the match's: 2.7e-6 for unit rows of 512 float32. Each of two sums of D terms is off by about sqrt(D) * eps / 2 at
+most (Higham and Mary 2019, "A New Approach to Probabilistic Rounding Error Analysis"), hence equal images always tie,
+and what the tolerance takes for a tie is no further apart than rounding could have moved it. Nothing else is asked of
+the product.
+
+Shapes: Q queries, G gallery images, D embedding, c queries of a chunk, b gallery images of a block, M most matches,
+N pairs of a query of the chunk and a gallery image of its identity.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+
+from clipfh.metrics.reach_counts import ReachCounts
+
+CHUNK, BLOCK = 448, 512  # queries and gallery images of one product; 1 MiB of similarities stays in the cache
+BLOCKS_AT_ONCE = 5  # are counted by a table, which has to be fetched into the cache for every row anew
+
+
+class Pairs(NamedTuple):
+    """The pairs of one identity in a chunk of queries.
+
+    Attributes:
+        queries: (c,) the chunk.
+        row: (N,) int32, places in `queries`, in increasing order.
+        position: (N,) int32, places in the gallery.
+        counted: (N,) bool, whether the pair is a match; if not, the image is left out of the query's ranking.
+    """
+
+    queries: np.ndarray
+    row: np.ndarray
+    position: np.ndarray
+    counted: np.ndarray
+
+
+@dataclass(frozen=True)
+class SameIdentity:
+    """Which gallery images have each query's identity, and which of them are left out of its ranking.
+
+    Attributes:
+        query_codes, gallery_codes: (Q,) and (G,) identities as integers from 0.
+        query_cameras, gallery_cameras: (Q,) and (G,) integers; an image of the query's own camera is left out. Or None.
+        query_positions: (Q,) the query's own place in the gallery, which is left out, or -1. Or None.
+    """
+
+    query_codes: np.ndarray
+    gallery_codes: np.ndarray
+    query_cameras: np.ndarray | None = None
+    gallery_cameras: np.ndarray | None = None
+    query_positions: np.ndarray | None = None
+
+    @cached_property
+    def _by_code(self) -> np.ndarray:
+        """(G,) places in the gallery, sorted by identity; of 32 bits, since hundreds a query are at hand at once."""
+        return np.argsort(self.gallery_codes, kind="stable").astype(np.int32)
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        """Of each identity in the gallery."""
+        return np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)
+
+    def chunks(self, size: int) -> list[np.ndarray]:
+        """Places of all queries, in chunks.
+
+        They come by number of pairs, then by identity: the queries of a chunk need about as many comparisons each, and
+        share their gallery images. Those with most come first, lest one thread ends long after the others.
+        """
+        queries = np.lexsort((self.query_codes, -self._sizes[self.query_codes]))
+        return np.split(queries, range(size, len(queries), size))
+
+    def pairs(self, queries: np.ndarray) -> Pairs:
+        """All pairs of some queries."""
+        codes = self.query_codes[queries]
+        num, starts = self._sizes[codes], (np.cumsum(self._sizes) - self._sizes)[codes]
+        row = np.repeat(np.arange(len(queries), dtype=np.int32), num)
+        # the k-th pair of a query is the k-th gallery image of its identity
+        before = np.repeat((starts - (np.cumsum(num) - num)).astype(np.int32), num)
+        position = self._by_code[before + np.arange(len(row), dtype=np.int32)]
+        counted = np.ones(len(row), dtype=bool)
+        if self.query_cameras is not None:
+            counted &= self.query_cameras[queries][row] != self.gallery_cameras[position]
+        if self.query_positions is not None:
+            counted &= self.query_positions[queries][row] != position
+        return Pairs(queries, row, position, counted)
+
+
+def match_ranks(
+    query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield, chunk by chunk, queries (c,) and the ranks of their matches (c, M) int64.
+
+    Ranks are from 1, in increasing order; 0 fills the places of queries with fewer than M matches. A tied non-match
+    ranks before a match; tied is what is nearer than the tolerance above, so that equal features are.
+
+    Args:
+        query_features, gallery_features: (Q, D) and (G, D), float32 or float64, on one device.
+        same: the pairs of one identity.
+    """
+    if query_features.device.type == "cuda":
+        yield from _match_ranks_by_sorting(query_features, gallery_features, same)
+    else:  # MPS shares the CPU's memory
+        yield from _match_ranks_by_counting(query_features.cpu(), gallery_features.cpu(), same)
+
+
+def tie_tolerance(query_features: torch.Tensor, gallery_features: torch.Tensor) -> torch.Tensor:
+    """How far below a query's match a similarity may be and still tie with it, (Q,), of (Q, D) and (G, D): see above.
+
+    For everything that counts what is at least as similar as a match.
+    """
+    D, eps = query_features.shape[1], torch.finfo(query_features.dtype).eps
+    longest = torch.linalg.vector_norm(gallery_features, dim=1).max()
+    return math.sqrt(D) * eps * longest * torch.linalg.vector_norm(query_features, dim=1)
+
+
+def _match_ranks_by_counting(
+    query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    tolerance = tie_tolerance(query_features, gallery_features).numpy()
+    threads = torch.get_num_threads()
+    chunk = _even_part(len(query_features), max(-(-len(query_features) // CHUNK), threads))
+    # numpy, not torch: on the CPU its matrix product is the faster one
+    query_rows, gallery_rows = query_features.numpy(), gallery_features.numpy()
+    free: SimpleQueue[_BlockProduct] = SimpleQueue()
+    for _ in range(threads):
+        free.put(_BlockProduct(gallery_rows, chunk))
+
+    def ranks_of(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        product = free.get()
+        try:
+            product.queries = query_rows[queries]
+            return queries, _ranks_of_chunk(product, same.pairs(queries), tolerance[queries])
+        finally:
+            free.put(product)
+
+    # each thread has a chunk of its own, from the product to the counts: nothing waits, as it would between a product
+    # on all threads and a count on all threads
+    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(ranks_of, same.chunks(chunk))
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all loaded libraries: 20 ms, once
+
+
+def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs, tolerance: np.ndarray) -> np.ndarray:
+    values = product.similarities_of(pairs)
+    matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
+    above = ReachCounts(matches - tolerance[:, None], num)
+    for similarities in product.non_matches(pairs, BLOCKS_AT_ONCE if above.by_table else 1):
+        above.add(similarities)
+    return _ranks(above.total(), num)
+
+
+def _ranks(above: np.ndarray, num: np.ndarray) -> np.ndarray:
+    place = np.arange(1, above.shape[1] + 1)  # among the matches: the better ones are above, too
+    return np.where(place <= num[:, None], above + place, 0)
+
+
+def _multiply(queries: np.ndarray, images: np.ndarray, out: np.ndarray) -> None:
+    """The only product: (c, D) and (b, D) to (c, b). Its last bits may be any."""
+    np.matmul(queries, images.T, out=out)
+
+
+class _BlockProduct:
+    """Similarities of a chunk of queries, some blocks of the gallery at a time, into the same buffer.
+
+    Attributes:
+        queries: (c, D) features, to be set for each chunk; c is at most `chunk`.
+    """
+
+    queries: np.ndarray
+
+    def __init__(self, gallery: np.ndarray, chunk: int) -> None:
+        self._gallery = gallery
+        self._block = _even_part(len(gallery), -(-len(gallery) // BLOCK))
+        wide = min(self._block * BLOCKS_AT_ONCE, len(gallery))
+        self._similarities = np.empty((chunk, wide), gallery.dtype)
+
+    def similarities_of(self, pairs: Pairs) -> np.ndarray:
+        """(N,) of the pairs alone."""
+        wanted = np.zeros(len(self._gallery), dtype=bool)
+        wanted[pairs.position] = True
+        images, place = np.flatnonzero(wanted), (np.cumsum(wanted, dtype=np.int32) - 1)[pairs.position]
+        values = np.empty(len(place), self._gallery.dtype)
+        for start in range(0, len(images), self._block):
+            block = self._gallery[images[start : start + self._block]]
+            similarities = self._similarities[: len(self.queries), : len(block)]
+            _multiply(self.queries, block, similarities)
+            here = (place >= start) & (place < start + self._block)
+            values[here] = similarities[pairs.row[here], place[here] - start]
+        return values
+
+    def non_matches(self, pairs: Pairs, num_blocks: int) -> Iterator[np.ndarray]:
+        """(c, b) of the whole gallery, `num_blocks` at a time; -inf for pairs."""
+        G, wide = len(self._gallery), self._block * num_blocks
+        part_of_pair = (pairs.position // wide).astype(np.uint16)  # numpy sorts 16 bits by radix
+        by_part = np.argsort(part_of_pair, kind="stable")
+        ends = np.cumsum(np.bincount(part_of_pair, minlength=-(-G // wide)))
+        for number, start in enumerate(range(0, G, wide)):
+            similarities = self._similarities[: len(self.queries), : min(wide, G - start)]
+            for first in range(0, similarities.shape[1], self._block):
+                block = slice(first, min(first + self._block, similarities.shape[1]))
+                _multiply(self.queries, self._gallery[start:][block], similarities[:, block])
+            inside = by_part[ends[number - 1] if number else 0 : ends[number]]
+            similarities[pairs.row[inside], pairs.position[inside] - start] = -np.inf
+            yield similarities
+
+
+def _even_part(length: int, num_parts: int) -> int:
+    """The size of `num_parts` parts of about equal size."""
+    return -(-length // num_parts)
+
+
+def _in_rows(values: np.ndarray, row: np.ndarray, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values of the pairs (N,) as rows (c, M) in decreasing order, and how many each has (c,); M is at least 1."""
+    num = np.bincount(row, minlength=num_rows)
+    place = np.arange(len(row), dtype=np.int32) - np.repeat((np.cumsum(num) - num).astype(np.int32), num)
+    negated = np.full((num_rows, max(num.max(), 1)), np.inf, dtype=values.dtype)
+    negated[row, place] = -values
+    negated.sort(axis=1)
+    return np.negative(negated, out=negated), num
+
+
+def _match_ranks_by_sorting(
+    query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same on the features' device, where sorting whole rows is cheap beside moving them to the host."""
+    tolerance = tie_tolerance(query_features, gallery_features).cpu().numpy()
+    for pairs in map(same.pairs, same.chunks(CHUNK)):
+        queries, row, position = (torch.from_numpy(part).to(gallery_features.device) for part in pairs[:3])
+        similarities = query_features[queries] @ gallery_features.T  # (c, G)
+        values = similarities[row, position].cpu().numpy()
+        matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(queries))
+        similarities[row, position] = -torch.inf
+        ascending = similarities.sort(dim=1).values
+        reached = torch.from_numpy(matches - tolerance[pairs.queries, None]).to(gallery_features.device)
+        above = ascending.shape[1] - torch.searchsorted(ascending, reached)  # (c, M)
+        yield pairs.queries, _ranks(above.cpu().numpy(), num)

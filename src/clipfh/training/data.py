@@ -1,0 +1,173 @@
+"""The photos of a training run: those to learn from, to validate on, and in the way.
+
+Shapes: N images, B batch, S size, C train identities.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+
+from clipfh.core.errors import InputError
+from clipfh.core.paths import RESULTS_DIR, processed_dir
+from clipfh.features.extraction import draw_distractors, extract_features, val_figures
+from clipfh.images.augment import Augmentation, augment
+from clipfh.images.pixels import Pixels, drop_unreadable, load_pixels
+from clipfh.images.prefetch import prefetch
+from clipfh.images.transforms import to_float
+from clipfh.metrics.retrieval import RetrievalFigures
+from clipfh.models.clip import LoadedClip
+from clipfh.tables.prepared import PreparedDataset
+from clipfh.tables.splits import measurable_identities
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Decoded train and val photos.
+
+    Attributes:
+        pixels: of all of them; the tables' images are found in it by name.
+        train_table, val_table: rows of the table of `clipfh.tables.records`.
+        val_pixels, distractor_pixels: (N, S, S, 3) uint8, val photos and the train photos in their gallery.
+        exclude_same_camera: the dataset's protocol, which val follows.
+    """
+
+    pixels: Pixels
+    train_table: pd.DataFrame
+    val_table: pd.DataFrame
+    val_pixels: np.ndarray
+    distractor_pixels: np.ndarray
+    exclude_same_camera: bool
+
+
+class TrainPhotos:
+    """Decoded train photos with their labels, and random views of them.
+
+    Args:
+        table: N rows of the table of `clipfh.tables.records`.
+        pixels: holds the photos of `table`, among others.
+        augmentation: of the views.
+        clip: whose normalisation the views have.
+        device: of the views.
+
+    Attributes:
+        item_ids: the C identities, sorted; a label is a place in this list.
+        labels: (N,) int64, of every photo.
+        images: the N paths, to name a photo in a message.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, pixels: Pixels, augmentation: Augmentation, clip: LoadedClip, device: torch.device
+    ) -> None:
+        self.item_ids: list[str] = sorted(set(table["item_id"]))
+        index = {item_id: label for label, item_id in enumerate(self.item_ids)}
+        self.labels = np.array([index[item_id] for item_id in table["item_id"]])
+        self.images: list[str] = table["image"].tolist()
+        place = {image: row for row, image in enumerate(pixels.images)}
+        self._rows = np.array([place[image] for image in self.images])
+        self._pixels, self._augmentation = pixels.array, augmentation
+        self._mean, self._std, self.device = clip.mean, clip.std, device
+
+    def views(self, indices: list[int], generator: torch.Generator) -> torch.Tensor:
+        """A random, normalised view of each of the photos `indices`: (B, 3, S, S) float32, channels last."""
+        images = to_float(self._pixels[self._rows[indices]], self.device)
+        return augment(images, self._augmentation, generator, mean=self._mean, std=self._std)
+
+
+def made_ahead(batches: Iterator[T], device: torch.device) -> Iterator[T]:
+    """`batches`, made in a thread beside a GPU that works; close it where a loop ends early.
+
+    On the CPU they are made in turn: the encoders use every core there, and two pools of threads slow each other down.
+    """
+    return batches if device.type == "cpu" else prefetch(batches)
+
+
+def load_training_data(
+    data: PreparedDataset,
+    clip: LoadedClip,
+    *,
+    stage: int,
+    seed: int,
+    skip_unreadable: bool,
+    fast_decode: bool = False,
+    final_fit: bool = False,
+) -> TrainingData:
+    """Decode the train and val photos of `data` for `clip`, as `load_pixels` does; `seed` draws the distractors.
+
+    With `final_fit` the val photos are train photos, and there are none to validate on.
+
+    Raises:
+        InputError: unreadable photos (listed in `results/<dataset>_stage<N>_train/`, unless skipped), no train or no
+            val identity, val identities that cannot be found again.
+    """
+    table = data.rows("train", "val")
+    if not final_fit:
+        require_measurable(data)
+    table = table.assign(split="train") if final_fit else table
+    listing: Path = RESULTS_DIR / f"{data.name}_stage{stage}_train" / "unreadable_images.csv"
+    pixels = load_pixels(
+        data.image_dir,
+        table["image"].tolist(),
+        clip.image_size,
+        processed_dir(data.name) / "train",
+        resize_mode=clip.resize_mode,
+        fast_decode=fast_decode,
+        max_megapixels=data.max_megapixels,
+    )
+    table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
+    is_val = (table["split"] == "val").to_numpy()
+    if is_val.all():
+        raise InputError(f"{data.name} has no train identity")
+    train_places = np.flatnonzero(~is_val)
+    distractors = train_places[draw_distractors(len(train_places), seed)]
+    return TrainingData(
+        pixels=pixels,
+        train_table=table[~is_val],
+        val_table=table[is_val],
+        val_pixels=pixels.array[is_val],
+        distractor_pixels=pixels.array[distractors],
+        exclude_same_camera=data.exclude_same_camera,
+    )
+
+
+def require_measurable(data: PreparedDataset) -> None:
+    """Check that some val identity can be found again in another photo.
+
+    Raises:
+        InputError: none can; the message says whether photos or cameras lack, and the flag that helps.
+    """
+    val = data.rows("val")
+    pairs = list(zip(val["item_id"], val["camera"], strict=True))
+    if measurable_identities(pairs, exclude_same_camera=data.exclude_same_camera):
+        return
+    if val.empty:
+        raise InputError(
+            f"{data.name} has no val identity, so that no epoch can be chosen as BEST. Prepare it with another "
+            "--val_fraction, or train on all with --final_fit"
+        )
+    count = val["item_id"].nunique()
+    if measurable_identities(pairs, exclude_same_camera=False):
+        raise InputError(
+            f"each of the {count:,} val identities of {data.name} has photos of one camera alone, and a query's own "
+            "camera is left out of its gallery: --no-exclude_same_camera keeps it in; --final_fit does without val"
+        )
+    raise InputError(
+        f"none of the {count:,} val identities of {data.name} has two photos, so none can be found again. Prepare it "
+        "with another --val_fraction or --seed, or train on all with --final_fit"
+    )
+
+
+def validate(clip: LoadedClip, data: TrainingData, device: torch.device) -> RetrievalFigures:
+    """The figures of the val identities, by which BEST is chosen."""
+    return val_figures(
+        extract_features(clip, data.val_pixels, device, quiet=True),
+        data.val_table,
+        extract_features(clip, data.distractor_pixels, device, quiet=True),
+        exclude_same_camera=data.exclude_same_camera,
+    )

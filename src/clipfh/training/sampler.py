@@ -1,0 +1,258 @@
+"""Batch samplers: P identities x K images, and random batches. Both resume in the middle of an epoch.
+
+An epoch's batches are planned as a whole from (seed, epoch). The ranks of a distributed run deal the batches of this
+one plan out in turn, so they see disjoint batches and equally many of them. Pass a sampler as `batch_sampler` to a
+DataLoader. N: images, I: identities, P: identities a batch, K: images of each, T: batches of an epoch.
+"""
+
+import hashlib
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipfh.core.errors import InputError
+
+
+class _PlannedBatches:
+    """The part that both samplers share: epochs, ranks, position. `_plan(epoch)` gives the batches of all ranks."""
+
+    def __init__(self, seed: int, rank: int, world_size: int, settings: dict[str, Any]) -> None:
+        if seed < 0:
+            raise InputError(f"the sampler's seed is {seed}; choose a seed of 0 or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be 0 to world_size - 1, not {rank} of {world_size}")
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._settings = {"seed": seed, "world_size": world_size, **settings}
+        self._num_batches = 0  # of all ranks; set by the sampler
+        self._epoch, self._start, self._yielded, self._finished = 0, 0, 0, False
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        return self._num_batches // self._world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, from its first batch, or from where `load_state_dict` stopped in it.
+
+        Without this call, every iteration that ran to its end is followed by the next epoch.
+        """
+        if epoch < 0:
+            raise ValueError(f"epochs count from 0, not {epoch}")
+        if epoch != self._epoch or self._finished:
+            self._epoch, self._start, self._yielded, self._finished = epoch, 0, 0, False
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this rank's batches of the epoch; an iteration that is given up does not change the next one."""
+        if self._finished:
+            self.set_epoch(self._epoch + 1)
+        start, self._start = self._start, 0
+        self._yielded = start
+        batches = self._plan(self._epoch)[self._rank :: self._world_size]
+        for number in range(start, len(batches)):
+            self._yielded = number + 1
+            yield batches[number].ravel().tolist()
+        self._finished = True
+
+    def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
+        """Return the position as plain values.
+
+        Args:
+            batches_done: how many batches of this epoch the training has used, on this rank. By default the number
+                that were yielded, which is more where a DataLoader with workers fetches ahead: give it there.
+        """
+        if batches_done is None and self._finished:
+            return {"epoch": self._epoch + 1, "batches_done": 0, "settings": dict(self._settings)}
+        done = max(self._yielded, self._start) if batches_done is None else int(batches_done)
+        if not 0 <= done <= len(self):
+            raise ValueError(f"batches_done must be 0 to {len(self)}, not {done}")
+        return {"epoch": self._epoch, "batches_done": done, "settings": dict(self._settings)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken: the next iteration yields the rest of its epoch, batch for batch.
+
+        Raises:
+            InputError: the state was taken with other data or settings.
+        """
+        saved = state.get("settings", {})
+        for name, value in self._settings.items():
+            if saved.get(name) != value:
+                raise InputError(
+                    f"the sampler's state was saved with {name} = {saved.get(name)}, this run has {value}; "
+                    "resume with the same data and flags, or start anew without --resume_ckpt"
+                )
+        self._epoch, self._start, self._finished = int(state["epoch"]), int(state["batches_done"]), False
+        self._yielded = self._start
+
+    def _plan(self, epoch: int) -> Sequence[np.ndarray]:
+        raise NotImplementedError
+
+
+class PKSampler(_PlannedBatches):
+    """Batches of P distinct identities with K images each; a batch lists the K images of an identity side by side.
+
+    What holds, of the plan of all ranks:
+    - Every image is drawn at least once an epoch, and an epoch is as short as that allows:
+      T = max(max over identities of ceil(n / K), ceil(sum of ceil(n / K) / P)), rounded up to a multiple of the ranks.
+    - An identity whose images were all drawn comes again in the same epoch only where fewer than P identities
+      have images left, which is at the epoch's end; then the identities drawn least so far, for their size, fill up.
+    - Within an identity, no image is drawn for the (m + 1)-th time before each was drawn m times. This holds at any
+      moment, over all epochs: what fills an identity's last, incomplete K in one epoch is drawn least in the next ones.
+    - The K images are distinct where the identity has K. Where it has fewer, all of them are drawn, and drawn again
+      in turn until there are K; such identities are counted in `num_resampled_identities`, and never dropped.
+    - Which identities meet in a batch is random, in proportion to the images that they have left.
+    With equal sizes that K divides, and P dividing the number of groups, an epoch is every image exactly once.
+
+    Args:
+        labels: N identities, integers or strings (a list, an array or a tensor).
+        p: distinct identities a batch.
+        k: images of each.
+        seed: 0 or more.
+        rank: this process's number.
+        world_size: how many processes there are.
+
+    Attributes:
+        num_identities: I.
+        num_resampled_identities: identities with fewer than K images.
+
+    Raises:
+        InputError: P or K under 1, fewer than P identities, or K > 1 where every identity has one image.
+    """
+
+    def __init__(
+        self, labels: Sequence[int | str], p: int, k: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+        digest = hashlib.sha256("\n".join(map(repr, labels)).encode()).hexdigest()[:16]
+        super().__init__(seed, rank, world_size, {"p": p, "k": k, "num_images": len(labels), "labels": digest})
+        self._p, self._k = p, k
+        self._members = _group_by_label(labels)
+        self._sizes = np.array([len(members) for members in self._members], dtype=np.int64)  # (I,)
+        self.num_identities = len(self._members)
+        self.num_resampled_identities = int((self._sizes < k).sum())
+        self._check()
+        self._num_groups = -(-self._sizes // k)  # (I,): how many times K images cover an identity
+        num_batches = max(int(self._num_groups.max()), -(-int(self._num_groups.sum()) // p))
+        self._num_batches = -(-num_batches // world_size) * world_size
+        self._draws_before = {0: np.zeros(len(labels), dtype=np.int64)}  # epoch: how often each image was drawn before
+
+    def _check(self) -> None:
+        p, k, num_identities = self._p, self._k, self.num_identities
+        if p < 1 or k < 1:
+            raise InputError(f"a batch of P x K = {p} x {k} is empty; choose --p and --k of 1 or more")
+        if num_identities < p:
+            raise InputError(
+                f"a batch has P = {p} distinct identities, but there are only {num_identities}; "
+                f"choose --p {max(num_identities, 1)} or fewer, or train on more identities"
+            )
+        if k > 1 and self._sizes.max() == 1:
+            raise InputError(
+                f"K = {k} images an identity are impossible: each of the {num_identities} identities has one image; "
+                "choose --k 1, or add photos"
+            )
+
+    def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
+        """Return the position, as for both samplers, with how often each image was drawn before the epoch."""
+        state = super().state_dict(batches_done)
+        if state["epoch"] not in self._draws_before:
+            self._plan(state["epoch"])
+        return {**state, "draws_before_epoch": self._draws_before[state["epoch"]].tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken, as for both samplers."""
+        super().load_state_dict(state)
+        self._draws_before = {self._epoch: np.array(state["draws_before_epoch"], dtype=np.int64)}
+
+    def _plan(self, epoch: int) -> np.ndarray:
+        """Return the batches of `epoch`, (T, P, K). An epoch that was jumped over is planned for its draws alone."""
+        start = max((known for known in self._draws_before if known <= epoch), default=0)
+        draws = self._draws_before.get(start, np.zeros(int(self._sizes.sum()), dtype=np.int64))
+        for number in range(start, epoch + 1):
+            before, draws = draws, draws.copy()
+            batches = self._plan_next(number, draws)
+        self._draws_before = {epoch: before, epoch + 1: draws}
+        return batches
+
+    def _plan_next(self, epoch: int, draws: np.ndarray) -> np.ndarray:
+        """Plan one epoch, (T, P, K), and count its draws in `draws` (N,)."""
+        rng = np.random.default_rng([self._seed, epoch])
+        draws_in_epoch = np.zeros_like(draws)
+        identity_draws = np.array([draws[members].sum() for members in self._members])  # (I,)
+        remaining = self._num_groups.copy()  # (I,): groups until every image of the identity is drawn
+        batches = np.empty((self._num_batches, self._p, self._k), dtype=np.int64)
+        for number in range(self._num_batches):
+            identities = self._choose_identities(rng, remaining, self._num_batches - number, identity_draws)
+            for position, identity in enumerate(identities):
+                members = self._members[identity]
+                # least drawn first; of these, the ones not yet drawn in this epoch, so that it covers all of them
+                order = np.lexsort((rng.random(len(members)), draws_in_epoch[members], draws[members]))
+                group = np.resize(members[order], self._k)  # repeats from the front where there are fewer than K
+                batches[number, position] = group
+                np.add.at(draws, group, 1)
+                np.add.at(draws_in_epoch, group, 1)
+            identity_draws[identities] += self._k
+            remaining[identities] = np.maximum(remaining[identities] - 1, 0)
+        return batches
+
+    def _choose_identities(
+        self, rng: np.random.Generator, remaining: np.ndarray, batches_left: int, identity_draws: np.ndarray
+    ) -> np.ndarray:
+        """Choose the P identities of the next batch, in random order."""
+        open_identities = np.flatnonzero(remaining)
+        if len(open_identities) > self._p:
+            groups = remaining[open_identities]
+            # The P largest u^(1/w) are a sample without replacement in proportion to w (Efraimidis, Spirakis 2006).
+            keys = rng.random(len(groups)) ** (1.0 / groups)
+            keys[groups >= batches_left] = 2.0  # must be in every batch from here on, or the epoch ends too early
+            chosen = open_identities[np.argpartition(keys, -self._p)[-self._p :]]
+        else:
+            covered = np.flatnonzero(remaining == 0)
+            least_drawn = np.lexsort((rng.random(len(covered)), identity_draws[covered] / self._sizes[covered]))
+            chosen = np.concatenate((open_identities, covered[least_drawn[: self._p - len(open_identities)]]))
+        return rng.permutation(chosen)
+
+
+class RandomBatchSampler(_PlannedBatches):
+    """Batches of `batch_size` items from a new random permutation every epoch, each item at most once an epoch.
+
+    The items that do not fill a batch of every rank are left out of the epoch (others in every epoch), and counted in
+    `num_left_out`. Where there are fewer items than `batch_size`, the one batch holds all of them.
+
+    Args:
+        num_items: N, at least 1.
+        batch_size: items a batch, on one rank.
+        seed: 0 or more.
+        rank: this process's number.
+        world_size: how many processes there are.
+
+    Attributes:
+        num_left_out: items that an epoch leaves out.
+
+    Raises:
+        InputError: no items, a batch size under 1, or fewer batches than processes.
+    """
+
+    def __init__(self, num_items: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(seed, rank, world_size, {"num_items": num_items, "batch_size": batch_size})
+        if num_items < 1 or batch_size < 1:
+            raise InputError(f"cannot make batches of {batch_size} from {num_items} images; both must be 1 or more")
+        self._num_items, self._batch_size = num_items, min(batch_size, num_items)
+        self._num_batches = num_items // self._batch_size // world_size * world_size
+        if self._num_batches == 0:
+            raise InputError(
+                f"{num_items} images do not give each of {world_size} processes a batch of {batch_size}; "
+                f"choose a batch size of {max(num_items // world_size, 1)} or fewer, or fewer processes"
+            )
+        self.num_left_out = num_items - self._num_batches * self._batch_size
+
+    def _plan(self, epoch: int) -> np.ndarray:
+        """Return the batches of `epoch`, (T, batch_size)."""
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._num_items)
+        return order[: self._num_batches * self._batch_size].reshape(self._num_batches, self._batch_size)
+
+
+def _group_by_label(labels: Sequence[Hashable]) -> list[np.ndarray]:
+    """Return the image indices of each identity, identities in the order of their first image."""
+    members: dict[Hashable, list[int]] = {}
+    for index, label in enumerate(labels):
+        members.setdefault(label, []).append(index)
+    return [np.array(indices, dtype=np.int64) for indices in members.values()]

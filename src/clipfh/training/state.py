@@ -1,0 +1,217 @@
+"""What the training loops of the stages share: parameter groups, the state that resumes a run, when to stop."""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from clipfh.core.errors import InputError
+from clipfh.core.run import jsonable, random_state, restore_random_state
+
+
+def decay_groups(module: nn.Module, lr: float, weight_decay: float, **other: Any) -> list[dict[str, Any]]:
+    """AdamW parameter groups of the trainable parameters; biases, norms and scalars are not decayed, as in CLIP."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "lr": lr, "weight_decay": weight_decay, **other},
+        {"params": [p for p in trainable if p.ndim < 2], "lr": lr, "weight_decay": 0.0, **other},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def clipped_step(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
+    """Step a fused AdamW on its gradients scaled down to `max_norm`, where their norm is larger.
+
+    Returns:
+        The norm before, 0-d, on the gradients' device.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters])
+    if norm.device.type != "cpu":
+        clip_grads_with_norm_(parameters, max_norm, norm)
+        optimizer.step()
+        return norm
+    # the kernel divides by this on its way, as it does for a GradScaler: a pass over all gradients less
+    optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)
+    try:
+        with in_memory_order(optimizer):
+            optimizer.step()
+    finally:
+        del optimizer.grad_scale
+    return norm
+
+
+@contextlib.contextmanager
+def in_memory_order(optimizer: Optimizer) -> Iterator[None]:
+    """Inside, large weights of `optimizer` that are channels last in memory are seen as contiguous, (O, H, W, I).
+
+    The fused AdamW of the CPU computes on contiguous tensors: of a channels-last weight, its gradient and its moments
+    it makes copies in every step, and writes three of them back, which takes as long as the update itself.
+    """
+    turned = [p for group in optimizer.param_groups for p in group["params"] if _is_channels_last(p)]
+    _permute(turned, optimizer, (0, 2, 3, 1))
+    try:
+        yield
+    finally:
+        _permute(turned, optimizer, (0, 3, 1, 2))
+
+
+def _is_channels_last(parameter: nn.Parameter) -> bool:
+    if parameter.ndim != 4 or parameter.numel() < 2**15 or parameter.grad is None:  # small ones are copied faster
+        return False
+    return not parameter.is_contiguous() and parameter.is_contiguous(memory_format=torch.channels_last)
+
+
+def _permute(parameters: Sequence[nn.Parameter], optimizer: Optimizer, order: tuple[int, ...]) -> None:
+    for parameter in parameters:
+        gradient, parameter.grad = parameter.grad, None  # a gradient has its parameter's shape at any moment
+        parameter.data = parameter.data.permute(order)
+        parameter.grad = gradient.permute(order)
+        moments = optimizer.state[parameter]
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.ndim == 4:
+                moments[name] = value.permute(order)
+
+
+def require_finite(terms: dict[str, torch.Tensor], *, epoch: int, batch: int, images: list[str]) -> None:
+    """Stop a run whose loss is no longer a number, naming the batch. Waits for the device once.
+
+    Raises:
+        InputError: a term is NaN or infinite; the message names the term, the epoch, the batch and its images.
+    """
+    if not math.isfinite(sum(value.detach() for value in terms.values()).item()):
+        broken = [name for name, value in terms.items() if not math.isfinite(value.item())] or ["their sum"]
+        raise InputError(
+            f"the loss is not finite ({', '.join(broken)}) in epoch {epoch}, batch {batch}; its images: "
+            f"{', '.join(images[:8])}{' ...' if len(images) > 8 else ''}. Lower --lr, or look at these images."
+        )
+
+
+@dataclass
+class BestSoFar:
+    """Follows a val figure: which epoch was best, and whether to go on.
+
+    Attributes:
+        patience: epochs without a new best after which training stops; 0 never stops.
+        value: the best so far, -1 before the first.
+        epoch: its epoch.
+    """
+
+    patience: int
+    value: float = -1.0
+    epoch: int = 0
+
+    def update(self, value: float, epoch: int) -> bool:
+        """Take the figure of `epoch`; True where it is a new best."""
+        if value > self.value:
+            self.value, self.epoch = value, epoch
+            return True
+        return False
+
+    def should_stop(self, epoch: int) -> bool:
+        """Whether `patience` epochs have passed without a new best."""
+        return self.patience > 0 and epoch - self.epoch >= self.patience
+
+
+def epoch_line(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
+    """What is printed of an epoch: its loss terms, val figures and duration, from its line of `metrics.jsonl`."""
+    losses = " ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in row.items() if k.startswith("loss_"))
+    val = f"val mAP {100 * row['val_mAP']:.1f} Rank-1 {100 * row['val_rank1']:.1f}  " if "val_mAP" in row else ""
+    return f"epoch {row['epoch']}/{epochs}  {losses}  {val}{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
+
+
+# What may differ between a run and its continuation: where things are, not what is computed.
+_MAY_DIFFER = {
+    *("device", "precision", "patience", "skip_unreadable", "resume_ckpt", "save_path", "log_dir"),
+    *("pretrained", "init_ckpt", "metadata_dir", "image_dir", "image_meta", "prompt_json"),
+    *("data_root", "baseline", "checkpoint_dir"),
+}
+
+
+def binding_flags(config: Any) -> dict[str, Any]:
+    """The flags of a run that its continuation has to repeat."""
+    return {name: value for name, value in jsonable(config).items() if name not in _MAY_DIFFER}
+
+
+def require_same_flags(before: dict[str, Any], config: Any) -> None:
+    """Refuse to continue a run with flags that would bend it, such as another learning rate or number of epochs.
+
+    Args:
+        before: `binding_flags` of the run to continue; it may be of a version with fewer flags.
+        config: of this run.
+
+    Raises:
+        InputError: flags that differ, with their first values.
+    """
+    now = binding_flags(config)
+    # a flag that did not exist yet had the effect of its default
+    before = {**{field.name: field.default for field in fields(config)}, **before}
+    changed = sorted(name for name in now if before.get(name) != now[name])
+    if changed:
+        was = ", ".join(f"--{name} {before.get(name)} (now {now[name]})" for name in changed)
+        raise InputError(f"the run to resume was started with other flags: {was}. Repeat the first ones")
+
+
+def training_state(
+    *,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    scheduler: LRScheduler,
+    sampler: Any,
+    best: BestSoFar,
+    epoch: int,
+    step: int,
+) -> dict[str, Any]:
+    """All that continues a run after `epoch` as if it had not stopped, as plain values and tensors."""
+    return {
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        # the factor's function is made again from the flags; the counter is all that it needs
+        "scheduler": {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"},
+        "sampler": sampler.state_dict(),
+        "random": random_state(),
+        "best": {"value": best.value, "epoch": best.epoch},
+        "epoch": epoch,
+        "step": step,
+    }
+
+
+def restore_training_state(
+    state: dict[str, Any],
+    *,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    scheduler: LRScheduler,
+    sampler: Any,
+    best: BestSoFar,
+) -> tuple[int, int]:
+    """Put everything that `training_state` saved back in place; returns the last finished epoch and step.
+
+    Raises:
+        InputError: the run that is resumed had other losses, parameters or sampler settings.
+    """
+    try:
+        for kind, parts in (("modules", modules), ("optimizers", optimizers)):
+            if parts.keys() != state[kind].keys():
+                raise ValueError(f"{kind} {', '.join(state[kind])}; this run has {', '.join(parts)}")
+        for name, module in modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the run to resume was started with other flags ({str(error).splitlines()[0][:160]}); "
+            "its config.json has the ones to repeat"
+        ) from error
+    scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
+    sampler.load_state_dict(state["sampler"])
+    best.value, best.epoch = state["best"]["value"], state["best"]["epoch"]
+    restore_random_state(state["random"])
+    return state["epoch"], state["step"]

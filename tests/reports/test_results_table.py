@@ -1,0 +1,165 @@
+import subprocess
+import sys
+
+import pytest
+from summary_rows import make_row, random_rows
+
+from clipfh.core.errors import InputError
+from clipfh.reports.results_table import (
+    README_BEGIN,
+    README_END,
+    Config,
+    git_commit,
+    main,
+    mean_ap_gain,
+    previous_stage,
+    render_table,
+    result_tables,
+)
+from clipfh.reports.run_page import write_run_report
+from clipfh.reports.summary import append_rows, read_summary, stage_results
+
+
+@pytest.fixture
+def results_dir(tmp_path):
+    path = tmp_path / "results" / "summary.csv"
+    append_rows(path, [*random_rows([0.30, 0.32], stage=1), make_row(stage=1, mAP=0.25)])
+    append_rows(
+        path, [*random_rows([0.44, 0.48], stage=2, variant="triplet"), make_row(stage=2, variant="triplet", mAP=0.4)]
+    )
+    append_rows(
+        path, [make_row(stage=3, variant="v4", mAP=0.55), make_row(stage=3, variant="v4", protocol="text_to_image")]
+    )
+    append_rows(path, [make_row(stage=1, dataset="hands", model="RN50|x", mAP=0.125, time="2026-04-01T00:00:00Z")])
+    return path.parent
+
+
+def test_table_holds_the_figures_by_hand(results_dir):
+    hands, synthetic = result_tables(stage_results(read_summary(results_dir / "summary.csv")))
+    assert (hands.title, hands.date) == ("hands · RN50|x", "2026-04-01")
+    assert synthetic.columns == [
+        *[("", "stage"), ("", "variant"), ("random", "Rank-1"), ("random", "mAP"), ("random", "gain")],
+        *[("official", name) for name in ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")],
+        *[("text", "Rank-1"), ("text", "mAP")],
+    ]
+    fives = ["50.0"] * 3
+    assert synthetic.rows == [
+        ["1 zero-shot", "", "50.0 ± 0.0", "31.0 ± 1.4", "", *fives, "25.0", "50.0", "", ""],
+        ["2 image encoder", "triplet", "50.0 ± 0.0", "46.0 ± 2.8", "+15.0", *fives, "40.0", "50.0", "", ""],
+        ["3 joint", "v4", "", "", "+15.0", *fives, "55.0", "50.0", "50.0", "50.0"],  # gain by the official split
+    ]
+
+
+def test_several_models_are_told_apart(tmp_path):
+    append_rows(tmp_path / "s.csv", [make_row(model="a", stage=1), make_row(model="b", stage=2)])
+    (table,) = result_tables(stage_results(read_summary(tmp_path / "s.csv")))
+    assert table.title == "synthetic" and ("", "model") in table.columns
+    assert ("random", "gain") not in table.columns  # another model's stage is no stage before
+
+
+def test_stage_before_is_the_same_variant_or_the_newest(tmp_path):
+    rows = [
+        make_row(stage=2, variant="a", mAP=0.2, time="2026-05-01T00:00:00Z"),
+        make_row(stage=2, variant="b", mAP=0.3),
+    ]
+    append_rows(tmp_path / "s.csv", [*rows, make_row(stage=3, variant="b"), make_row(stage=3, variant="c", mAP=0.1)])
+    results = stage_results(read_summary(tmp_path / "s.csv"))
+    before = {result.variant: previous_stage(result, results) for result in results if result.stage == "3"}
+    assert (before["b"].variant, before["c"].variant) == ("b", "a")
+    assert mean_ap_gain(results[-1], before["c"]) == pytest.approx(-0.1)
+    assert previous_stage(results[0], results) is None
+
+
+def test_both_renderings_are_aligned(results_dir):
+    for table in result_tables(stage_results(read_summary(results_dir / "summary.csv"))):
+        markdown = render_table(table, markdown=True).splitlines()
+        assert len({len(line) for line in markdown}) == 1 and len(markdown) == 2 + len(table.rows)
+        assert len({line.replace("\\|", "").count("|") for line in markdown}) == 1
+        group, header, rule, *rows, last_rule = render_table(table, markdown=False).splitlines()
+        assert len(group) == len(header) == len(rule) == len(last_rule) and len(rows) == len(table.rows)
+        assert max(map(len, rows)) <= len(rule)
+        assert header.index("Rank-1") >= group.index("─") > len("stage")
+
+
+def test_command_prints_writes_and_repeats(results_dir):
+    command = [
+        sys.executable,
+        "-m",
+        "clipfh.reports.results_table",
+        "--results_dir",
+        str(results_dir),
+        "--dataset",
+        "synthetic",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "synthetic · tiny-vit, percent" in done.stdout and "46.0 ± 2.8" in done.stdout and "hands" not in done.stdout
+    written = (results_dir / "summary.md").read_text(encoding="utf-8")
+    assert "| 2 image encoder | triplet |" in written and "evaluated 2026-03-01" in written
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    assert (results_dir / "summary.md").read_text(encoding="utf-8") == written
+
+
+def test_command_without_a_summary_names_the_way_out(tmp_path):
+    command = [sys.executable, "-m", "clipfh.reports.results_table", "--results_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "bash run_all.sh" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "summary.md").exists()
+
+
+def test_empty_summary_and_unknown_dataset(tmp_path, results_dir):
+    append_rows(tmp_path / "summary.csv", [])
+    with pytest.raises(InputError, match="no evaluation yet"):
+        main(Config(results_dir=tmp_path))
+    with pytest.raises(InputError, match=r"'shoes'; it holds hands, synthetic"):
+        main(Config(results_dir=results_dir, dataset="shoes"))
+
+
+def test_readme_block_is_replaced_and_the_rest_kept(results_dir, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{README_BEGIN}\nold \\1 table\n{README_END}\n\nEnd.\n")
+    main(Config(results_dir=results_dir, readme=readme))
+    once = readme.read_text(encoding="utf-8")
+    assert once.startswith(f"# Title\n\n{README_BEGIN}\n**hands · RN50|x**, evaluated 2026-04-01")
+    assert once.endswith(f"{README_END}\n\nEnd.\n") and "old" not in once and "RN50" in once
+    main(Config(results_dir=results_dir, readme=readme))
+    assert readme.read_text(encoding="utf-8") == once
+
+
+@pytest.mark.parametrize(
+    "text", ["# Title\n", README_BEGIN, f"{README_END}\n{README_BEGIN}", f"{README_BEGIN}{README_END}" * 2]
+)
+def test_readme_without_markers_is_left_alone(results_dir, tmp_path, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(InputError, match=r"README\.md needs the lines"):
+        main(Config(results_dir=results_dir, readme=readme))
+    assert readme.read_text() == text
+    with pytest.raises(InputError, match="cannot read"):
+        main(Config(results_dir=results_dir, readme=tmp_path / "absent.md"))
+
+
+def test_commit_is_unknown_outside_of_git(tmp_path):
+    assert git_commit(tmp_path) is None
+
+
+def test_run_report_is_one_escaped_page(tmp_path):
+    (tmp_path / "figures").mkdir()
+    picture = tmp_path / "figures" / "best queries.png"
+    picture.write_bytes(b"")
+    page = write_run_report(
+        tmp_path,
+        title="Stage <3>",
+        rows=[make_row(num_query=1200), *random_rows([0.30, 0.32])],
+        counts={"queries without a match": 0},
+        configuration={"prompt": "<script>", "lr": 1e-4},
+        figures=[(picture, 'the "best"')],
+    )
+    text = page.read_text(encoding="utf-8")
+    assert page == tmp_path / "report.html" and "<script>" not in text and "Stage <3>" not in text
+    assert 'src="figures/best%20queries.png"' in text and "the &quot;best&quot;" in text
+    assert "<td>31.0 ± 1.4</td>" in text and "<td>1,200</td>" in text and "<td>split 1</td>" in text
+    assert "<td>queries without a match</td><td>0</td>" in text
+    for wrong in (tmp_path / "absent.png", tmp_path.parent / "outside.png"):
+        with pytest.raises(ValueError, match="not a file inside"):
+            write_run_report(tmp_path, title="x", rows=[make_row()], figures=[(wrong, "x")])

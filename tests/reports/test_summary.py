@@ -1,0 +1,207 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from summary_rows import make_row, random_rows
+
+from clipfh.core.errors import InputError
+from clipfh.reports.summary import (
+    COLUMNS,
+    append_rows,
+    latest_rows,
+    read_summary,
+    require_summary,
+    stage_label,
+    stage_number,
+    stage_results,
+    utc_now,
+)
+
+
+def test_rows_come_back_as_written(tmp_path):
+    path = tmp_path / "new" / "summary.csv"
+    append_rows(path, [make_row(checkpoint='a, "quoted" Straße/run.pth', mAP=2 / 3)])
+    append_rows(path, [make_row(protocol="random", split=9)])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert lines[0] == (
+        "time,dataset,data_digest,model,stage,variant,checkpoint,protocol,split,num_query,num_gallery,"
+        "rank1,rank5,rank10,mAP,mINP,seconds"
+    )
+    assert "0.666667" in lines[1] and len(lines) == 3
+    summary = read_summary(path)
+    assert list(summary.columns) == list(COLUMNS)
+    first, second = summary.to_dict("records")
+    assert first["checkpoint"] == 'a, "quoted" Straße/run.pth'
+    assert (first["stage"], first["mAP"], first["num_query"], first["seconds"]) == ("2", 0.666667, 9, 1.25)
+    assert pd.isna(first["split"]) and second["split"] == 9
+
+
+def test_time_of_now_is_accepted(tmp_path):
+    append_rows(tmp_path / "summary.csv", [make_row(time=utc_now())])
+    assert len(read_summary(tmp_path / "summary.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mAP": 1.2}, "mAP is 1.2"),
+        ({"rank1": float("nan")}, "rank1 is nan"),
+        ({"protocol": "text"}, "official, random, text_to_image"),
+        ({"protocol": "random"}, "split"),
+        ({"split": 3}, "only random splits"),
+        ({"num_query": -1}, "num_query"),
+        ({"dataset": " "}, "dataset is empty"),
+        ({"time": "yesterday"}, "yesterday"),
+        ({"variant": "a\nb"}, "control character"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_impossible_rows_are_refused_and_nothing_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        append_rows(tmp_path / "summary.csv", [make_row(), make_row(**changes)])
+    assert not (tmp_path / "summary.csv").exists()
+
+
+def test_missing_column_is_named(tmp_path):
+    row = make_row()
+    del row["mINP"]
+    with pytest.raises(ValueError, match="unknown: mINP"):
+        append_rows(tmp_path / "summary.csv", [row])
+
+
+def test_another_header_is_refused_unchanged(tmp_path):
+    path = tmp_path / "summary.csv"
+    path.write_text("time,rank1\n")
+    for action in (lambda: append_rows(path, [make_row()]), lambda: read_summary(path)):
+        with pytest.raises(InputError, match=r"summary\.csv.*Move it away"):
+            action()
+    assert path.read_text() == "time,rank1\n"
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(InputError, match="Choose another results folder"):
+        append_rows(tmp_path / "results" / "summary.csv", [make_row()])
+
+
+def test_missing_file_names_the_command(tmp_path):
+    with pytest.raises(InputError, match=r"bash run_all\.sh"):
+        read_summary(tmp_path / "summary.csv")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("official", "unofficial", "unknown protocol 'unofficial'"),
+        ("0.500000", "half", "rank1 is 'half'"),
+        ("0.500000", "50.0", "rank1 is 50.0"),
+        (",tiny-vit", "", "16 cells instead of 17"),
+        ("2026-03-01T09:30:00Z", "1 March", "1 March"),
+    ],
+)
+def test_malformed_lines_are_named_by_number(tmp_path, old, new, message):
+    path = tmp_path / "summary.csv"
+    append_rows(path, [make_row(variant="a"), make_row(variant="b"), make_row(variant="c")])
+    lines = path.read_text().splitlines()
+    lines[2] = lines[2].replace(old, new, 1)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=f"line 3: .*{message}"):
+        read_summary(path)
+
+
+def test_a_last_line_left_open_is_closed_first(tmp_path):
+    path = tmp_path / "summary.csv"
+    append_rows(path, [make_row()])
+    path.write_text(path.read_text().rstrip("\n"))
+    append_rows(path, [make_row()])
+    assert len(read_summary(path)) == 2
+
+
+def test_a_summary_with_a_header_alone_is_empty(tmp_path):
+    append_rows(tmp_path / "summary.csv", [])
+    summary = read_summary(tmp_path / "summary.csv")
+    assert summary.empty and stage_results(summary) == []
+
+
+def test_several_processes_append_whole_rows(tmp_path):
+    path = tmp_path / "summary.csv"
+    program = (
+        "import sys\n"
+        "from clipfh.reports.summary import append_rows\n"
+        "from summary_rows import random_rows\n"
+        "for _ in range(40): append_rows(sys.argv[1], random_rows([0.1] * 10, variant=sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    workers = [subprocess.Popen([*command, str(i)], cwd=Path(__file__).parents[1]) for i in range(3)]
+    assert [worker.wait(timeout=60) for worker in workers] == [0, 0, 0]
+    summary = read_summary(path)
+    assert summary.groupby("variant").size().to_dict() == {"0": 400, "1": 400, "2": 400}
+    assert path.read_text().count("time,") == 1
+    blocks = summary["split"].to_numpy(dtype=int).reshape(-1, 10)
+    assert (blocks == range(10)).all()  # one evaluation stays together
+
+
+def test_latest_rows_keeps_the_newest_evaluation_of_each(tmp_path):
+    path = tmp_path / "summary.csv"
+    append_rows(path, [*random_rows([0.1, 0.2]), make_row(mAP=0.3)])
+    append_rows(path, [make_row(stage=3, variant="v4", time="2026-02-01T00:00:00Z")])
+    append_rows(path, random_rows([0.4, 0.5], time="2026-03-02T00:00:00Z"))
+    append_rows(path, [make_row(mAP=0.9, time="2026-01-01T00:00:00Z")])  # older, though written later
+    latest = latest_rows(read_summary(path))
+    assert latest[["stage", "protocol", "mAP"]].values.tolist() == [
+        ["3", "official", 0.5],
+        ["2", "random", 0.4],
+        ["2", "random", 0.5],
+    ]
+
+
+def test_evaluations_of_the_same_second_do_not_count_twice(tmp_path):
+    path = tmp_path / "summary.csv"
+    append_rows(path, random_rows([0.1, 0.2]))
+    append_rows(path, random_rows([0.6, 0.8]))
+    assert latest_rows(read_summary(path))["mAP"].tolist() == [0.6, 0.8]
+
+
+def test_only_rows_of_what_a_dataset_holds_now_are_compared(tmp_path):
+    path = tmp_path / "summary.csv"
+    append_rows(path, [make_row(stage=1, data_digest="old", mAP=0.1), make_row(stage=2, data_digest="old", mAP=0.9)])
+    append_rows(path, [make_row(stage=1, data_digest="new", mAP=0.2, time="2026-03-02T00:00:00Z")])
+    append_rows(path, [make_row(stage=1, dataset="mugs", data_digest="old", mAP=0.3)])
+    results = stage_results(read_summary(path))
+    assert [(r.dataset, r.stage, r.data_digest, r.official["mAP"]) for r in results] == [
+        ("mugs", "1", "old", 0.3),
+        ("synthetic", "1", "new", 0.2),
+    ]
+
+
+def test_a_summary_of_another_version_is_found_before_the_work(tmp_path):
+    path = tmp_path / "summary.csv"
+    require_summary(path)
+    path.write_text("")
+    require_summary(path)
+    append_rows(path, [make_row()])
+    require_summary(path)
+    path.write_text(path.read_text().replace("data_digest,", ""))
+    with pytest.raises(InputError, match=r"is not a summary of this version: .*Move it away"):
+        require_summary(path)
+
+
+def test_stage_results_average_the_random_splits_and_sort_by_stage(tmp_path):
+    path = tmp_path / "summary.csv"
+    append_rows(path, random_rows([0.6, 0.8], stage="stage10_x"))
+    append_rows(path, [make_row(mAP=0.25), make_row(protocol="text_to_image", rank1=0.125)])
+    two, ten = stage_results(read_summary(path))
+    assert (two.stage, ten.stage) == ("2", "stage10_x")
+    assert two.random == {} and two.num_random == 0
+    assert two.official["mAP"] == 0.25 and two.text_to_image["rank1"] == 0.125
+    assert ten.random["mAP"] == pytest.approx((0.7, 0.02**0.5)) and ten.num_random == 2
+    assert ten.official == {}
+
+
+def test_stage_names():
+    assert stage_number("stage3_joint_img_text_finetune") == 3
+    assert stage_number("mine") == -1
+    assert (stage_label("1"), stage_label("stage2"), stage_label("mine")) == ("1 zero-shot", "2 image encoder", "mine")
