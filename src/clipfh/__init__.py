@@ -14,9 +14,8 @@ Rooms, from the ground up; imports run downwards only (`tests/test_rooms.py`):
     evaluation                      the one evaluation of all stages
     pipeline                        the steps behind run_all.sh
 
-A package's docstring says what belongs there. Modules are imported by name, and a package's `__init__` imports none:
-who reads a checkpoint (`clipfh.models.checkpoint`) need not wait for open_clip, which `clipfh.models.clip` takes seconds
-to import.
+A package's docstring says what belongs there. Modules are imported by name, and few packages import theirs: who reads
+a checkpoint (`clipfh.models.checkpoint`) need not wait for open_clip, which `clipfh.models.clip` takes seconds to import.
 """
 
 __version__ = "0.1.0"
