@@ -15,7 +15,7 @@ Rooms, from the ground up; imports run downwards only (`tests/test_rooms.py`):
     pipeline                        the steps behind run_all.sh
 
 A package's docstring says what belongs there. Modules are imported by name, and few packages import theirs: who reads
-a checkpoint (`clipfh.models.checkpoint`) need not wait for open_clip, which `clipfh.models.clip` takes seconds to import.
+a checkpoint (`clipfh.models.checkpoint`) need not wait for open_clip, which takes `clipfh.models.clip` seconds.
 """
 
 __version__ = "0.1.0"
