@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from clipfh.metrics import match_ranks, reach_counts
-from clipfh.metrics.match_ranks import SameIdentity
+from clipfh.metrics.same_identity import SameIdentity
 
 
 def by_sorting_every_row(query, gallery, same):

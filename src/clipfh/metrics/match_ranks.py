@@ -22,86 +22,18 @@ N pairs of a query of the chunk and a gallery image of its identity.
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from queue import SimpleQueue
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
 from clipfh.metrics.reach_counts import ReachCounts
+from clipfh.metrics.same_identity import Pairs, SameIdentity
 
-CHUNK, BLOCK = 448, 512  # queries and gallery images of one product; 1 MiB of similarities stays in the cache
-BLOCKS_AT_ONCE = 5  # are counted by a table, which has to be fetched into the cache for every row anew
-
-
-class Pairs(NamedTuple):
-    """The pairs of one identity in a chunk of queries.
-
-    Attributes:
-        queries: (c,) the chunk.
-        row: (N,) int32, places in `queries`, in increasing order.
-        position: (N,) int32, places in the gallery.
-        counted: (N,) bool, whether the pair is a match; if not, the image is left out of the query's ranking.
-    """
-
-    queries: np.ndarray
-    row: np.ndarray
-    position: np.ndarray
-    counted: np.ndarray
-
-
-@dataclass(frozen=True)
-class SameIdentity:
-    """Which gallery images have each query's identity, and which of them are left out of its ranking.
-
-    Attributes:
-        query_codes, gallery_codes: (Q,) and (G,) identities as integers from 0.
-        query_cameras, gallery_cameras: (Q,) and (G,) integers; an image of the query's own camera is left out. Or None.
-        query_positions: (Q,) the query's own place in the gallery, which is left out, or -1. Or None.
-    """
-
-    query_codes: np.ndarray
-    gallery_codes: np.ndarray
-    query_cameras: np.ndarray | None = None
-    gallery_cameras: np.ndarray | None = None
-    query_positions: np.ndarray | None = None
-
-    @cached_property
-    def _by_code(self) -> np.ndarray:
-        """(G,) places in the gallery, sorted by identity; of 32 bits, since hundreds a query are at hand at once."""
-        return np.argsort(self.gallery_codes, kind="stable").astype(np.int32)
-
-    @cached_property
-    def _sizes(self) -> np.ndarray:
-        """Of each identity in the gallery."""
-        return np.bincount(self.gallery_codes, minlength=self.query_codes.max() + 1)
-
-    def chunks(self, size: int) -> list[np.ndarray]:
-        """Places of all queries, in chunks.
-
-        They come by number of pairs, then by identity: the queries of a chunk need about as many comparisons each, and
-        share their gallery images. Those with most come first, lest one thread ends long after the others.
-        """
-        queries = np.lexsort((self.query_codes, -self._sizes[self.query_codes]))
-        return np.split(queries, range(size, len(queries), size))
-
-    def pairs(self, queries: np.ndarray) -> Pairs:
-        """All pairs of some queries."""
-        codes = self.query_codes[queries]
-        num, starts = self._sizes[codes], (np.cumsum(self._sizes) - self._sizes)[codes]
-        row = np.repeat(np.arange(len(queries), dtype=np.int32), num)
-        # the k-th pair of a query is the k-th gallery image of its identity
-        before = np.repeat((starts - (np.cumsum(num) - num)).astype(np.int32), num)
-        position = self._by_code[before + np.arange(len(row), dtype=np.int32)]
-        counted = np.ones(len(row), dtype=bool)
-        if self.query_cameras is not None:
-            counted &= self.query_cameras[queries][row] != self.gallery_cameras[position]
-        if self.query_positions is not None:
-            counted &= self.query_positions[queries][row] != position
-        return Pairs(queries, row, position, counted)
+CHUNK, BLOCK = 896, 2048  # queries and gallery images of one product; 7 MiB of similarities stay in the cache
+MAX_PAIRS = 1 << 17  # of a chunk: what is kept of each pair adds up where identities are large
 
 
 def match_ranks(
@@ -155,7 +87,7 @@ def _match_ranks_by_counting(
     # each thread has a chunk of its own, from the product to the counts: nothing waits, as it would between a product
     # on all threads and a count on all threads
     with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(ranks_of, same.chunks(chunk))
+        yield from pool.map(ranks_of, same.chunks(chunk, MAX_PAIRS))
 
 
 @cache
@@ -167,7 +99,7 @@ def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs, tolerance: np.ndarra
     values = product.similarities_of(pairs)
     matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
     above = ReachCounts(matches - tolerance[:, None], num)
-    for similarities in product.non_matches(pairs, BLOCKS_AT_ONCE if above.by_table else 1):
+    for similarities in product.non_matches(pairs):
         above.add(similarities)
     return _ranks(above.total(), num)
 
@@ -183,7 +115,7 @@ def _multiply(queries: np.ndarray, images: np.ndarray, out: np.ndarray) -> None:
 
 
 class _BlockProduct:
-    """Similarities of a chunk of queries, some blocks of the gallery at a time, into the same buffer.
+    """Similarities of a chunk of queries, a block of the gallery at a time, into the same buffer.
 
     Attributes:
         queries: (c, D) features, to be set for each chunk; c is at most `chunk`.
@@ -194,8 +126,12 @@ class _BlockProduct:
     def __init__(self, gallery: np.ndarray, chunk: int) -> None:
         self._gallery = gallery
         self._block = _even_part(len(gallery), -(-len(gallery) // BLOCK))
-        wide = min(self._block * BLOCKS_AT_ONCE, len(gallery))
-        self._similarities = np.empty((chunk, wide), gallery.dtype)
+        self._buffer = np.empty(chunk * self._block, gallery.dtype)
+
+    def _similarities(self, num_images: int) -> np.ndarray:
+        """(c, num_images) to be filled; without gaps between the rows, which would cost a page of memory each."""
+        c = len(self.queries)
+        return self._buffer[: c * num_images].reshape(c, num_images)
 
     def similarities_of(self, pairs: Pairs) -> np.ndarray:
         """(N,) of the pairs alone."""
@@ -205,24 +141,23 @@ class _BlockProduct:
         values = np.empty(len(place), self._gallery.dtype)
         for start in range(0, len(images), self._block):
             block = self._gallery[images[start : start + self._block]]
-            similarities = self._similarities[: len(self.queries), : len(block)]
+            similarities = self._similarities(len(block))
             _multiply(self.queries, block, similarities)
             here = (place >= start) & (place < start + self._block)
             values[here] = similarities[pairs.row[here], place[here] - start]
         return values
 
-    def non_matches(self, pairs: Pairs, num_blocks: int) -> Iterator[np.ndarray]:
-        """(c, b) of the whole gallery, `num_blocks` at a time; -inf for pairs."""
-        G, wide = len(self._gallery), self._block * num_blocks
-        part_of_pair = (pairs.position // wide).astype(np.uint16)  # numpy sorts 16 bits by radix
-        by_part = np.argsort(part_of_pair, kind="stable")
-        ends = np.cumsum(np.bincount(part_of_pair, minlength=-(-G // wide)))
-        for number, start in enumerate(range(0, G, wide)):
-            similarities = self._similarities[: len(self.queries), : min(wide, G - start)]
-            for first in range(0, similarities.shape[1], self._block):
-                block = slice(first, min(first + self._block, similarities.shape[1]))
-                _multiply(self.queries, self._gallery[start:][block], similarities[:, block])
-            inside = by_part[ends[number - 1] if number else 0 : ends[number]]
+    def non_matches(self, pairs: Pairs) -> Iterator[np.ndarray]:
+        """(c, b) of the whole gallery, block by block; -inf for pairs."""
+        G = len(self._gallery)
+        block_of_pair = (pairs.position // self._block).astype(np.uint16)  # numpy sorts 16 bits by radix
+        by_block = np.argsort(block_of_pair, kind="stable")
+        ends = np.cumsum(np.bincount(block_of_pair, minlength=-(-G // self._block)))
+        for number, start in enumerate(range(0, G, self._block)):
+            images = self._gallery[start : start + self._block]
+            similarities = self._similarities(len(images))
+            _multiply(self.queries, images, similarities)
+            inside = by_block[ends[number - 1] if number else 0 : ends[number]]
             similarities[pairs.row[inside], pairs.position[inside] - start] = -np.inf
             yield similarities
 
@@ -247,7 +182,7 @@ def _match_ranks_by_sorting(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same on the features' device, where sorting whole rows is cheap beside moving them to the host."""
     tolerance = tie_tolerance(query_features, gallery_features).cpu().numpy()
-    for pairs in map(same.pairs, same.chunks(CHUNK)):
+    for pairs in map(same.pairs, same.chunks(CHUNK, MAX_PAIRS)):
         queries, row, position = (torch.from_numpy(part).to(gallery_features.device) for part in pairs[:3])
         similarities = query_features[queries] @ gallery_features.T  # (c, G)
         values = similarities[row, position].cpu().numpy()

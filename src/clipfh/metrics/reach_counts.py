@@ -42,9 +42,6 @@ class ReachCounts:
 
     Few values are compared with everything. For many, a table cuts their range into equal intervals: a similarity
     counts for all values in lower intervals at once, and is compared only with those that share its interval.
-
-    Attributes:
-        by_table: whether any row needs the table.
     """
 
     def __init__(self, matches: np.ndarray, num: np.ndarray) -> None:
@@ -54,8 +51,7 @@ class ReachCounts:
         self._place = np.zeros((c, M), dtype=np.int32)  # of each match among the distinct values
         num_values = _distinct(matches, num, values, self._place)
         by_table = num_values > FEW_VALUES
-        self.by_table = bool(by_table.any())
-        K = INTERVALS if self.by_table else 0
+        K = INTERVALS if by_table.any() else 0
         spread = values.max(axis=1) - values[:, 0]
         self._table = _Table(
             values,

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 from clipfh.core.errors import InputError
-from clipfh.metrics.match_ranks import SameIdentity, match_ranks
+from clipfh.metrics.match_ranks import match_ranks
+from clipfh.metrics.same_identity import SameIdentity
 
 RANKS = (1, 5, 10)
 
