@@ -3,6 +3,7 @@
 #
 #   bash set_up.sh             what run_all.sh needs
 #   bash set_up.sh test lint   with these extras of pyproject.toml
+#   bash set_up.sh --find      only the Python that it would use
 #   PYTHON=/path/to/python bash set_up.sh
 #
 # This script only looks for a Python that is new enough; project_environment.py does the rest.
@@ -16,6 +17,7 @@ else
 fi
 for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
+        if [ "${1:-}" = --find ]; then command -v "$candidate" && exit; fi
         exec "$candidate" "$root/project_environment.py" "$@"
     fi
 done

@@ -18,8 +18,8 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
     ("drawn",),
     ("datasets",),
     ("captions",),
-    ("training",),
     ("reports",),
+    ("training",),
     ("evaluation",),
     ("pipeline",),
 )

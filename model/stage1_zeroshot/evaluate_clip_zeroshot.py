@@ -58,7 +58,8 @@ def main(config: Config) -> None:
         config.model,
         config.pretrained,
         image_size=config.image_size,
-        resize_mode=config.resize_mode or data.resize_mode,
+        resize_mode=config.resize_mode,
+        data_resize_mode=data.resize_mode,
         device=str(device),
     )
     print(f"{clip.name} ({clip.pretrained}), {shown_size(clip)}, on {data.name}")

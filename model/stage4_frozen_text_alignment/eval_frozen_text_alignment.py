@@ -24,7 +24,6 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 import numpy as np
 import torch
-from clip_model import CLIP, create_clip_model
 from dataset import CaptionedPixels, encode_pixels
 from torch import nn
 
@@ -32,12 +31,13 @@ from clipfh.captions.preparation import DATASETS
 from clipfh.captions.retrieval import CaptionRecall, caption_recall
 from clipfh.captions.table import CaptionDataset, captions_digest, read_caption_dataset
 from clipfh.captions.zeroshot import class_features, top_k_accuracy
-from clipfh.core.cli import option, run_script
+from clipfh.core.cli import jsonable, option, run_script
 from clipfh.core.errors import InputError
 from clipfh.core.files import write_json, write_text
 from clipfh.core.paths import RESULTS_DIR, display, metadata_dir
-from clipfh.core.run import environment, jsonable, new_run_folder, pick_device
+from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.models.checkpoint import newest_checkpoint, read_stage_checkpoint
+from clipfh.models.frozen_text_clip import CLIP, create_clip_model
 from clipfh.reports.caption_figures import RetrievedCaptions, retrieved_captions_figure
 from clipfh.reports.figures import RankedImage, RankedQuery, ranked_results_figure
 

@@ -10,7 +10,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from clip_model import CLIPImageEncoder
 from dataset import CaptionedPixels, draw_captions, encode_pixels
 from loss import caption_info_nce_loss, is_caption_of
 from torch import nn
@@ -20,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from clipfh.captions.retrieval import CaptionRecall, caption_recall
 from clipfh.images.augment import view_generator
 from clipfh.models.clip import MAX_LOGIT_SCALE
+from clipfh.models.frozen_text_clip import CLIPImageEncoder
 from clipfh.training.sampler import RandomBatchSampler
 from clipfh.training.schedule import cosine_with_warmup
 

@@ -34,11 +34,11 @@ from face_classifier import EPOCHS, classified, trained_classifier
 from generative_metrics import frechet_distance, kernel_distance
 from networks import FaceClassifier
 
-from clipfh.core.cli import option, run_script
+from clipfh.core.cli import jsonable, option, run_script
 from clipfh.core.errors import InputError
 from clipfh.core.files import writable_folder, write_json, write_text
 from clipfh.core.paths import RESULTS_DIR, display, stage_dir
-from clipfh.core.run import environment, jsonable, new_run_folder, pick_device, seed_everything
+from clipfh.core.run import environment, new_run_folder, pick_device, seed_everything
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
 from clipfh.models.clip import LoadedClip, encode_texts
 from clipfh.reports.image_grid import image_grid_figure

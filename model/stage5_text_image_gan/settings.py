@@ -1,6 +1,6 @@
 """The configuration of stage 5: the keys of config/*.yaml, each also a flag (`--lr`, `--text2img.image_size`)."""
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,11 @@ from loss import LOSSES
 from networks import IMAGE_SIZES
 
 from clipfh.core.cli import option
-from clipfh.core.config_file import parse_with_files
+from clipfh.core.config_file import IN_FILE, parse_with_files
 from clipfh.core.errors import InputError
 from clipfh.core.paths import stage_dir
 
 FILES = stage_dir(5) / "config"
-IN_FILE = dataclasses.MISSING  # no default here: its value is in default.yaml
-
 
 CLIP_MODES = ("frozen", "finetuned", "joint")
 
@@ -101,7 +99,7 @@ class Config:
     smoke: bool = option(False, "one epoch of small networks on few faces of each emotion: does every step work?")
 
 
-def default_files() -> list[Path]:
+def default_files(arguments: Sequence[str]) -> list[Path]:
     """default.yaml, and over it small.yaml on a machine without a GPU."""
     small = [] if torch.cuda.is_available() else [FILES / "small.yaml"]
     return [FILES / "default.yaml", *small]

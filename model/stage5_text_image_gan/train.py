@@ -58,7 +58,6 @@ from clipfh.core.files import replace_atomically, require_file, writable_folder
 from clipfh.core.freed_memory import keep_freed_memory
 from clipfh.core.paths import display, stage_dir
 from clipfh.core.run import (
-    RunLog,
     new_run_folder,
     pick_device,
     random_state,
@@ -66,6 +65,7 @@ from clipfh.core.run import (
     restore_random_state,
     seed_everything,
 )
+from clipfh.core.run_log import RunLog
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
 from clipfh.models.checkpoint import weights_digest, write_checkpoint
 from clipfh.models.clip import load_clip

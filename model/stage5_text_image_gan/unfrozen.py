@@ -16,7 +16,8 @@ from settings import Config
 from torch import nn
 from torch.optim import AdamW
 
-from clipfh.core.run import RunLog, autocast
+from clipfh.core.run import autocast
+from clipfh.core.run_log import RunLog
 from clipfh.datasets.fer2013 import Faces
 from clipfh.losses import info_nce_loss
 from clipfh.models.checkpoint import write_checkpoint

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipfh.core.cli import option, parse_config, run_script
+from clipfh.core.cli import jsonable, option, parse_config, run_script, section
 from clipfh.core.errors import InputError
 
 
@@ -230,3 +231,36 @@ def test_run_script_reads_the_command_line(monkeypatch):
     with pytest.raises(SystemExit) as end:
         run_script(fail, Config, None)
     assert end.value.code == 2
+
+
+@dataclass(frozen=True)
+class Places:
+    lr: float = 0.1
+    folder: Path | None = Path("a/b")
+    ckpt: Path | None = None
+
+
+def test_config_as_json():
+    assert json.loads(json.dumps(jsonable(Places()))) == {"lr": 0.1, "folder": "a/b", "ckpt": None}
+
+
+@dataclass(frozen=True)
+class Nested:
+    inner: Places = Places()
+    seed: int = 3
+
+
+def test_sections_of_a_config_are_named_as_their_flags():
+    assert jsonable(Nested()) == {"inner.lr": 0.1, "inner.folder": "a/b", "inner.ckpt": None, "seed": 3}
+
+
+@dataclass(frozen=True)
+class Grouped:
+    places: Places = section()
+    nested: Nested = option(None, "a section under its own name")
+
+
+def test_a_section_without_a_prefix_groups_flags_in_the_code_alone():
+    config = parse_config(Grouped, None, ["--lr", "0.5", "--nested.inner.lr", "2", "--nested.seed", "4"])
+    assert config == Grouped(Places(0.5), Nested(Places(2.0), 4))
+    assert jsonable(config)["lr"] == 0.5 and jsonable(config)["nested.inner.lr"] == 2.0

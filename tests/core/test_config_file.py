@@ -1,16 +1,13 @@
 """Settings from YAML files and flags."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from clipfh.core.cli import option
-from clipfh.core.config_file import parse_with_files
+from clipfh.core.config_file import IN_FILE, parse_with_files
 from clipfh.core.errors import InputError
-
-IN_FILE = dataclasses.MISSING
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def test_files_then_config_then_flags(base, tmp_path):
     given.write_text("lr: 1\ninner:\n  kind: b\n")
     config = parse_with_files(Config, "text", files=[base], arguments=[])
     assert config == Config(Inner(8, "a"), 2e-4, None, False)
-    config = parse_with_files(Config, "text", files=lambda: [base, over], arguments=["--config", str(given)])
+    config = parse_with_files(Config, "text", files=lambda given: [base, over], arguments=["--config", str(given)])
     assert config == Config(Inner(16, "b"), 1.0, Path("somewhere"), False)
     config = parse_with_files(Config, "text", files=[base], arguments=["--config", str(over), str(given)])
     assert config == Config(Inner(16, "b"), 1.0, Path("somewhere"), False)

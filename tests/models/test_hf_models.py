@@ -72,7 +72,7 @@ def test_prompts_are_counted_and_made_with_its_tokenizer(folder):
 
 def test_a_text_tower_that_reads_its_padding_is_fed_as_it_was_trained(folder, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "model" / "stage4_frozen_text_alignment"))
-    from clip_model import CLIPTextEncoder
+    from clipfh.models.frozen_text_clip import CLIPTextEncoder
 
     clip = load_clip(f"local-dir:{folder}")
     texts = ["a red dress", "the photo of a blue shirt with sleeves", "a " * 30]

@@ -21,8 +21,9 @@ def _in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("runs.txt").write_text("")
 
 
-def run_step(name: str, *options: str, command: str = COUNTING) -> int:
-    return steps.run_step(*steps._parse(["--log", f"logs/{name}.log", *options, "--", "bash", "-c", command]))
+def run_step(name: str, *, command: str | list[str] = COUNTING, force: bool = False, **files: list[str]) -> int:
+    words = ["bash", "-c", command] if isinstance(command, str) else command
+    return steps.run_step(steps.Step(name, Path(f"logs/{name}.log"), words, **files), force=force)
 
 
 def num_runs() -> int:
@@ -30,8 +31,8 @@ def num_runs() -> int:
 
 
 def test_finished_step_is_skipped_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_step("a", "--outputs", "made.txt") == 0
-    assert run_step("a", "--outputs", "made.txt") == 0
+    assert run_step("a", outputs=["made.txt"]) == 0
+    assert run_step("a", outputs=["made.txt"]) == 0
     assert num_runs() == 1
     assert "a: finished before" in capfd.readouterr().out
 
@@ -45,7 +46,7 @@ def test_output_goes_to_the_terminal_and_to_the_log(capfd: pytest.CaptureFixture
 
 @pytest.mark.parametrize("damage", ["same size", "truncated", "removed"])
 def test_damaged_output_runs_the_step_again(damage: str, capfd: pytest.CaptureFixture[str]) -> None:
-    run_step("a", "--outputs", "made.txt")
+    run_step("a", outputs=["made.txt"])
     made = Path("made.txt")
     if damage == "removed":
         made.unlink()
@@ -53,42 +54,41 @@ def test_damaged_output_runs_the_step_again(damage: str, capfd: pytest.CaptureFi
         times = (made.stat().st_atime_ns, made.stat().st_mtime_ns)
         made.write_text("two\n" if damage == "same size" else "")
         os.utime(made, ns=times)  # the content counts, not the time
-    run_step("a", "--outputs", "made.txt")
+    run_step("a", outputs=["made.txt"])
     assert num_runs() == 2
     assert made.read_text() == "one\n"
     assert "(again: made.txt" in capfd.readouterr().out
 
 
 def test_changed_command_runs_again() -> None:
-    run_step("a", "--outputs", "made.txt")
-    run_step("a", "--outputs", "made.txt", command=COUNTING + "; true")
+    run_step("a", outputs=["made.txt"])
+    run_step("a", outputs=["made.txt"], command=COUNTING + "; true")
     assert num_runs() == 2
 
 
 def test_changed_script_and_changed_input_run_again() -> None:
     Path("script.py").write_text("open('runs.txt', 'a').write('run\\n')")
-    arguments = ["--log", "logs/a.log", "--inputs", "sour*.txt", "--", "python", "script.py"]
     for expected in (1, 1):
-        assert steps.main(arguments) == 0
+        assert run_step("a", inputs=["sour*.txt"], command=["python", "script.py"]) == 0
         assert num_runs() == expected
     Path("source.txt").write_text("two\n")
-    steps.main(arguments)
+    run_step("a", inputs=["sour*.txt"], command=["python", "script.py"])
     assert num_runs() == 2
     Path("script.py").write_text("open('runs.txt', 'a').write('again\\n')")
-    steps.main(arguments)
+    run_step("a", inputs=["sour*.txt"], command=["python", "script.py"])
     assert num_runs() == 3
 
 
 def test_force_runs_a_finished_step() -> None:
-    run_step("a", "--outputs", "made.txt")
-    run_step("a", "--force", "--outputs", "made.txt")
+    run_step("a", outputs=["made.txt"])
+    run_step("a", force=True, outputs=["made.txt"])
     assert num_runs() == 2
 
 
 def test_step_runs_again_when_a_step_before_it_left_something_else() -> None:
     def both(text: str) -> None:
-        run_step("a", "--outputs", "a.txt", command=f"echo {text} > a.txt")
-        run_step("b", "--after", "a", "--outputs", "made.txt")
+        run_step("a", outputs=["a.txt"], command=f"echo {text} > a.txt")
+        run_step("b", after=["a"], outputs=["made.txt"])
 
     both("one")
     both("one")
@@ -98,16 +98,16 @@ def test_step_runs_again_when_a_step_before_it_left_something_else() -> None:
 
 
 def test_step_before_it_that_leaves_the_same_again_changes_nothing() -> None:
-    for force in ([], ["--force"]):
-        run_step("a", *force, "--outputs", "a.txt", command="echo one > a.txt")
-        run_step("b", "--after", "a", "--outputs", "made.txt")
+    for force in (False, True):
+        run_step("a", force=force, outputs=["a.txt"], command="echo one > a.txt")
+        run_step("b", after=["a"], outputs=["made.txt"])
     assert num_runs() == 1
 
 
 def test_step_runs_again_when_a_missing_step_before_it_was_run() -> None:
-    run_step("b", "--after", "a", "--outputs", "made.txt")
+    run_step("b", after=["a"], outputs=["made.txt"])
     run_step("a", command="true")
-    run_step("b", "--after", "a", "--outputs", "made.txt")
+    run_step("b", after=["a"], outputs=["made.txt"])
     assert num_runs() == 2
 
 
@@ -120,55 +120,48 @@ def test_failing_step_names_itself_its_code_and_its_log(capfd: pytest.CaptureFix
 
 
 def test_step_that_failed_is_not_finished_although_it_was_before() -> None:
-    run_step("a", "--outputs", "made.txt")
-    assert run_step("a", "--force", "--outputs", "made.txt", command="exit 1") == 1
-    run_step("a", "--outputs", "made.txt")
+    run_step("a", outputs=["made.txt"])
+    assert run_step("a", force=True, outputs=["made.txt"], command="exit 1") == 1
+    run_step("a", outputs=["made.txt"])
     assert num_runs() == 2
 
 
 def test_missing_output_is_a_failure(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_step("a", "--outputs", "made.txt", "nothing_*.pth") == 1
+    assert run_step("a", outputs=["made.txt", "nothing_*.pth"]) == 1
     assert "left no nothing_*.pth" in capfd.readouterr().err
 
 
 def test_command_that_does_not_exist(capfd: pytest.CaptureFixture[str]) -> None:
-    assert steps.main(["--log", "logs/a.log", "--", "no-such-command"]) == 127
+    assert run_step("a", command=["no-such-command"]) == 127
     assert "cannot start" in capfd.readouterr().err
 
 
 def test_log_folder_that_cannot_be_made(capfd: pytest.CaptureFixture[str]) -> None:
     Path("logs").write_text("a file in the way")
-    assert steps.main(["--log", "logs/a.log", "--", "true"]) == 2
+    assert run_step("a", command=["true"]) == 2
     assert "error: step a" in capfd.readouterr().err
 
 
 def test_of_a_pattern_only_the_files_of_this_run_are_recorded(capfd: pytest.CaptureFixture[str]) -> None:
     Path("older_BEST.pth").write_text("of another dataset")
-    run_step("a", "--outputs", "*_BEST.pth", command="echo 1 > new_BEST.pth")
+    run_step("a", outputs=["*_BEST.pth"], command="echo 1 > new_BEST.pth")
     assert list(read_stamp(Path("logs/a.log"))["outputs"]["*_BEST.pth"]) == ["new_BEST.pth"]
-    capfd.readouterr()
-    assert steps.main(["--log", "logs/a.log", "--recorded", "*_BEST.pth"]) == 0
-    assert capfd.readouterr().out == "new_BEST.pth\n"
+    assert steps.recorded(Path("logs/a.log"), "*_BEST.pth") == ["new_BEST.pth"]
     Path("older_BEST.pth").unlink()  # nothing to do with this step
-    run_step("a", "--outputs", "*_BEST.pth", command="echo 1 > new_BEST.pth")
+    run_step("a", outputs=["*_BEST.pth"], command="echo 1 > new_BEST.pth")
     assert "skipped" in capfd.readouterr().out
 
 
-def test_recorded_of_a_step_never_run_is_empty(capfd: pytest.CaptureFixture[str]) -> None:
-    assert steps.main(["--log", "logs/a.log", "--recorded", "*"]) == 1
-    assert capfd.readouterr().out == ""
+def test_recorded_of_a_step_never_run_is_empty() -> None:
+    assert steps.recorded(Path("logs/a.log"), "*") == []
 
 
-def test_outputs_of_a_step_that_its_inputs_have_left_behind_are_not_recorded(capfd: pytest.CaptureFixture[str]) -> None:
-    run_step("data", "--outputs", "data.txt", command="echo 1 > data.txt")
-    run_step("train", "--after", "data", "--outputs", "*_BEST.pth", command="echo 1 > new_BEST.pth")
-    capfd.readouterr()
-    assert steps.main(["--log", "logs/train.log", "--recorded", "*_BEST.pth"]) == 0
-    assert capfd.readouterr().out == "new_BEST.pth\n"
-    run_step("data", "--outputs", "data.txt", command="echo 2 > data.txt")
-    capfd.readouterr()
-    assert steps.main(["--log", "logs/train.log", "--recorded", "*_BEST.pth"]) == 1
-    assert capfd.readouterr().out == ""
+def test_outputs_of_a_step_that_its_inputs_have_left_behind_are_not_recorded() -> None:
+    run_step("data", outputs=["data.txt"], command="echo 1 > data.txt")
+    run_step("train", after=["data"], outputs=["*_BEST.pth"], command="echo 1 > new_BEST.pth")
+    assert steps.recorded(Path("logs/train.log"), "*_BEST.pth") == ["new_BEST.pth"]
+    run_step("data", outputs=["data.txt"], command="echo 2 > data.txt")
+    assert steps.recorded(Path("logs/train.log"), "*_BEST.pth") == []
 
 
 def test_step_that_reuses_a_file_records_the_one_that_it_names() -> None:
@@ -183,8 +176,8 @@ def test_step_that_reuses_a_file_records_the_one_that_it_names() -> None:
 
 def test_force_of_the_command_is_no_other_command() -> None:
     Path("script.py").write_text("open('runs.txt', 'a').write('run\\n')")
-    for options in (["--", "python", "script.py", "--force"], ["--", "python", "script.py"]):
-        assert steps.main(["--log", "logs/a.log", *options]) == 0
+    for command in (["python", "script.py", "--force"], ["python", "script.py"]):
+        assert run_step("a", command=command) == 0
     assert num_runs() == 1
 
 
@@ -200,22 +193,22 @@ def test_folder_stands_for_the_files_below_it() -> None:
 def test_rows_added_to_a_shared_file_are_verified(capfd: pytest.CaptureFixture[str]) -> None:
     Path("summary.csv").write_text("header\nrow of another run\n")
     append = "echo run >> runs.txt; echo my row >> summary.csv"
-    run_step("a", "--appends", "summary.csv", command=append)
+    run_step("a", appends=["summary.csv"], command=append)
     with Path("summary.csv").open("a") as handle:
         handle.write("row of a later run\n")
-    run_step("a", "--appends", "summary.csv", command=append)
+    run_step("a", appends=["summary.csv"], command=append)
     assert num_runs() == 1
     Path("summary.csv").write_text("header\nrow of another run\n")
-    run_step("a", "--appends", "summary.csv", command=append)
+    run_step("a", appends=["summary.csv"], command=append)
     assert num_runs() == 2
     assert "lost its rows" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "not json", '{"command": []}', "[" * 100_000])
 def test_damaged_stamp_counts_as_unfinished(content: str) -> None:
-    run_step("a", "--outputs", "made.txt")
+    run_step("a", outputs=["made.txt"])
     Path("logs/a.json").write_text(content)
-    run_step("a", "--outputs", "made.txt")
+    run_step("a", outputs=["made.txt"])
     assert num_runs() == 2
     assert json.loads(Path("logs/a.json").read_text())["outputs"]
 
@@ -223,30 +216,28 @@ def test_damaged_stamp_counts_as_unfinished(content: str) -> None:
 @pytest.mark.parametrize("key", ["command", "inputs", "after", "outputs", "appended", "seconds"])
 @pytest.mark.parametrize("value", [None, 3, "x", [3], {"made.txt": 3}])
 def test_a_stamp_with_a_value_of_another_type_counts_as_unfinished(key: str, value: object) -> None:
-    run_step("a", "--outputs", "made.txt")
+    run_step("a", outputs=["made.txt"])
     stamp = json.loads(Path("logs/a.json").read_text())
     Path("logs/a.json").write_text(json.dumps({**stamp, key: value}))
-    run_step("a", "--outputs", "made.txt")
+    run_step("a", outputs=["made.txt"])
     assert num_runs() == (1 if (key, value) == ("seconds", 3) else 2)
-    assert steps.print_recorded(Path("logs/a.log"), "made.txt") == 0
+    assert steps.recorded(Path("logs/a.log"), "made.txt") == ["made.txt"]
 
 
 def test_python_means_the_interpreter_that_runs_the_steps() -> None:
-    steps.main(["--log", "logs/a.log", "--", "python", "-c", "import sys; print(sys.executable)"])
+    run_step("a", command=["python", "-c", "import sys; print(sys.executable)"])
     assert Path("logs/a.log").read_text().splitlines()[-1] == sys.executable
-
-
-def test_missing_command_is_an_error() -> None:
-    with pytest.raises(SystemExit) as error:
-        steps.main(["--log", "logs/a.log"])
-    assert error.value.code == 2
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopping_the_step_ends_its_command(signal_number: signal.Signals, code: int) -> None:
     """Ctrl-C goes to the whole foreground group, as here; SIGTERM to the step alone."""
-    command = "echo $$ > pid.txt; exec sleep 60"
-    arguments = [sys.executable, "-m", "clipfh.pipeline.steps", "--log", "logs/a.log", "--", "bash", "-c", command]
+    step = "Step('a', Path('logs/a.log'), ['bash', '-c', 'echo $$ > pid.txt; exec sleep 60'])"
+    script = (
+        "import sys; from pathlib import Path; from clipfh.pipeline.steps import Step, end_on_signals, run_step\n"
+        f"end_on_signals(); sys.exit(run_step({step}))"
+    )
+    arguments = [sys.executable, "-c", script]
     # a background shell hands on that Ctrl-C is ignored; the step of a user at a terminal is not started so
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True, **heed) as process:

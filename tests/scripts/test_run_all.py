@@ -1,10 +1,19 @@
-import os
+"""run_all.sh: its options, and the steps that they come to; the scripts are stand-ins."""
+
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from places import ROOT
+
+from clipfh.core.cli import parse_config
+from clipfh.pipeline import options
+from clipfh.pipeline import run_all as pipeline
+from clipfh.pipeline.options import Options
+from clipfh.pipeline.steps import Step
 
 OPTIONS = (
     "dataset",
@@ -23,53 +32,51 @@ OPTIONS = (
     "smoke",
 )
 
-# Stands in for set-up and for every script: prints its arguments, and leaves what the step is to leave.
-FAKE_SET_UP = 'echo "$PWD/fake_python"\n'
-FAKE_PYTHON = """#!/usr/bin/env bash
-# called as: fake_python -m clipfh.pipeline.steps --name N --log L ... -- command
-set -eu
-if [ "$3" = --log ]; then echo "made/by_${4##*/}_BEST.pth"; exit 0; fi
-name=$4
-while [ "$1" != -- ]; do
-    if [ "$1" = --force ] && [ "$name" != 90_report ]; then name="$name(forced)"; fi
-    shift
-done
-shift
-echo "$name: $*"
-if [ "$name" = "${FAIL_AT:-}" ]; then exit 3; fi
-"""
-
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """run_all.sh in a folder with a blank in its name, where set-up and scripts are stand-ins."""
+    """run_all.sh in a folder with a blank in its name, where set-up is a stand-in."""
     folder = tmp_path / "a checkout"
     folder.mkdir()
     shutil.copy(ROOT / "run_all.sh", folder)
-    (folder / "set_up.sh").write_text("touch set_up_was_called\n" + FAKE_SET_UP)
-    (folder / "fake_python").write_text(FAKE_PYTHON)
-    (folder / "fake_python").chmod(0o755)
-    (folder / "my raw data").mkdir()
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    found = f'if [ "${{1:-}}" = --find ]; then echo "{sys.executable}"; exit; fi\n'
+    (folder / "set_up.sh").write_text(f'{found}touch set_up_was_called\necho "{sys.executable}"\n')
     return folder
 
 
-def run_all(folder: Path, *arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", str(folder / "run_all.sh"), *arguments],
-        cwd=cwd or folder,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+def run_all(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """The shell script itself."""
+    command = ["bash", str(folder / "run_all.sh"), *arguments]
+    return subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
-def steps_of(result: subprocess.CompletedProcess) -> dict[str, str]:
-    assert result.returncode == 0, result.stderr
-    return dict(line.split(": ", 1) for line in result.stdout.splitlines() if line[:2].isdigit())
+@pytest.fixture
+def steps_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+    """What a command line comes to: the name of each step, with "(forced)", and its command."""
+    (tmp_path / "my raw data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "recorded", lambda log, pattern: [f"made/by_{log.name}_BEST.pth"])
+    monkeypatch.setattr(pipeline, "end_on_signals", lambda: None)
+    monkeypatch.setattr(pipeline.os, "chdir", lambda folder: None)
+    monkeypatch.setattr(options, "ROOT", tmp_path)
+
+    def steps(*arguments: str, fail_at: str = "") -> dict[str, str]:
+        taken: dict[str, str] = {}
+
+        def run_step(step: Step, *, force: bool = False) -> int:
+            taken[step.name + ("(forced)" if force and step.name != "90_report" else "")] = " ".join(step.command)
+            return 3 if step.name == fail_at else 0
+
+        monkeypatch.setattr(pipeline, "run_step", run_step)
+        steps.taken = taken
+        pipeline.main(parse_config(Options, None, arguments))
+        return taken
+
+    return steps
 
 
-def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
+def test_help_documents_every_option_without_set_up(steps_of) -> None:
     result = run_all(checkout, "--help")
     assert result.returncode == 0
     assert all(f"  --{option} " in result.stdout for option in (*OPTIONS, "setup-only"))
@@ -117,19 +124,19 @@ def test_wrong_option_ends_with_2_and_the_valid_values_before_set_up(
     assert not (checkout / "set_up_was_called").exists()
 
 
-def test_setup_only_runs_no_step(checkout: Path) -> None:
-    assert steps_of(run_all(checkout, "--setup-only")) == {}
+def test_setup_only_runs_no_step(steps_of) -> None:
+    assert steps_of("--setup-only") == {}
     assert (checkout / "set_up_was_called").exists()
 
 
-def test_failing_set_up_ends_the_run(checkout: Path) -> None:
+def test_failing_set_up_ends_the_run(steps_of) -> None:
     (checkout / "set_up.sh").write_text("echo no Python >&2; exit 2\n")
     result = run_all(checkout)
     assert (result.returncode, result.stdout) == (2, "")
 
 
-def test_default_run_takes_every_step_in_order(checkout: Path) -> None:
-    steps = steps_of(run_all(checkout))
+def test_default_run_takes_every_step_in_order(steps_of) -> None:
+    steps = steps_of()
     assert list(steps) == sorted(steps)
     assert [name[3:] for name in steps] == [
         *("prepare", "prompts", "analysis", "filter", "structured_prompts", "splits", "stage0_pretrain"),
@@ -142,105 +149,105 @@ def test_default_run_takes_every_step_in_order(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("stages", ["1,3", "3,1", "1,3-3"])
-def test_chosen_stages(checkout: Path, stages: str) -> None:
-    numbers = [name[:2] for name in steps_of(run_all(checkout, "--stages", stages))]
+def test_chosen_stages(steps_of, stages: str) -> None:
+    numbers = [name[:2] for name in steps_of("--stages", stages)]
     assert numbers == ["00", "01", "02", "03", "04", "05", "10", "20", "40", "41", "90"]
 
 
-def test_stage_0_alone_needs_no_dataset(checkout: Path) -> None:
-    assert list(steps_of(run_all(checkout, "--stages", "0", "--model", "tiny-vit"))) == ["10_stage0_pretrain"]
+def test_stage_0_alone_needs_no_dataset(steps_of) -> None:
+    assert list(steps_of("--stages", "0", "--model", "tiny-vit")) == ["10_stage0_pretrain"]
 
 
-def test_options_reach_the_scripts(checkout: Path) -> None:
+def test_options_reach_the_scripts(steps_of) -> None:
     options = "--dataset grocery --model ViT-B/16 --pretrained openai --epochs 3 --seed=7 --device cpu --variant v1"
-    steps = steps_of(run_all(checkout, *options.split(), "--data_root", "my raw data"))
+    steps = steps_of(*options.split(), "--data_root", "my raw data")
     assert "10_stage0_pretrain" not in steps
-    assert str(checkout / "my raw data") in steps["00_prepare(forced)"]  # sees new photos in a raw folder
+    assert str(Path.cwd() / "my raw data") in steps["00_prepare(forced)"]  # sees new photos in a raw folder
     for name in ("30_stage2_train", "40_stage3_v1_train"):
         assert "--dataset grocery --device cpu --model ViT-B/16 --pretrained openai --seed 7 --epochs 3" in steps[name]
     assert "--variant v1" in steps["41_stage3_v1_evaluate"]
 
 
-def test_relative_data_root_is_taken_from_where_the_user_is(checkout: Path) -> None:
-    inside = checkout / "my raw data"
-    steps = steps_of(run_all(checkout, "--dataset", "folder", "--data_root", ".", cwd=inside))
+def test_relative_data_root_is_taken_from_where_the_user_is(steps_of) -> None:
+    inside = Path.cwd() / "my raw data"
+    steps = steps_of("--dataset", "folder", "--data_root", ".", cwd=inside)
     assert f"--data_root {inside}" in steps["00_prepare(forced)"]
 
 
-def test_the_recipe_of_small_models_leaves_a_variant_its_loss(checkout: Path) -> None:
-    assert "--loss" not in steps_of(run_all(checkout, "--variant", "v1"))["40_stage3_v1_train"]
-    assert "--loss supcon+id" in steps_of(run_all(checkout))["40_stage3_v4_train"]
+def test_the_recipe_of_small_models_leaves_a_variant_its_loss(steps_of) -> None:
+    assert "--loss" not in steps_of("--variant", "v1")["40_stage3_v1_train"]
+    assert "--loss supcon+id" in steps_of()["40_stage3_v4_train"]
 
 
-def test_hands_are_not_mirrored(checkout: Path) -> None:
-    steps = steps_of(run_all(checkout, "--dataset", "hd", "--data_root", "my raw data", "--model", "RN50"))
+def test_hands_are_not_mirrored(steps_of) -> None:
+    steps = steps_of("--dataset", "hd", "--data_root", "my raw data", "--model", "RN50")
     assert "--flip 0" in steps["30_stage2_train"] and "--flip 0" in steps["40_stage3_v4_train"]
 
 
-def test_v3_trains_v2_first_and_goes_on_from_it(checkout: Path) -> None:
-    steps = steps_of(run_all(checkout, "--variant", "v3"))
+def test_v3_trains_v2_first_and_goes_on_from_it(steps_of) -> None:
+    steps = steps_of("--variant", "v3")
     assert "--init_ckpt made/by_30_stage2_train.log_BEST.pth" in steps["40_stage3_v2_train"]
     assert "--init_ckpt made/by_40_stage3_v2_train.log_BEST.pth" in steps["40_stage3_v3_train"]
     assert list(steps)[-2] == "41_stage3_v3_evaluate"
 
 
-def test_stage_4_takes_captions_and_no_identities(checkout: Path) -> None:
-    steps = steps_of(run_all(checkout, "--stages", "4"))
+def test_stage_4_takes_captions_and_no_identities(steps_of) -> None:
+    steps = steps_of("--stages", "4")
     assert [name[3:] for name in steps] == ["stage0_pretrain", "stage4_captions", "stage4_train", "stage4_evaluate"]
     assert "--model tiny-rn --pretrained made/by_10_stage0_pretrain.log_BEST.pth" in steps["51_stage4_train"]
     assert "--ckpt made/by_51_stage4_train.log_BEST.pth" in steps["52_stage4_evaluate"]
 
 
-def test_stage_4_on_real_captions(checkout: Path) -> None:
+def test_stage_4_on_real_captions(steps_of) -> None:
     options = "--stages 1,4 --captions coco --model ViT-B/32 --pretrained openai --epochs 3 --dataset folder"
     steps = steps_of(
         run_all(checkout, *options.split(), "--captions_root", "my raw data", "--data_root", "my raw data")
     )
-    raw = f"--dataset coco --data_root {checkout / 'my raw data'}"
+    raw = f"--dataset coco --data_root {Path.cwd() / 'my raw data'}"
     assert steps["50_stage4_captions(forced)"].endswith(raw)  # sees new captions
     assert f"{raw} --device auto --model ViT-B/32 --pretrained openai --seed 0 --epochs 3" in steps["51_stage4_train"]
     assert "90_report" in steps  # of stage 1
 
 
-def test_stage_4_keeps_a_smoke_run_apart(checkout: Path) -> None:
-    steps = steps_of(run_all(checkout, "--stages", "4", "--smoke"))
+def test_stage_4_keeps_a_smoke_run_apart(steps_of) -> None:
+    steps = steps_of("--stages", "4", "--smoke")
     train = steps["51_stage4_train"]
     assert "--smoke" in train and "/checkpoints/smoke" in train and "/logs/smoke" in train
     assert steps["50_stage4_captions"].endswith("--smoke")
     assert "--results_dir results/smoke" in steps["52_stage4_evaluate"]
 
 
-def test_stage_5_compares_with_a_baseline_on_the_same_faces(checkout: Path) -> None:
+def test_stage_5_compares_with_a_baseline_on_the_same_faces(steps_of) -> None:
     options = "--stages 5 --epochs 3 --seed 7 --faces"
-    steps = steps_of(run_all(checkout, *options.split(), "my raw data"))
+    steps = steps_of(*options.split(), "my raw data")
     assert [name[3:] for name in steps] == [
         *("stage0_pretrain", "stage5_train", "stage5_baseline", "stage5_evaluate"),
     ]
     for name in ("60_stage5_train", "61_stage5_baseline"):
         assert "--seed 7 --model tiny-rn --pretrained made/by_10_stage0_pretrain.log_BEST.pth" in steps[name]
-        assert f"--dataset {checkout / 'my raw data'} --img2text.epochs 3 --text2img.epochs 3" in steps[name]
+        assert f"--dataset {Path.cwd() / 'my raw data'} --img2text.epochs 3 --text2img.epochs 3" in steps[name]
     small, plain = (f"model/stage5_text_image_gan/config/{name}.yaml" for name in ("small", "plain"))
     assert steps["60_stage5_train"].endswith(f"--config {small}")
     assert steps["61_stage5_baseline"].endswith(f"--gans text2img --config {small} {plain}")
     assert "--run_dir made --baseline_dir made" in steps["62_stage5_evaluate"]
 
 
-def test_stage_5_of_a_large_model_takes_the_default_settings_and_the_faces_of_the_data_folder(checkout: Path) -> None:
+def test_stage_5_of_a_large_model_takes_the_default_settings_and_the_faces_of_the_data_folder(steps_of) -> None:
     (checkout / "data" / "fer2013").mkdir(parents=True)
-    steps = steps_of(run_all(checkout, "--stages", "5", "--model", "ViT-B/32"))
+    steps = steps_of("--stages", "5", "--model", "ViT-B/32")
     assert "--config" not in steps["60_stage5_train"] and "small.yaml" not in steps["61_stage5_baseline"]
     assert f"--dataset {checkout / 'data' / 'fer2013'}" in steps["60_stage5_train"]
 
 
-def test_stage_5_keeps_a_smoke_run_apart(checkout: Path) -> None:
-    steps = steps_of(run_all(checkout, "--stages", "5", "--smoke"))
+def test_stage_5_keeps_a_smoke_run_apart(steps_of) -> None:
+    steps = steps_of("--stages", "5", "--smoke")
     assert "--smoke" in steps["60_stage5_train"] and "--smoke" in steps["61_stage5_baseline"]
     assert "--results_dir results/smoke" in steps["62_stage5_evaluate"]
     assert "/checkpoints/smoke" in steps["62_stage5_evaluate"]
 
 
-def test_smoke_run_keeps_to_folders_of_its_own(checkout: Path) -> None:
-    for name, command in steps_of(run_all(checkout, "--smoke")).items():
+def test_smoke_run_keeps_to_folders_of_its_own(steps_of) -> None:
+    for name, command in steps_of("--smoke").items():
         if "pretrain" not in name and "report" not in name:
             assert "synthetic_smoke" in command, name
         if "train" in name:
@@ -249,12 +256,12 @@ def test_smoke_run_keeps_to_folders_of_its_own(checkout: Path) -> None:
             assert "--results_dir results/smoke" in command, name
 
 
-def test_force_reaches_every_step(checkout: Path) -> None:
-    names = list(steps_of(run_all(checkout, "--force")))
+def test_force_reaches_every_step(steps_of) -> None:
+    names = list(steps_of("--force"))
     assert all("(forced)" in name for name in names if name != "90_report")
 
 
-def test_failing_step_ends_the_run_with_its_code(checkout: Path) -> None:
+def test_failing_step_ends_the_run_with_its_code(steps_of) -> None:
     result = run_all(checkout, FAIL_AT="03_filter")
     assert result.returncode == 3
     assert "03_filter" in result.stdout

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from places import ROOT
 
 from clipfh.images.augment import Augmentation, view_generator
+from clipfh.models import frozen_text_clip
 from clipfh.models.clip import load_clip
 
 FOLDER = ROOT / "model" / "stage4_frozen_text_alignment"
@@ -18,7 +19,7 @@ FOLDER = ROOT / "model" / "stage4_frozen_text_alignment"
 
 def load_modules() -> SimpleNamespace:
     """The stage's modules by their own names, which other stages use as well: they are forgotten afterwards."""
-    names = ("clip_model", "loss", "dataset", "linear_baseline")
+    names = ("loss", "dataset", "linear_baseline")
     sys.path.insert(0, str(FOLDER))
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     try:
@@ -36,7 +37,7 @@ TINY = {"image_encoder": "resnet18", "image_weights": "random", "text_model": "t
 
 @pytest.fixture(scope="module")
 def tiny():
-    return stage.clip_model.create_clip_model("cpu", **TINY, image_size=32)
+    return frozen_text_clip.create_clip_model("cpu", **TINY, image_size=32)
 
 
 # ---- the model
@@ -44,7 +45,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def full():
-    return stage.clip_model.create_clip_model("cpu", image_weights="random", text_weights="random")
+    return frozen_text_clip.create_clip_model("cpu", image_weights="random", text_weights="random")
 
 
 def test_both_encoders_give_unit_features_of_512(full):
@@ -85,7 +86,7 @@ def test_the_text_tower_is_the_pretrained_one(tiny):
     torch.manual_seed(0)
     clip = load_clip("tiny-rn", "random")
     expected = F.normalize(clip.model.encode_text(clip.tokenizer(["a red dress", "shoes"])), dim=1).detach()
-    encoder = stage.clip_model.CLIPTextEncoder(clip)
+    encoder = frozen_text_clip.CLIPTextEncoder(clip)
     torch.testing.assert_close(encoder.encode(["a red dress", "shoes"]), expected)
     assert not [name for name in encoder.state_dict() if "visual" in name or "logit" in name]
 
@@ -108,7 +109,7 @@ def test_long_texts_are_cut_at_77_tokens(tiny):
 
 
 def test_the_text_encoder_never_moves():
-    model = stage.clip_model.create_clip_model("cpu", **TINY, image_size=32)
+    model = frozen_text_clip.create_clip_model("cpu", **TINY, image_size=32)
     before, digest = {k: v.clone() for k, v in model.text_encoder.state_dict().items()}, model.text_encoder.digest()
     head = model.image_encoder.head[0].weight.detach().clone()
     ids, mask = model.text_encoder.tokenize(["a cat", "a dog", "a hat"])
@@ -135,7 +136,7 @@ def test_the_digest_sees_a_single_bit(tiny):
 
 
 def test_a_held_backbone_keeps_its_weights_and_statistics():
-    encoder = stage.clip_model.CLIPImageEncoder("resnet18", 8, image_size=32)
+    encoder = frozen_text_clip.CLIPImageEncoder("resnet18", 8, image_size=32)
     before = {name: value.clone() for name, value in encoder.backbone.state_dict().items()}
     encoder.train()
     encoder.hold_backbone(True)
@@ -158,7 +159,7 @@ def test_a_held_backbone_keeps_its_weights_and_statistics():
     ],
 )
 def test_heads(layers, norm, dropout, names):
-    head = stage.clip_model.projection_head(6, 4, layers, norm, dropout)
+    head = frozen_text_clip.projection_head(6, 4, layers, norm, dropout)
     assert [type(layer).__name__ for layer in head] == names
     assert head(torch.randn(3, 6)).shape == (3, 4)
 
@@ -294,9 +295,9 @@ def test_the_linear_head_learns_what_is_linear_and_leaves_the_backbone(splits):
 
 
 def test_the_baselines_state_is_that_of_a_head_of_one_layer():
-    encoder = stage.clip_model.CLIPImageEncoder("resnet18", 8, image_size=32)
+    encoder = frozen_text_clip.CLIPImageEncoder("resnet18", 8, image_size=32)
     linear = torch.nn.Linear(512, 8)
-    plain = stage.clip_model.CLIPImageEncoder("resnet18", 8, head_layers=1, image_size=32)
+    plain = frozen_text_clip.CLIPImageEncoder("resnet18", 8, head_layers=1, image_size=32)
     plain.load_state_dict(stage.linear_baseline.with_linear_head(encoder, linear))
     images = torch.randn(2, 3, 32, 32)
     expected = F.normalize(linear(encoder.eval().backbone(images)), dim=1)

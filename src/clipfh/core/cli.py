@@ -10,7 +10,8 @@
         run_script(main, Config, __doc__)
 
 Booleans become `--flag/--no-flag`, `X | None` takes X, a field without a default is required. Numbers are finite, and
-within the bounds that the option states.
+within the bounds that the option states. A field that is itself such a dataclass is a section: its fields are the
+flags `--section.field`, or `--field` where it is declared with `section()`: flags that are one value in the code.
 """
 
 import argparse
@@ -61,6 +62,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def section() -> Any:
+    """Declare a field whose dataclass groups flags in the code alone: they keep their own names, without a prefix."""
+    return dataclasses.field(metadata={"flat": True})
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line of the project's form, and whose flags are spelled out."""
 
@@ -75,10 +81,52 @@ class Parser(argparse.ArgumentParser):
 def parse_config(config_class: type[C], description: str | None, arguments: Sequence[str] | None = None) -> C:
     """Parse `arguments` (default: the command line) into `config_class`. Unknown flags end with exit code 2."""
     parser = Parser(description=description)
+    for name, (field, hint) in config_fields(config_class).items():
+        add_flag(parser, field, hint, name, field.default)
+    return build(config_class, vars(parser.parse_args(arguments)))
+
+
+def config_fields(config_class: type) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """The fields of a dataclass by the names of their flags, each with its type; sections are flattened."""
+    known: dict[str, tuple[dataclasses.Field, Any]] = {}
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        add_flag(parser, field, hints[field.name], field.name, field.default)
-    return config_class(**vars(parser.parse_args(arguments)))
+        if dataclasses.is_dataclass(hints[field.name]):
+            inner = config_fields(hints[field.name])
+            known.update({_prefix(field) + name: found for name, found in inner.items()})
+        else:
+            known[field.name] = (field, hints[field.name])
+    return known
+
+
+def build(config_class: type[C], values: dict[str, Any]) -> C:
+    """The dataclass whose flags have `values`, by their names."""
+    hints = typing.get_type_hints(config_class)
+    made = {}
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(hints[field.name]):
+            prefix = _prefix(field)
+            inner = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+            made[field.name] = build(hints[field.name], inner)
+        else:
+            made[field.name] = values[field.name]
+    return config_class(**made)
+
+
+def jsonable(config: Any) -> dict[str, Any]:
+    """A dataclass as JSON values, by the names of its flags: paths become strings."""
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values.update({_prefix(field) + name: inner for name, inner in jsonable(value).items()})
+        else:
+            values[field.name] = str(value) if isinstance(value, Path) else value
+    return values
+
+
+def _prefix(field: dataclasses.Field) -> str:
+    return "" if field.metadata.get("flat") else f"{field.name}."
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any, name: str, default: Any) -> None:

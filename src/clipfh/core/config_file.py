@@ -1,18 +1,20 @@
 """A script's command line with its defaults in YAML files: files first, each over the one before, flags last.
 
-The configuration is a frozen dataclass of `option`s; a field that is itself such a dataclass is a section of the file,
-and its fields are the flags `--section.field`:
+The configuration is a frozen dataclass of `option`s; a key is a flag's name, and a section of the file the flags that
+begin with its name:
 
     text2img:                    --text2img.image_size 64
       image_size: 256
 
-Every field has its value in one of the files. Unknown keys and wrong types are errors that name the file and the key.
+A field whose default is `IN_FILE` has its value in one of the files. Unknown keys and wrong types are errors that name
+the file and the key.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -21,11 +23,12 @@ from typing import Any, TypeVar
 
 import yaml
 
-from clipfh.core.cli import Parser, add_flag, bounded, value_type
+from clipfh.core.cli import Parser, add_flag, bounded, build, config_fields, value_type
 from clipfh.core.errors import InputError, shortened, shown
 from clipfh.core.files import require_file
 
 C = TypeVar("C")
+IN_FILE = dataclasses.MISSING  # the default of an option whose value stands in a file
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
@@ -33,7 +36,7 @@ def parse_with_files(
     config_class: type[C],
     description: str | None,
     *,
-    files: Sequence[Path] | Callable[[], Sequence[Path]],
+    files: Sequence[Path] | Callable[[Sequence[str]], Sequence[Path]],
     arguments: Sequence[str] | None = None,
 ) -> C:
     """Read the files, those that `--config` names over them, and the flags of `arguments` over all.
@@ -41,16 +44,17 @@ def parse_with_files(
     Args:
         config_class: the dataclass.
         description: of the script, for `--help`.
-        files: YAML files that are always read, in this order, or a function that chooses them.
+        files: YAML files that are always read, in this order, or a function that chooses them by the arguments.
         arguments: default: the command line.
 
     Raises:
         InputError: a file is missing or no YAML, a key is unknown or set nowhere, a value has another type or lies out
             of bounds. Wrong flags end with exit code 2.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     known = config_fields(config_class)
     given, _ = _config_flag(None).parse_known_args(arguments)
-    layers = [*(files() if callable(files) else files), *given.config]
+    layers = [*(files(arguments) if callable(files) else files), *given.config]
     values: dict[str, Any] = {}
     for path in layers:
         values.update(read_config_file(path, known))
@@ -63,7 +67,14 @@ def parse_with_files(
     for name, (field, hint) in known.items():
         add_flag(parser, field, hint, name, values[name])
     values = vars(parser.parse_args(arguments))
-    return _build(config_class, values)
+    return build(config_class, values)
+
+
+def flag_value(arguments: Sequence[str], *flags: str, default: str) -> str:
+    """What the last of `flags` (spellings of one) in `arguments` is set to, before they are parsed as a whole."""
+    parser = Parser(add_help=False)
+    parser.add_argument(*flags, dest="value", default=default)
+    return parser.parse_known_args(arguments)[0].value
 
 
 def _config_flag(description: str | None) -> Parser:
@@ -73,19 +84,6 @@ def _config_flag(description: str | None) -> Parser:
         help="YAML files whose keys replace the default ones, the last one's over the others'",
     )  # fmt: skip
     return parser
-
-
-def config_fields(config_class: type) -> dict[str, tuple[dataclasses.Field, Any]]:
-    """The fields of a dataclass by the names of their flags, each with its type; sections are flattened."""
-    known: dict[str, tuple[dataclasses.Field, Any]] = {}
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            known.update({f"{field.name}.{name}": found for name, found in config_fields(hint).items()})
-        else:
-            known[field.name] = (field, hint)
-    return known
 
 
 def read_config_file(path: Path, known: dict[str, tuple[dataclasses.Field, Any]]) -> dict[str, Any]:
@@ -124,9 +122,14 @@ def _checked(path: Path, name: str, value: Any, known: dict[str, tuple[dataclass
         close = difflib.get_close_matches(name, known, n=2) or sorted(known)
         raise InputError(f"{path}: unknown key {name}. Closest: {', '.join(close)}")
     field, hint = known[name]
-    wanted = value_type(hint)
     if value is None and typing.get_origin(hint) in (typing.Union, types.UnionType):
         return None
+    if parse := field.metadata.get("parse"):
+        try:
+            return parse(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"{path}: {name}: {error}") from None
+    wanted = value_type(hint)
     if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML 1.1 reads 2e-4, without a point, as text
@@ -141,13 +144,3 @@ def _checked(path: Path, name: str, value: Any, known: dict[str, tuple[dataclass
     if choices and value not in choices:
         raise InputError(f"{path}: {name} must be one of {', '.join(map(str, choices))}, not {shown(value)}")
     return Path(value) if wanted is Path else value
-
-
-def _build(config_class: type[C], values: dict[str, Any], prefix: str = "") -> C:
-    hints = typing.get_type_hints(config_class)
-    made = {}
-    for field in dataclasses.fields(config_class):
-        name = prefix + field.name
-        section = dataclasses.is_dataclass(hints[field.name])
-        made[field.name] = _build(hints[field.name], values, f"{name}.") if section else values[name]
-    return config_class(**made)

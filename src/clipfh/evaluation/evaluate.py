@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from clipfh.core.cli import option
+from clipfh.core.cli import jsonable, option
 from clipfh.core.files import replace_atomically, write_json
 from clipfh.core.paths import RESULTS_DIR, display, processed_dir
-from clipfh.core.run import environment, jsonable, new_run_folder, pick_device
+from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
 from clipfh.evaluation.rankings import TextQueries, draw_rankings, ranking_table, text_to_image
 from clipfh.features.extraction import image_to_image

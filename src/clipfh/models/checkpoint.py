@@ -91,7 +91,7 @@ _ALIGNED += ("image_encoder", "image_weights", "image_size", "text_model", "text
 _ALIGNED += ("head_layers", "head_norm", "head_dropout", "quick_gelu")
 # what one of each stage always records
 _RECORDED = {2: _FINE_TUNED, 3: _FINE_TUNED, 4: _ALIGNED, 5: ("gan", "data_digest")}
-# what continues a run, see `clipfh.training.state.training_state`
+# what continues a run, see `clipfh.training.loop.Loop.state`
 _TRAINING = {
     **dict.fromkeys(("modules", "optimizers", "scheduler", "sampler", "random", "best", "flags"), dict),
     **dict.fromkeys(("epoch", "step"), int),

@@ -1,20 +1,10 @@
 """Run one step of a pipeline; skip it when it is finished and what it made is untouched.
 
-    python -m clipfh.pipeline.steps --name 03_filter --log results/logs/synthetic/03_filter.log \
-        --after 01_prompts --outputs metadata/synthetic/image_paths_clean.json \
-        -- python preprocessing/03_filter_valid_identities.py --dataset synthetic
-
-Beside the log lies a stamp (`03_filter.json`): the command, digests of its inputs, its outputs and the stamps of the
+Beside a step's log lies a stamp (`03_filter.json`): the command, digests of its inputs, its outputs and the stamps of the
 steps before it. All of them are compared on the next start. An output is a file, a folder or a glob pattern. Of a
 pattern's files only those that the step made or changed are its outputs (checkpoints carry the date in their names).
-
-    python -m clipfh.pipeline.steps --log results/logs/synthetic/12_stage2_train.log --recorded '*_BEST.pth'
-
-prints the outputs of a finished step, the newest last. The word `python` at the start of a command is the interpreter
-that runs this file. Standard library only: it starts fast.
 """
 
-import argparse
 import fnmatch
 import os
 import shlex
@@ -23,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
@@ -97,38 +88,70 @@ def _end(process: subprocess.Popen, *, told: bool) -> None:
         process.wait()
 
 
-def run_step(options: argparse.Namespace, command: list[str]) -> int:
-    """Skip or run one step; return the exit code for the shell."""
-    log = Path(options.log)
-    stamp, planned = read_stamp(log), plan(command, options.inputs, options.after, log)
-    reason = why_run(stamp, planned, options.outputs, options.appends)
-    if reason is None and not options.force:
-        print(f"==> {options.name}: finished before in {duration(stamp['seconds'])}, outputs verified: skipped")
+@dataclass(frozen=True)
+class Step:
+    """One command of a pipeline.
+
+    Attributes:
+        name: how messages call the step.
+        log: where the command's output goes; the stamp lies beside it.
+        command: its words; the word `python` at the start is the interpreter that runs this file.
+        outputs: files, folders or patterns that the step leaves.
+        appends: text files that the step adds lines to.
+        inputs: files or patterns whose change runs the step again.
+        after: names of the steps whose outputs it uses.
+    """
+
+    name: str
+    log: Path
+    command: list[str]
+    outputs: list[str] = field(default_factory=list)
+    appends: list[str] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+
+
+def run_step(step: Step, *, force: bool = False) -> int:
+    """Skip or run a step, which `force` runs even if it is finished; return the exit code for the shell."""
+    try:
+        return _run_step(step, force)
+    except KeyboardInterrupt:
+        return _failed(step, "was stopped", 130)
+    except OSError as error:
+        return _failed(step, f"cannot be run: {error}", 2)
+
+
+def _run_step(step: Step, force: bool) -> int:
+    log, command = step.log, step.command
+    stamp, planned = read_stamp(log), plan(command, step.inputs, step.after, log)
+    reason = why_run(stamp, planned, step.outputs, step.appends)
+    if reason is None and not force:
+        print(f"==> {step.name}: finished before in {duration(stamp['seconds'])}, outputs verified: skipped")
         return 0
     stamp_path(log).unlink(missing_ok=True)  # from here on the step is unfinished, however it ends
     because = f" (again: {reason})" if reason else ""
-    print(f"==> {options.name}{because}: {shlex.join(command)}", flush=True)
+    print(f"==> {step.name}{because}: {shlex.join(command)}", flush=True)
 
-    before = {path: state_of(path) for pattern in options.outputs for path in expand(pattern)}
-    lines_before = {path: set(lines_of(path)) for path in options.appends}
+    before = {path: state_of(path) for pattern in step.outputs for path in expand(pattern)}
+    lines_before = {path: set(lines_of(path)) for path in step.appends}
     start = time.monotonic()
     try:
         code = run_command(command, log)
     except OSError as error:
-        return _failed(options, f"cannot start: {error}", 127)
+        return _failed(step, f"cannot start: {error}", 127)
     if code:
         killed = " (killed, perhaps for want of memory)" if code == 128 + signal.SIGKILL else ""
-        return _failed(options, f"failed with exit code {code}{killed}", code)
+        return _failed(step, f"failed with exit code {code}{killed}", code)
 
     said = log.read_text(encoding="utf-8", errors="replace")
-    outputs = {pattern: made_or_changed(pattern, before, said) for pattern in options.outputs}
+    outputs = {pattern: made_or_changed(pattern, before, said) for pattern in step.outputs}
     for pattern, paths in outputs.items():
         if not paths:
-            return _failed(options, f"ended well but left no {pattern}", 1)
-    appended = {path: [line for line in lines_of(path) if line not in lines_before[path]] for path in options.appends}
+            return _failed(step, f"ended well but left no {pattern}", 1)
+    appended = {path: [line for line in lines_of(path) if line not in lines_before[path]] for path in step.appends}
     for path, lines in appended.items():
         if not lines:
-            return _failed(options, f"ended well but added no row to {path}", 1)
+            return _failed(step, f"ended well but added no row to {path}", 1)
     stamp = {
         **planned,
         "outputs": {pattern: fingerprints(paths) for pattern, paths in outputs.items()},
@@ -136,12 +159,12 @@ def run_step(options: argparse.Namespace, command: list[str]) -> int:
         "seconds": round(time.monotonic() - start, 2),
     }
     write_stamp(log, stamp)
-    print(f"    {options.name}: {duration(stamp['seconds'])}", flush=True)
+    print(f"    {step.name}: {duration(stamp['seconds'])}", flush=True)
     return 0
 
 
-def _failed(options: argparse.Namespace, what: str, code: int) -> int:
-    print(f"\nerror: step {options.name} {what}. Its log: {options.log}", file=sys.stderr)
+def _failed(step: Step, what: str, code: int) -> int:
+    print(f"\nerror: step {step.name} {what}. Its log: {step.log}", file=sys.stderr)
     return code
 
 
@@ -150,62 +173,24 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
 
 
-def print_recorded(log: Path, pattern: str) -> int:
-    """Print the outputs of a finished step whose path matches `pattern`; exit code 1 if there is none.
+def recorded(log: Path, pattern: str) -> list[str]:
+    """The outputs of a finished step whose path matches `pattern`, the newest last.
 
     A step whose earlier steps have made something else since counts as unfinished: its outputs fit no longer.
     """
     stamp = read_stamp(log)
     if any(result_digest(log.with_name(f"{name}.log")) != digest for name, digest in stamp.get("after", {}).items()):
-        return 1
-    recorded = [path for paths in stamp.get("outputs", {}).values() for path in paths]
-    matching = {path for path in recorded if fnmatch.fnmatch(path, pattern) and os.path.isfile(path)}
-    matching = sorted(matching, key=lambda path: (os.stat(path).st_mtime_ns, path))
-    print(*matching, sep="\n", end="\n" if matching else "")
-    return 0 if matching else 1
+        return []
+    outputs = [path for paths in stamp.get("outputs", {}).values() for path in paths]
+    matching = {path for path in outputs if fnmatch.fnmatch(path, pattern) and os.path.isfile(path)}
+    return sorted(matching, key=lambda path: (os.stat(path).st_mtime_ns, path))
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = argparse.ArgumentParser(
-        prog="python -m clipfh.pipeline.steps",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--name", help="how messages call the step")
-    parser.add_argument("--log", required=True, help="where the command's output goes; the stamp lies beside it")
-    parser.add_argument("--outputs", nargs="*", default=[], help="files, folders or patterns that the step leaves")
-    parser.add_argument("--appends", nargs="*", default=[], help="text files that the step adds lines to")
-    parser.add_argument("--inputs", nargs="*", default=[], help="files or patterns whose change runs the step again")
-    parser.add_argument("--after", nargs="*", default=[], help="names of the steps whose outputs it uses")
-    parser.add_argument("--force", action="store_true", help="run it even if it is finished")
-    parser.add_argument("--recorded", metavar="PATTERN", help="print the outputs of the finished step, run nothing")
-    options = parser.parse_args(arguments[:cut])
-    command = arguments[cut + 1 :]
-    if options.recorded is None and not command:
-        parser.error("the command is missing: ... -- COMMAND")
-    options.name = options.name or Path(options.log).stem
-    return options, command
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this process as an error does, so that a step's command ends with it."""
 
+    def stopped(signal_number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + signal_number)
 
-def _stopped(signal_number: int, _frame: FrameType | None) -> None:
-    sys.exit(128 + signal_number)
-
-
-def main(arguments: list[str]) -> int:
-    """Return the exit code."""
-    options, command = _parse(arguments)
-    if options.recorded is not None:
-        return print_recorded(Path(options.log), options.recorded)
-    try:
-        return run_step(options, command)
-    except KeyboardInterrupt:
-        return _failed(options, "was stopped", 130)
-    except OSError as error:
-        return _failed(options, f"cannot be run: {error}", 2)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stopped)
-    signal.signal(signal.SIGHUP, _stopped)
-    sys.exit(main(sys.argv[1:]))
+    signal.signal(signal.SIGTERM, stopped)
+    signal.signal(signal.SIGHUP, stopped)

@@ -63,7 +63,7 @@ class PreparedDataset:
         return self.table[self.table["split"].isin(splits)].reset_index(drop=True)
 
 
-def prepare_default(model: str, pretrained: str | None = None) -> None:
+def prepare_default(model: str = "", pretrained: str | None = None) -> None:
     """Make what the embedded default lacks: the generated garments' metadata and the weights of a small model.
 
     So that a script without arguments works in a fresh checkout. What is there is left alone.

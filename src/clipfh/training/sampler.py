@@ -14,8 +14,14 @@ import numpy as np
 from clipfh.core.errors import InputError
 
 
-class _PlannedBatches:
-    """The part that both samplers share: epochs, ranks, position. `_plan(epoch)` gives the batches of all ranks."""
+class PlannedBatches:
+    """The part that both samplers share: epochs, ranks, position. `_plan(epoch)` gives the batches of all ranks.
+
+    Attributes:
+        note: a line for the log where images are drawn repeatedly or left out, else empty.
+    """
+
+    note = ""
 
     def __init__(self, seed: int, rank: int, world_size: int, settings: dict[str, Any]) -> None:
         if seed < 0:
@@ -87,7 +93,7 @@ class _PlannedBatches:
         raise NotImplementedError
 
 
-class PKSampler(_PlannedBatches):
+class PKSampler(PlannedBatches):
     """Batches of P distinct identities with K images each; a batch lists the K images of an identity side by side.
 
     What holds, of the plan of all ranks:
@@ -130,6 +136,8 @@ class PKSampler(_PlannedBatches):
         self.num_identities = len(self._members)
         self.num_resampled_identities = int((self._sizes < k).sum())
         self._check()
+        if self.num_resampled_identities:
+            self.note = f"{self.num_resampled_identities:,} identities have fewer than {k} photos: drawn repeatedly"
         self._num_groups = -(-self._sizes // k)  # (I,): how many times K images cover an identity
         num_batches = max(int(self._num_groups.max()), -(-int(self._num_groups.sum()) // p))
         self._num_batches = -(-num_batches // world_size) * world_size
@@ -211,7 +219,7 @@ class PKSampler(_PlannedBatches):
         return rng.permutation(chosen)
 
 
-class RandomBatchSampler(_PlannedBatches):
+class RandomBatchSampler(PlannedBatches):
     """Batches of `batch_size` items from a new random permutation every epoch, each item at most once an epoch.
 
     The items that do not fill a batch of every rank are left out of the epoch (others in every epoch), and counted in
@@ -243,6 +251,8 @@ class RandomBatchSampler(_PlannedBatches):
                 f"choose a batch size of {max(num_items // world_size, 1)} or fewer, or fewer processes"
             )
         self.num_left_out = num_items - self._num_batches * self._batch_size
+        if self.num_left_out:
+            self.note = f"{self.num_left_out:,} images do not fill a batch: other ones are left out of each epoch"
 
     def _plan(self, epoch: int) -> np.ndarray:
         """Return the batches of `epoch`, (T, batch_size)."""

@@ -2,18 +2,18 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from clipfh.core.cli import config_fields, jsonable
+from clipfh.core.config_file import IN_FILE
 from clipfh.core.errors import InputError
-from clipfh.core.run import jsonable, random_state, restore_random_state
 
 
 def decay_groups(module: nn.Module, lr: float, weight_decay: float, **other: Any) -> list[dict[str, Any]]:
@@ -120,11 +120,26 @@ class BestSoFar:
         return self.patience > 0 and epoch - self.epoch >= self.patience
 
 
-def epoch_line(row: dict[str, Any], epochs: int, *, is_best: bool) -> str:
+@dataclass(frozen=True)
+class Validation:
+    """What an epoch gave on val.
+
+    Attributes:
+        value: the figure by which BEST is chosen, 0..1; higher is better.
+        figures: of the epoch's row.
+        text: of the epoch's line.
+    """
+
+    value: float
+    figures: dict[str, float]
+    text: str
+
+
+def epoch_line(row: dict[str, Any], epochs: int, val: Validation | None, *, is_best: bool) -> str:
     """What is printed of an epoch: its loss terms, val figures and duration, from its line of `metrics.jsonl`."""
     losses = " ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in row.items() if k.startswith("loss_"))
-    val = f"val mAP {100 * row['val_mAP']:.1f} Rank-1 {100 * row['val_rank1']:.1f}  " if "val_mAP" in row else ""
-    return f"epoch {row['epoch']}/{epochs}  {losses}  {val}{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
+    figures = f"{val.text}  " if val else ""
+    return f"epoch {row['epoch']}/{epochs}  {losses}  {figures}{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
 
 
 # What may differ between a run and its continuation: where things are, not what is computed.
@@ -151,67 +166,29 @@ def require_same_flags(before: dict[str, Any], config: Any) -> None:
         InputError: flags that differ, with their first values.
     """
     now = binding_flags(config)
-    # a flag that did not exist yet had the effect of its default
-    before = {**{field.name: field.default for field in fields(config)}, **before}
+    # a flag that did not exist yet had the effect of its default, or of what the files say
+    defaults = {name: field.default for name, (field, _) in config_fields(type(config)).items()}
+    defaults = {name: now.get(name) if value is IN_FILE else value for name, value in defaults.items()}
+    before = {**defaults, **before}
     changed = sorted(name for name in now if before.get(name) != now[name])
     if changed:
         was = ", ".join(f"--{name} {before.get(name)} (now {now[name]})" for name in changed)
         raise InputError(f"the run to resume was started with other flags: {was}. Repeat the first ones")
 
 
-def training_state(
-    *,
-    modules: dict[str, nn.Module],
-    optimizers: dict[str, Optimizer],
-    scheduler: LRScheduler,
-    sampler: Any,
-    best: BestSoFar,
-    epoch: int,
-    step: int,
-) -> dict[str, Any]:
-    """All that continues a run after `epoch` as if it had not stopped, as plain values and tensors."""
-    return {
-        "modules": {name: module.state_dict() for name, module in modules.items()},
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-        # the factor's function is made again from the flags; the counter is all that it needs
-        "scheduler": {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"},
-        "sampler": sampler.state_dict(),
-        "random": random_state(),
-        "best": {"value": best.value, "epoch": best.epoch},
-        "epoch": epoch,
-        "step": step,
-    }
-
-
-def restore_training_state(
-    state: dict[str, Any],
-    *,
-    modules: dict[str, nn.Module],
-    optimizers: dict[str, Optimizer],
-    scheduler: LRScheduler,
-    sampler: Any,
-    best: BestSoFar,
-) -> tuple[int, int]:
-    """Put everything that `training_state` saved back in place; returns the last finished epoch and step.
+def load_states(parts: Mapping[str, nn.Module | Optimizer], states: dict[str, Any]) -> None:
+    """Give each of `parts` its state of a run that is continued.
 
     Raises:
-        InputError: the run that is resumed had other losses, parameters or sampler settings.
+        InputError: the states are of other parts, or of parts of other shapes.
     """
     try:
-        for kind, parts in (("modules", modules), ("optimizers", optimizers)):
-            if parts.keys() != state[kind].keys():
-                raise ValueError(f"{kind} {', '.join(state[kind])}; this run has {', '.join(parts)}")
-        for name, module in modules.items():
-            module.load_state_dict(state["modules"][name])
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        if parts.keys() != states.keys():
+            raise ValueError(f"{', '.join(states)}; this run has {', '.join(parts)}")
+        for name, part in parts.items():
+            part.load_state_dict(states[name])
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(
             f"the run to resume was started with other flags ({str(error).splitlines()[0][:160]}); "
             "its config.json has the ones to repeat"
         ) from error
-    scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None] * len(scheduler.lr_lambdas)})
-    sampler.load_state_dict(state["sampler"])
-    best.value, best.epoch = state["best"]["value"], state["best"]["epoch"]
-    restore_random_state(state["random"])
-    return state["epoch"], state["step"]

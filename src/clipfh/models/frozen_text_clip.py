@@ -1,6 +1,6 @@
 """A CLIP of two unlike halves: an image encoder that learns, and a pretrained text encoder that never moves.
 
-    from clip_model import create_clip_model
+    from clipfh.models.frozen_text_clip import create_clip_model
     model = create_clip_model(device="cuda")         # ResNet50 (IMAGENET1K_V2) beside the text tower of ViT-B/32
     model.print_parameter_summary()
 

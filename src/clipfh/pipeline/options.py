@@ -1,0 +1,137 @@
+"""The options of `bash run_all.sh`, and what is wrong with them. Standard library only: checked before any set-up."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipfh.core.cli import option
+from clipfh.core.errors import InputError
+from clipfh.core.paths import ROOT, TINY_MODELS
+
+DATASETS = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")
+CAPTIONS = ("synthetic", "coco", "flickr8k", "flickr30k", "grocery", "jsonl")
+LAST_STAGE = 5
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line of run_all.sh; paths are taken from where the user is."""
+
+    dataset: str = option("synthetic", "photos of identities", choices=DATASETS)
+    data_root: Path | None = option(None, "folder of the raw dataset; needed by all but synthetic")
+    model: str = option("tiny-rn", "tiny-rn, tiny-vit, ViT-B/16, ViT-L/14, RN50, or another open_clip name")
+    pretrained: str | None = option(
+        None,
+        "weights to start from: a tag of open_clip, a weights file, or TAG=FILE for a file of such a tag whose name "
+        "does not hold it (default: stage 0's for the tiny models, else openai)",
+    )
+    stages: str | None = option(
+        None, "which ones: 1-3, 2, 1,3 or 0-5 (default: 0-3 where stage 0 makes the weights, else 1-3)"
+    )
+    variant: str = option(
+        "v4", "of stage 3; v3 goes on from v2, which is trained first", choices=("v1", "v2", "v3", "v4")
+    )
+    exclude_same_camera: bool = option(
+        True, "as the dataset's protocol says; off: keep photos of a query's own camera in its gallery"
+    )
+    final_fit: bool = option(
+        False,
+        "train stages 2 and 3 on the val identities too, for figures that compare with papers; the last epoch counts",
+    )
+    epochs: int | None = option(None, "of stages 2 to 5 (default: what each stage finds best)", at_least=1)
+    seed: int = option(
+        0, "of the training; identities and splits stay the same, so that several seeds can be compared", at_least=0
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    captions: str = option("synthetic", "captioned images of stage 4", choices=CAPTIONS)
+    captions_root: Path | None = option(None, "folder of those; needed by all but synthetic")
+    captions_val: int | None = option(None, "how many of them choose BEST, where the layout does not say", at_least=1)
+    captions_test: int | None = option(None, "how many of them are held out, where the layout does not say", at_least=1)
+    faces: Path | None = option(
+        None,
+        "faces of stage 5: a folder in FER2013's layout, or fer2013.csv (default: data/fer2013 if it is there, else "
+        "generated faces)",
+    )
+    smoke: bool = option(False, "every step on very little data, in about a minute, in folders of its own")
+    force: bool = option(False, "run finished steps again")
+    setup_only: bool = option(False, "set up and stop", aliases=("--setup-only",))
+
+    @property
+    def makes_weights(self) -> bool:
+        """Whether stage 0 makes the weights to start from."""
+        return self.model in TINY_MODELS and self.pretrained is None
+
+    @property
+    def wanted(self) -> list[int]:
+        """The numbers of the chosen stages, in order.
+
+        Raises:
+            InputError: `stages` is no such list.
+        """
+        text = self.stages or ("0-3" if self.makes_weights else "1-3")
+        chosen: set[int] = set()
+        for part in filter(None, text.split(",")):
+            match = re.fullmatch(r"(\d)(?:-(\d))?", part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if not first <= last <= LAST_STAGE:
+                chosen.clear()
+                break
+            chosen.update(range(first, last + 1))
+        if not chosen:
+            raise InputError(f"--stages {text} is not understood; valid: 0 to {LAST_STAGE}, as in 1-3, 2 or 1,3")
+        return sorted(chosen)
+
+
+def checked(options: Options) -> Options:
+    """The options with absolute paths.
+
+    Raises:
+        InputError: options that are wrong, or do not fit together.
+    """
+    if options.model.startswith("tiny-") and options.model not in TINY_MODELS:
+        raise InputError(f"--model {options.model} is unknown; valid: {', '.join(TINY_MODELS)}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d)?", options.device):
+        raise InputError(f"--device {options.device} is unknown; valid: auto, cpu, cuda, cuda:N, mps")
+    wanted = options.wanted
+    if 0 in wanted and not options.makes_weights:
+        raise InputError("stage 0 makes the weights of tiny-rn and tiny-vit; leave it out here: --stages 1-3")
+    for flag, name, root in (
+        ("data_root", options.dataset, options.data_root),
+        ("captions_root", options.captions, options.captions_root),
+    ):
+        if name == "synthetic":
+            continue
+        if root is None:
+            raise InputError(f"{name} needs --{flag} DIR, the folder of the raw data")
+        if not root.is_dir():
+            raise InputError(f"--{flag}: there is no folder {root}")
+    if options.faces and not options.faces.exists():
+        raise InputError(f"--faces: there is no {options.faces}")
+    for flag, stage, given in (
+        ("faces", 5, options.faces),
+        ("captions", 4, options.captions != "synthetic"),
+        ("captions_val and --captions_test", 4, options.captions_val or options.captions_test),
+    ):
+        if given and stage not in wanted:
+            raise InputError(f"--{flag} is for stage {stage}, which --stages leaves out")
+    faces = options.faces or (ROOT / "data" / "fer2013")
+    return dataclasses.replace(
+        options,
+        data_root=_absolute(options.data_root),
+        captions_root=_absolute(options.captions_root),
+        faces=_absolute(faces) if faces.exists() else None,
+        pretrained=_absolute_file(options.pretrained),
+    )
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path and path.absolute()
+
+
+def _absolute_file(pretrained: str | None) -> str | None:
+    """A weights file, or that of TAG=FILE, by its absolute path; a tag as it is."""
+    if pretrained is None or Path(pretrained).is_file():
+        return pretrained and str(Path(pretrained).absolute())
+    tag, _, file = pretrained.partition("=")
+    return f"{tag}={Path(file).absolute()}" if file and Path(file).is_file() else pretrained

@@ -1,0 +1,259 @@
+"""The staged pipeline of `bash run_all.sh`: data, stages, summary table.
+
+Prepares a dataset, trains and evaluates the stages, and prints the table of results. Without options: the generated
+garments, a small CLIP, stages 0 to 3; no download of data or weights, no GPU. Started again, it skips the steps that are
+finished and whose outputs are untouched. Every step's output is kept in results/logs/<run>/.
+
+stages:
+  0  pretrain a small CLIP       2  fine-tune the image encoder
+  1  evaluate zero-shot          3  fine-tune both encoders
+  4  align an image encoder to the frozen text encoder, on captions
+  5  text-image GANs around the frozen CLIP, on faces
+A tiny model without weights is always pretrained first.
+
+PYTHON=/path/to/python3 in the environment chooses the Python (3.10 or newer) that .venv is made with. In an activated
+environment that satisfies constraints.txt nothing is installed.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from clipfh.core.cli import run_script
+from clipfh.core.paths import ROOT, TINY_MODELS
+from clipfh.pipeline.options import Options, checked
+from clipfh.pipeline.steps import Step, duration, end_on_signals, recorded, run_step
+
+Flags = list[str]
+
+
+class Pipeline:
+    """What the steps of one run share: names, folders, and the flags that go to several scripts."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        # what the metadata folder and the rows of the table are called; a smoke run touches nothing of a real one
+        self.name = f"{options.dataset}_smoke" if options.smoke else options.dataset
+        self.apart = "/smoke" if options.smoke else ""
+        self.metadata = f"metadata/{self.name}"
+        seed = f"_seed{options.seed}" if options.seed else ""
+        self.logs = Path("results", "logs", f"{self.name}_{options.model.replace('/', '-')}{seed}")
+        self.weights = flags(model=options.model, pretrained=options.pretrained)
+        self.on_data = flags(dataset=self.name, device=options.device)
+        self.on_data += [] if options.exclude_same_camera else ["--no-exclude_same_camera"]
+        self.evaluating = [*self.on_data, *(flags(results_dir=f"results{self.apart}") if options.smoke else [])]
+        self.training = flags(seed=options.seed, epochs=options.epochs) + (["--smoke"] if options.smoke else [])
+
+    def step(self, name: str, script: str, arguments: Flags, *, forced: bool = False, **files: list[str]) -> None:
+        """Run `python <script>`, unless it is finished; a failure ends the run with the script's exit code."""
+        folder = Path(script).parent
+        inputs = [f"{folder}/*.py", f"{folder}/config/*.yaml"] if folder.parent.name == "model" else []
+        step = Step(name, self.logs / f"{name}.log", ["python", script, *arguments], inputs=inputs, **files)
+        if code := run_step(step, force=forced or self.options.force):
+            sys.exit(code)
+
+    def made_by(self, name: str, pattern: str) -> str | None:
+        """The newest file that a finished step left, None without one."""
+        found = recorded(self.logs / f"{name}.log", pattern)
+        return found[-1] if found else None
+
+    def where(self, folder: str) -> Flags:
+        """A training's folders, where they are not its own."""
+        if not self.options.smoke:
+            return []
+        return flags(save_path=f"{folder}/checkpoints{self.apart}", log_dir=f"{folder}/logs{self.apart}")
+
+    def recipe(self, folder: str) -> Flags:
+        """The files of a stage's values that suit model and photos, over those that it reads by itself."""
+        suits = {
+            "tiny_photos": self.options.model in TINY_MODELS and self.options.dataset != "synthetic",
+            "hands": self.options.dataset in ("hands11k", "hd"),
+        }
+        files = [f"{folder}/config/{name}.yaml" for name in suits if suits[name]]
+        return ["--config", *(file for file in files if (ROOT / file).is_file())] if files else []
+
+
+def flags(**values: object) -> Flags:
+    """`model="RN50"` as `--model RN50`; None is left out."""
+    return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
+
+
+def prepare_data(run: Pipeline) -> None:
+    """Scripts 00 to 05: the dataset's metadata."""
+    options, metadata = run.options, run.metadata
+    is_synthetic = options.dataset == "synthetic"
+    raw = str(options.data_root or f"data/raw/{run.name}")
+    source = flags(dataset=options.dataset, metadata_dir=metadata)
+    # whose tokens the prompts have to fit into; the tiny models read CLIP's, as the scripts assume
+    tokenizer = [] if options.model in TINY_MODELS else flags(model=options.model)
+    making = flags(name=run.name, data_root=raw) + (["--num_identities", "48"] if is_synthetic and run.apart else [])
+
+    def step(name: str, script: str, extra: Flags, files: str, *, after: str, forced: bool = False) -> None:
+        outputs = [f"{metadata}/{file}" for file in files.split()]
+        outputs += [raw] if name == "00_prepare" and is_synthetic else []
+        run.step(name, f"preprocessing/{script}", source + extra, after=after.split(), outputs=outputs, forced=forced)
+
+    # 00 is quick, and the only step that sees a change in the raw data
+    files = "dataset.json image_paths.json descriptions.json"
+    step("00_prepare", "00_prepare_dataset.py", making, files, after="", forced=not is_synthetic)
+    files = "image_prompts_per_identity.json"
+    step("01_prompts", "01_generate_prompts_from_descriptions.py", [], files, after="00_prepare")
+    files = "prompt_consistency.csv prompt_token_lengths.png"
+    step("02_analysis", "02_analyze_prompt_consistency.py", tokenizer, files, after="01_prompts")
+    files = "image_paths_clean.json image_prompts_clean.json"
+    step("03_filter", "03_filter_valid_identities.py", [], files, after="01_prompts")
+    files = "image_prompts_cleaned_for_v4.json"
+    step("04_structured_prompts", "04_generate_structured_prompts_for_v4.py", tokenizer, files, after="00_prepare")
+    step("05_splits", "05_make_retrieval_splits.py", [], "image_splits.json", after="00_prepare")
+
+
+def stage0(run: Pipeline) -> None:
+    """Weights of a tiny model."""
+    options, folder = run.options, "model/stage0_pretrain"
+    arguments = flags(model=options.model, seed=options.seed, device=options.device) + run.where(folder)
+    arguments += [f"--{name}" for name in ("force", "smoke") if getattr(options, name)]
+    outputs = [f"{folder}/checkpoints{run.apart}/{options.model}_*.pth"]
+    run.step("10_stage0_pretrain", f"{folder}/pretrain_small_clip.py", arguments, outputs=outputs)
+    run.weights += flags(pretrained=run.made_by("10_stage0_pretrain", "*.pth"))
+
+
+def stage1(run: Pipeline) -> None:
+    """Zero-shot."""
+    folder = "model/stage1_zeroshot"
+    arguments = run.evaluating + run.weights + run.recipe(folder)
+    before = ["04_structured_prompts", "05_splits", "10_stage0_pretrain"]
+    evaluate(run, "20_stage1_zeroshot", f"{folder}/evaluate_clip_zeroshot.py", 1, arguments, after=before)
+
+
+def stage2(run: Pipeline) -> None:
+    """The image encoder."""
+    folder = "model/stage2_img_encoder_finetune"
+    train(run, "30_stage2_train", f"{folder}/train_clip_img_encoder_finetune.py", [], after=[])
+    arguments = run.evaluating + flags(ckpt=run.made_by("30_stage2_train", "*_BEST.pth"))
+    before = ["30_stage2_train", "05_splits"]
+    evaluate(run, "31_stage2_evaluate", f"{folder}/eval_clip_img_encoder.py", 2, arguments, after=before)
+
+
+def stage3(run: Pipeline) -> None:
+    """Both encoders, from the checkpoint of stage 2; v3 goes on from v2."""
+    folder, before = "model/stage3_joint_img_text_finetune", "30_stage2_train"
+    start = run.made_by(before, "*_BEST.pth")
+    if start is None and (run.logs / f"{before}.json").exists():
+        print("note: stage 2 was trained on other photos, splits or weights than there are now: it is trained again")
+        stage2(run)
+        start = run.made_by(before, "*_BEST.pth")
+    if start is None:
+        print("note: stage 2 has not been run here; stage 3 starts from the pretrained weights")
+    last = run.options.variant
+    for variant in ("v2", "v3") if last == "v3" else (last,):
+        name, arguments = f"40_stage3_{variant}_train", flags(variant=variant, init_ckpt=start)
+        train(run, name, f"{folder}/train_clip_joint_encoders.py", arguments, after=[before])
+        start, before = run.made_by(name, "*_BEST.pth"), name
+    arguments = run.evaluating + flags(variant=last, ckpt=start)
+    evaluate(
+        run, f"41_stage3_{last}_evaluate", f"{folder}/eval_clip_joint.py", 3, arguments, after=[before, "05_splits"]
+    )
+
+
+def train(run: Pipeline, name: str, script: str, arguments: Flags, *, after: list[str]) -> None:
+    """A training on identities."""
+    folder = str(Path(script).parent)
+    arguments = arguments + run.on_data + run.weights + run.training + run.recipe(folder) + run.where(folder)
+    arguments += ["--final_fit"] if run.options.final_fit else []
+    after = ["03_filter", "04_structured_prompts", "10_stage0_pretrain", *after]
+    run.step(name, script, arguments, after=after, outputs=[f"{folder}/checkpoints{run.apart}/*_BEST.pth"])
+
+
+def evaluate(run: Pipeline, name: str, script: str, stage: int, arguments: Flags, *, after: list[str]) -> None:
+    """An evaluation on identities: a row in the table."""
+    results = f"results{run.apart}"
+    outputs = [f"{results}/{run.name}_stage{stage}_*/metrics.json"]
+    run.step(name, script, arguments, after=after, outputs=outputs, appends=[f"{results}/summary.csv"])
+
+
+def stage4(run: Pipeline) -> None:
+    """An image encoder to the frozen text encoder, on captions."""
+    options, folder = run.options, "model/stage4_frozen_text_alignment"
+    is_synthetic = options.captions == "synthetic"
+    name = f"{options.captions}_captions{'_smoke' if options.smoke else ''}"
+    captions = flags(dataset=options.captions, data_root=options.captions_root)
+    captions += flags(num_val=options.captions_val, num_test=options.captions_test)
+    # quick where nothing has changed: it looks at the raw files
+    run.step(
+        "50_stage4_captions",
+        f"{folder}/prepare_captions.py",
+        captions + (["--smoke"] if options.smoke else []),
+        outputs=[f"metadata/{name}/captions.json"],
+        forced=not is_synthetic,
+    )
+    products = flags(config=f"{folder}/config/products.yaml") if options.captions == "grocery" else []
+    arguments = captions + flags(device=options.device) + run.weights + run.training + products + run.where(folder)
+    checkpoints = f"{folder}/checkpoints{run.apart}"
+    run.step(
+        "51_stage4_train",
+        f"{folder}/train_frozen_text_alignment.py",
+        arguments,
+        after=["50_stage4_captions", "10_stage0_pretrain"],
+        outputs=[f"{checkpoints}/*_BEST.pth", f"{checkpoints}/*_LINEAR.pth"],
+    )
+    arguments = flags(dataset=options.captions, device=options.device, results_dir=f"results{run.apart}")
+    arguments += flags(ckpt=run.made_by("51_stage4_train", "*_BEST.pth"))
+    outputs = [f"results{run.apart}/{name}_stage4_*/metrics.json"]
+    script = f"{folder}/eval_frozen_text_alignment.py"
+    run.step("52_stage4_evaluate", script, arguments, after=["51_stage4_train"], outputs=outputs)
+
+
+def stage5(run: Pipeline) -> None:
+    """Two GANs around the frozen CLIP, and an unconditional one to compare with."""
+    options, folder = run.options, "model/stage5_text_image_gan"
+    arguments = flags(device=options.device, seed=options.seed) + run.weights + flags(dataset=options.faces)
+    if options.epochs:
+        arguments += ["--img2text.epochs", str(options.epochs), "--text2img.epochs", str(options.epochs)]
+    arguments += ["--smoke"] if options.smoke else []
+    # also on a machine with a GPU, whose defaults are for ViT-B/32 and large photos
+    suits = {"small": options.model in TINY_MODELS, "any_clip": options.model not in ("ViT-B/32", "ViT-B-32")}
+    config = [f"{folder}/config/{name}.yaml" for name in suits if suits[name]][:1]
+    generators = [f"{folder}/checkpoints{run.apart}/text_image_gan_*/text2img_generator_*.pth"]
+    made = {"after": ["10_stage0_pretrain"], "outputs": generators}
+    run.step("60_stage5_train", f"{folder}/train.py", arguments + (["--config", *config] if config else []), **made)
+    plain = ["--gans", "text2img", "--config", *config, f"{folder}/config/plain.yaml"]
+    run.step("61_stage5_baseline", f"{folder}/train.py", arguments + plain, **made)
+    arguments = flags(device=options.device, results_dir=f"results{run.apart}")
+    for flag, name in (("run_dir", "60_stage5_train"), ("baseline_dir", "61_stage5_baseline")):
+        arguments += flags(**{flag: Path(run.made_by(name, "*text2img_generator_*.pth") or "").parent})
+    if options.smoke:
+        arguments += flags(classifier_dir=f"{folder}/checkpoints{run.apart}", classifier_epochs=1)
+    outputs, before = [f"results{run.apart}/*_stage5_*/metrics.json"], ["60_stage5_train", "61_stage5_baseline"]
+    run.step("62_stage5_evaluate", f"{folder}/evaluate.py", arguments, after=before, outputs=outputs)
+
+
+STAGES: tuple[Callable[[Pipeline], None], ...] = (stage0, stage1, stage2, stage3, stage4, stage5)
+
+
+def main(options: Options) -> None:
+    """Check the options; run the steps of the chosen stages, one after the other."""
+    options = checked(options)
+    if "CLIPFH_ONLY_CHECK" in os.environ:
+        return
+    if options.setup_only:
+        print(f"set-up is done: {sys.executable}")
+        return
+    os.chdir(ROOT)
+    run, started = Pipeline(options), time.monotonic()
+    end_on_signals()
+    on_identities = not {1, 2, 3}.isdisjoint(options.wanted)
+    if on_identities:
+        prepare_data(run)
+    for number in sorted({*options.wanted, *([0] if options.makes_weights else [])}):
+        STAGES[number](run)
+    if on_identities:  # always: the table ends the run
+        table = ["python", "-m", "clipfh.reports.results_table", "--results_dir", f"results{run.apart}"]
+        if code := run_step(Step("90_report", run.logs / "90_report.log", table), force=True):
+            sys.exit(code)
+    print(f"finished in {duration(time.monotonic() - started)}; logs: {run.logs}")
+
+
+if __name__ == "__main__":
+    run_script(main, Options, __doc__)

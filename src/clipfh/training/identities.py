@@ -1,0 +1,144 @@
+"""What trains on identities has in common: the prepared dataset, the CLIP that starts on it, its photos and prompts."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from clipfh.images.augment import Augmentation
+from clipfh.models.clip import LoadedClip, load_clip, shown_size
+from clipfh.tables.digest import require_unseen, seen_with
+from clipfh.tables.prepared import (
+    DEFAULT_DATASET,
+    PreparedDataset,
+    load_prepared,
+    load_prompts,
+    prepare_default,
+    prepare_weights,
+    say_cut_prompts,
+)
+from clipfh.training.data import TrainingData, TrainPhotos, load_training_data, validate
+from clipfh.training.runs import Place
+from clipfh.training.settings import Source, Start, Views
+from clipfh.training.state import Validation
+
+
+def load_source(source: Source) -> PreparedDataset:
+    """The prepared dataset that the flags name; the embedded default is made if it is missing.
+
+    Raises:
+        InputError: as `load_prepared`.
+    """
+    if source.dataset in (None, DEFAULT_DATASET) and source.metadata_dir is None:
+        prepare_default()
+    return load_prepared(
+        source.dataset,
+        folder=source.metadata_dir,
+        image_dir=source.image_dir,
+        image_meta=source.image_meta,
+        exclude_same_camera=source.exclude_same_camera,
+        default_meta="image_paths_clean.json",
+    )
+
+
+@dataclass(frozen=True)
+class Identities:
+    """A dataset, loaded for a CLIP that learns it.
+
+    Attributes:
+        data: the prepared dataset.
+        clip: with its first weights.
+        photos: of the C train identities.
+        prompts: {item_id: one or more} of the same.
+        pictures: all decoded photos, those of val too.
+        place: of the run.
+    """
+
+    data: PreparedDataset
+    clip: LoadedClip
+    photos: TrainPhotos
+    prompts: dict[str, list[str]]
+    pictures: TrainingData
+    place: Place
+
+    def validate(self, model: nn.Module) -> Validation:
+        """How well `model`, the CLIP's with other weights, finds the val identities again."""
+        found = validate(replace(self.clip, model=model), self.pictures, self.place.device)
+        text = f"val mAP {100 * found.mAP:.1f} Rank-1 {100 * found.rank1:.1f}"
+        return Validation(found.mAP, {"val_mAP": found.mAP, "val_rank1": found.rank1}, text)
+
+    def record(self, variant: str) -> dict[str, Any]:
+        """What every checkpoint says: what it is of, how it was trained, and what it has seen."""
+        record = {**self.clip.architecture(), "stage": self.place.stage, "variant": variant}
+        record |= {"dataset": self.data.name, "data_digest": self.data.digest}
+        seen = seen_with(self.clip.seen_identities, self.data.digest, self.data.table)
+        return {**record, "seen_identities": seen}
+
+    def __str__(self) -> str:
+        clip, photos = self.clip, self.photos
+        return (
+            f"{clip.name} ({clip.pretrained}, {shown_size(clip)}) on {self.data.name}, {len(photos.labels):,} photos "
+            f"of {len(photos.item_ids):,} identities, {self.place.device}"
+        )
+
+
+def load_identities(
+    data: PreparedDataset,
+    source: Source,
+    start: Start,
+    views: Views,
+    place: Place,
+    *,
+    weights: str | None,
+    prompts: str,
+) -> Identities:
+    """Load the CLIP with its first weights, then photos and prompts for it.
+
+    Args:
+        data: from `load_source`.
+        source, start, views: the flags.
+        place: of the run.
+        weights: to start from; None: the model's own.
+        prompts: their file in the metadata folder, unless `--prompt_json` names another.
+
+    Raises:
+        InputError: something of it is missing, malformed or unreadable; or the weights have seen test identities.
+    """
+    splits = ("train", "val") if source.final_fit else ("train",)
+    texts = load_prompts(data, source.prompt_json, prompts, *splits)
+    prepare_weights(start.model, weights)
+    clip = load_clip(
+        start.model,
+        weights,
+        image_size=start.image_size,
+        resize_mode=start.resize_mode,
+        data_resize_mode=data.resize_mode,
+        device=str(place.device),
+    )
+    say_cut_prompts(texts, clip.tokenizer, clip.name)
+    require_unseen(
+        clip.seen_identities,
+        data.digest,
+        data.table,
+        weights=clip.pretrained,
+        name=data.name,
+        unrelated_ids=source.unrelated_ids,
+    )
+    pictures = load_training_data(
+        data,
+        clip,
+        stage=place.stage,
+        seed=place.seed,
+        skip_unreadable=source.skip_unreadable,
+        fast_decode=source.fast_decode,
+        final_fit=source.final_fit,
+    )
+    photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation(views), clip, place.device)
+    return Identities(data, clip, photos, texts, pictures, place)
+
+
+def augmentation(views: Views) -> Augmentation:
+    """The flags of the random views, as `clipfh.images` takes them."""
+    return Augmentation(
+        min_area=views.min_crop, rotation=views.rotation, color=views.color_jitter, flip=views.flip, erase=views.erase
+    )

@@ -1,0 +1,197 @@
+"""The one loop of stages 2, 3 and 4: epochs of steps, validation, BEST and LAST, early stop, resume, log, curves.
+
+A stage hands it the parts that learn, the batches of an epoch, and two functions: its step, and how it validates.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from clipfh.core.paths import display
+from clipfh.core.run import random_state, restore_random_state
+from clipfh.models.averaged_weights import AveragedWeights
+from clipfh.models.clip import clamp_logit_scale
+from clipfh.reports.charts import training_curves_figure
+from clipfh.training.data import made_ahead
+from clipfh.training.runs import TrainingRun
+from clipfh.training.sampler import PlannedBatches
+from clipfh.training.schedule import cosine_with_warmup
+from clipfh.training.settings import Optimisation
+from clipfh.training.state import (
+    BestSoFar,
+    Validation,
+    clipped_step,
+    epoch_line,
+    load_states,
+    require_finite,
+)
+
+
+class Batch(Protocol):
+    """What the loop knows of a stage's batch."""
+
+    indices: list[int]  # of its images
+
+
+Step = Callable[[Any], Mapping[str, torch.Tensor]]  # adds a batch's gradients; returns its loss terms, detached
+Batches = Callable[[int], Iterable[Batch]]  # of an epoch, counted from 1
+Validate = Callable[[], Validation]
+
+
+class Loop:
+    """Trains `model` by AdamW with a warm-up and a moving average of the weights, which is validated and saved.
+
+    Args:
+        model: is put into train mode, and its `logit_scale` kept in CLIP's range.
+        groups: AdamW's parameter groups, with their peak learning rates; named ones are logged by their names.
+        modules: what a continued run needs, by name; what learns is among it.
+        sampler: of the batches.
+        images: names of the images that a batch's `indices` stand for.
+        settings: how long, how fast, what is kept.
+        averaged: the part of `model` whose average is kept; default: all of it.
+        constant_lr: stay at the peak instead of warming up and falling along a cosine.
+        chosen_by: the val figure that `validate` gives, as checkpoints record it.
+
+    Attributes:
+        average: the moving average; `average.module` is what is validated.
+        epoch, step: finished so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[dict[str, Any]],
+        modules: dict[str, nn.Module],
+        sampler: PlannedBatches,
+        images: Sequence[str],
+        settings: Optimisation,
+        *,
+        averaged: nn.Module | None = None,
+        constant_lr: bool = False,
+        chosen_by: str = "val_mAP",
+    ) -> None:
+        self.model, self.settings, self.sampler, self.images = model, settings, sampler, images
+        self._chosen_by = chosen_by
+        self._averaged = model if averaged is None else averaged
+        self.average = AveragedWeights(self._averaged, settings.ema_decay)
+        self._modules = {**modules, "ema": self.average}
+        self.optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        total_steps = settings.epochs * -(-len(sampler) // settings.accumulate)
+        warmup_steps = int(settings.warmup_fraction * total_steps)
+        cosine = partial(cosine_with_warmup, total_steps=total_steps, warmup_steps=warmup_steps)
+        self.scheduler = LambdaLR(self.optimizer, (lambda step: 1.0) if constant_lr else cosine)
+        self.best = BestSoFar(settings.patience)
+        self.epoch, self.step = 0, 0
+
+    def fit(
+        self,
+        run: TrainingRun,
+        batches: Batches,
+        step: Step,
+        validate: Validate | None,
+        weights: Callable[[], dict[str, torch.Tensor]] | None = None,
+    ) -> None:
+        """Train to the last epoch, or until `patience` epochs have brought no better val figure.
+
+        Args:
+            run: takes the log and the checkpoints.
+            batches, step, validate: see above; without `validate` the last epoch is BEST.
+            weights: the state that a checkpoint holds; default: the average's.
+        """
+        epochs = self.settings.epochs
+        if self.sampler.note:
+            run.log.say(self.sampler.note)
+        if self.epoch == 0 and validate:  # where it starts from
+            run.log.say(f"before training  {validate().text}")
+        for epoch in range(self.epoch + 1, epochs + 1):
+            started = time.perf_counter()
+            row = {"epoch": epoch, **self._train_one_epoch(run, epoch, batches(epoch), step)}
+            val = validate() if validate else None
+            is_best = self.best.update(val.value, epoch) if val else epoch == epochs
+            row |= val.figures if val else {}
+            row |= {"logit_scale": self.model.logit_scale.exp().item()}
+            row["seconds"] = round(time.perf_counter() - started, 2)
+            content = {"epoch": epoch, **({self._chosen_by: val.value} if val else {})}
+            content["state_dict"] = weights() if weights else self.average.module.state_dict()
+            run.save(content, {**self.state(), "row": row}, is_best=is_best)
+            run.log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
+            run.log.say(epoch_line(row, epochs, val, is_best=is_best))
+            if val and self.best.should_stop(epoch):
+                run.log.say(
+                    f"no better {self._chosen_by.replace('_', ' ')} for {self.settings.patience} epochs: stopped early"
+                )
+                break
+        if run.log.is_writer and self.step:
+            picture = run.log.folder / "training_curves.png"
+            training_curves_figure(picture, run.log.epochs(), title=run.name, best_by=self._chosen_by)
+        figure = f"epoch {self.best.epoch}, {self._chosen_by.replace('_', ' ')} {100 * self.best.value:.1f}"
+        run.log.say(f"BEST: {figure if validate else 'the last epoch'}: {display(run.best)}")
+
+    def _train_one_epoch(self, run: TrainingRun, epoch: int, batches: Iterable[Batch], step: Step) -> dict[str, float]:
+        """One pass: the mean of each loss term, and the learning rates that it began with."""
+        lr = {f"lr_{group['name']}" if "name" in group else "lr": group["lr"] for group in self.optimizer.param_groups}
+        self.sampler.set_epoch(epoch)
+        sums: dict[str, torch.Tensor] = {}
+        count = len(self.sampler)
+        bar = tqdm(total=count, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
+        with contextlib.closing(made_ahead(iter(batches), run.place.device)) as ready, bar:
+            for number, batch in enumerate(ready, start=1):
+                terms = step(batch)
+                require_finite(terms, epoch=epoch, batch=number, images=[self.images[i] for i in batch.indices])
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                bar.update()
+                if number % self.settings.accumulate == 0 or number == count:
+                    self._update(run, terms, now=number == count)
+        self.epoch = epoch
+        return {**{f"loss_{name}": total.item() / count for name, total in sums.items()}, **lr}
+
+    def _update(self, run: TrainingRun, terms: Mapping[str, torch.Tensor], *, now: bool) -> None:
+        """One step of the optimiser on the gradients so far; `now`: the average is brought up to date."""
+        values = {"loss": sum(terms.values()), "lr": self.scheduler.get_last_lr()[0]}
+        values["logit_scale"] = self.model.logit_scale.detach().exp()  # of this batch: before the step
+        values["grad_norm"] = clipped_step(self.optimizer, self.settings.clip_grad)
+        self.optimizer.zero_grad(set_to_none=True)
+        clamp_logit_scale(self.model)
+        run.log.step(self.step, values)
+        self.average.update_parameters(self._averaged, now=now)
+        self.scheduler.step()
+        self.step += 1
+
+    def state(self) -> dict[str, Any]:
+        """All that continues the run after this epoch as if it had not stopped, as plain values and tensors."""
+        # the factor's function is made again from the flags; the counter is all that it needs
+        scheduler = {key: value for key, value in self.scheduler.state_dict().items() if key != "lr_lambdas"}
+        return {
+            "modules": {name: module.state_dict() for name, module in self._modules.items()},
+            "optimizers": {"model": self.optimizer.state_dict()},
+            "scheduler": scheduler,
+            "sampler": self.sampler.state_dict(),
+            "random": random_state(),
+            "best": {"value": self.best.value, "epoch": self.best.epoch},
+            "epoch": self.epoch,
+            "step": self.step,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put everything that `state` saved back in place.
+
+        Raises:
+            InputError: the run that is resumed had other losses, parameters or sampler settings.
+        """
+        load_states(self._modules, state["modules"])
+        load_states({"model": self.optimizer}, state["optimizers"])
+        lambdas = [None] * len(self.scheduler.lr_lambdas)
+        self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": lambdas})
+        self.sampler.load_state_dict(state["sampler"])
+        self.best.value, self.best.epoch = state["best"]["value"], state["best"]["epoch"]
+        restore_random_state(state["random"])
+        self.epoch, self.step = state["epoch"], state["step"]

@@ -1,0 +1,115 @@
+"""A training run: the place it computes and writes in, and its start, anew or where an earlier one stopped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipfh.core.errors import InputError
+from clipfh.core.files import require_file, writable_folder
+from clipfh.core.freed_memory import keep_freed_memory
+from clipfh.core.paths import stage_dir
+from clipfh.core.run import new_run_folder, pick_device, rank_and_world_size, seed_everything
+from clipfh.core.run_log import RunLog
+from clipfh.models.checkpoint import read_stage_checkpoint, require_training_state, write_best_and_last
+from clipfh.training.settings import Run
+from clipfh.training.state import binding_flags, require_same_flags
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run computes and writes.
+
+    Attributes:
+        stage: its number.
+        seed: of everything that is drawn at random; `rank` is drawn for apart.
+        rank, world_size: of this process.
+        checkpoints, logs: folders, of all runs of the stage.
+    """
+
+    stage: int
+    device: torch.device
+    seed: int
+    rank: int
+    world_size: int
+    checkpoints: Path
+    logs: Path
+
+
+def prepare_run(run: Run, stage: int) -> Place:
+    """Seed everything and find device and folders.
+
+    Raises:
+        InputError: one of them cannot be had, or the checkpoint to resume is missing.
+    """
+    rank, world_size = rank_and_world_size()
+    seed_everything(run.seed, rank)
+    keep_freed_memory()
+    device = pick_device(run.device)
+    if run.resume_ckpt:
+        require_file(run.resume_ckpt, "--resume_ckpt")
+    apart = "smoke" if run.smoke else ""  # so that a smoke run is never taken for the newest BEST
+    checkpoints = writable_folder(run.save_path or stage_dir(stage) / "checkpoints" / apart, "--save_path")
+    logs = writable_folder(run.log_dir or stage_dir(stage) / "logs" / apart, "--log_dir")
+    return Place(stage, device, run.seed, rank, world_size, checkpoints, logs)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run that has started.
+
+    Attributes:
+        name: of its log folder, and what its checkpoints' names begin with.
+        recorded: what every checkpoint says of the run.
+        flags: those that a continuation has to repeat.
+    """
+
+    name: str
+    place: Place
+    recorded: dict[str, Any]
+    flags: dict[str, Any]
+    log: RunLog
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.place.checkpoints / f"{self.name}_BEST.pth"
+
+    def save(self, content: dict[str, Any], state: dict[str, Any], *, is_best: bool) -> None:
+        """Write an epoch's checkpoints: `content` with what is recorded; LAST also with the `state` that continues."""
+        if self.place.rank == 0:
+            state = {**state, "flags": self.flags}
+            content = {**self.recorded, **content}
+            write_best_and_last(self.place.checkpoints, self.name, content, is_best=is_best, training=state)
+
+
+def start_run(
+    place: Place, config: Any, recorded: dict[str, Any], *, prefix: str, restore: Callable[[dict[str, Any]], None]
+) -> TrainingRun:
+    """Begin a run `<prefix>_YYYYMMDD_HHMMSS`, or continue that of `--resume_ckpt`.
+
+    Args:
+        place: from `prepare_run`.
+        config: all flags, with the section `run`.
+        recorded: what every checkpoint says of the run; among it `model` and `data_digest`.
+        prefix: of the name.
+        restore: takes the saved state of a run that is continued.
+
+    Raises:
+        InputError: the run to continue was of another model, other data or flags. Its files are left alone then.
+    """
+    resume, last_row = config.run.resume_ckpt, None
+    if resume:
+        content = read_stage_checkpoint(resume, place.stage)
+        state = require_training_state(content, resume, recorded["model"], recorded["data_digest"])
+        require_same_flags(state["flags"], config)
+        if content.get("text_digest") != recorded.get("text_digest"):
+            raise InputError(f"{resume} was trained beside other text weights; pass the same --pretrained")
+        restore(state)
+        folder, last_row = place.logs / resume.stem.removesuffix("_LAST"), state.get("row")
+    else:
+        folder = new_run_folder(place.logs, prefix, "--log_dir", checkpoints=place.checkpoints)
+    log = RunLog(folder, config, rank=place.rank, last_row=last_row)
+    return TrainingRun(folder.name, place, recorded, binding_flags(config), log)

@@ -1,0 +1,128 @@
+"""The flags that trainings share, grouped as the code hands them on, and the YAML files that hold their values.
+
+What is tuned stands in `config/*.yaml` beside a stage's script, each value with its reason; what says where things are
+has no value there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipfh.core.cli import image_size, option
+from clipfh.core.config_file import IN_FILE, flag_value
+from clipfh.core.paths import TINY_MODELS
+from clipfh.images.transforms import RESIZE_MODES
+from clipfh.models.names import canonical_model_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which photos and prompts of identities."""
+
+    dataset: str | None = option(
+        None, "name of the prepared dataset, a folder under metadata/ (default: as --metadata_dir says, else synthetic)"
+    )
+    metadata_dir: Path | None = option(
+        None, "metadata folder (default: metadata/<dataset>)", aliases=("--metadata", "--meta_dir")
+    )
+    image_dir: Path | None = option(None, "image root (default: the one that dataset.json records)")
+    image_meta: Path | None = option(None, "table of images (default: image_paths_clean.json of the metadata folder)")
+    prompt_json: Path | None = option(None, "prompts (default: those that the stage's README names)")
+    exclude_same_camera: bool | None = option(
+        None, "leave a val query's own camera out of its gallery (default: as the dataset's protocol says)"
+    )
+    final_fit: bool = option(
+        False, "train on train and val identities; nothing is validated, and the last epoch is BEST: for final figures"
+    )
+    unrelated_ids: bool = option(
+        False, "item ids equal to ones that the first weights were trained on in another dataset stand for other things"
+    )
+    skip_unreadable: bool = option(False, "go on without images that cannot be read")
+    fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Which CLIP, from which weights, and what it sees."""
+
+    model: str = option("tiny-rn", "CLIP architecture, such as ViT-B/16", aliases=("--model_arch",))
+    pretrained: str | None = option(
+        None,
+        "open_clip tag, weights file or TAG=FILE (default: openai; for the tiny models stage 0's newest checkpoint)",
+    )
+    image_size: int | tuple[int, int] | None = option(
+        IN_FILE,
+        "input size in pixels, 224 or height x width as 256x128; null: the weights' own",
+        parse=image_size,
+    )
+    resize_mode: str | None = option(
+        IN_FILE,
+        "how a photo fills it: shortest side and crop, squash, or pad; null: as the dataset's protocol, else the "
+        "weights say",
+        choices=RESIZE_MODES,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """The random views of a photo."""
+
+    min_crop: float = option(
+        IN_FILE, "smallest share of a photo's area that a random crop keeps; 1: no crops", above=0, at_most=1
+    )
+    rotation: float = option(IN_FILE, "largest rotation, degrees", at_least=0, at_most=180)
+    color_jitter: float = option(
+        IN_FILE, "largest relative change of brightness, contrast and saturation", at_least=0, at_most=1
+    )
+    flip: float = option(
+        IN_FILE, "probability of a mirror image; 0 where left and right tell identities apart", at_least=0, at_most=1
+    )
+    erase: float = option(IN_FILE, "probability of a blanked rectangle", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How long, how fast, and what is kept."""
+
+    epochs: int = option(IN_FILE, "passes over the train photos", at_least=1)
+    weight_decay: float = option(IN_FILE, "AdamW's, on matrices only", at_least=0)
+    warmup_fraction: float = option(
+        IN_FILE, "share of the steps in which the learning rate rises", at_least=0, at_most=1
+    )
+    clip_grad: float = option(IN_FILE, "largest gradient norm", above=0)
+    accumulate: int = option(IN_FILE, "batches whose gradients are added up before a step", at_least=1)
+    ema_decay: float = option(
+        IN_FILE, "of the moving average of the weights that is validated and saved; 0: none", at_least=0, at_most=0.9999
+    )
+    patience: int = option(IN_FILE, "stop after so many epochs without a better val figure; 0: never", at_least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a run computes and writes."""
+
+    precision: str = option("auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = option(0, "of everything that is drawn at random", at_least=0)
+    save_path: Path | None = option(None, "folder of the checkpoints (default: checkpoints/ beside this script)")
+    log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
+    resume_ckpt: Path | None = option(None, "a _LAST checkpoint: continue that run")
+    smoke: bool = option(False, "one epoch with small batches: does every step work?")
+
+
+def recipe_files(folder: Path, arguments: Sequence[str], *, variant: str | None = None) -> list[Path]:
+    """The files of `folder` that are read before those of --config, the later over the earlier.
+
+    default.yaml; tiny.yaml for the models that stage 0 makes; then of a `variant` `<variant>.yaml`, and
+    `tiny_<variant>.yaml` where there is one.
+    """
+    model = flag_value(arguments, "--model", "--model_arch", default=TINY_MODELS[0])
+    tiny = canonical_model_name(model) in TINY_MODELS
+    files = [folder / "default.yaml"]
+    if tiny:
+        files.append(folder / "tiny.yaml")
+    if variant:
+        files.append(folder / f"{variant}.yaml")
+        if tiny and (folder / f"tiny_{variant}.yaml").is_file():
+            files.append(folder / f"tiny_{variant}.yaml")
+    return files
