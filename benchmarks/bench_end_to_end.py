@@ -194,10 +194,10 @@ def agree(theirs: dict[str, float], ours: dict[str, float]) -> None:
 
 
 def time_extraction(
-    model: str, num_images: int, batch_size: int, folder: str, *, threads: int, rounds: int, repeats: int
+    arguments: dict[str, Any], *, threads: int, rounds: int, repeats: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of the bare forward pass and of the extraction, and the bar between them."""
-    arguments = {"model": model, "num_images": num_images, "batch_size": batch_size, "folder": folder}
+    """Rows of the bare forward pass and of the extraction, which both take `arguments`, and the bar between them."""
+    model, num_images = arguments["model"], arguments["num_images"]
     names = f"{model}: bare forward pass", f"{model}: extraction from the cache"
     cases = [
         Case(name, prepare, arguments, repeats=repeats)
@@ -218,8 +218,7 @@ def time_evaluation(photos: str, saved_before: tuple[str, ...], *, rounds: int) 
     peer = "evaluation: JPEG files, DataLoader, full sort"
     arguments = {"model": "tiny-rn", "photos": photos}
     cases = [Case(peer, "straightforward_evaluation", arguments)]
-    for saved in saved_before:
-        cases.append(Case(f"evaluation: ours, {saved} saved", "our_evaluation", {**arguments, "saved": saved}))
+    cases += [Case(f"evaluation: ours, {s} saved", "our_evaluation", {**arguments, "saved": s}) for s in saved_before]
     samples: dict[str, list[Sample]] = run_in_turn(cases, rounds=rounds, threads=2)
     for results in samples.values():
         agree(samples[peer][0].value, results[0].value)
@@ -247,9 +246,8 @@ def main(quick: bool) -> None:
         rows, bars = [], []
         for threads in (1,) if quick else (1, 2):
             for model, num_images, batch_size, repeats in shapes:
-                timed, limit = time_extraction(
-                    model, num_images, batch_size, folder, threads=threads, rounds=rounds, repeats=repeats
-                )
+                arguments = {"model": model, "num_images": num_images, "batch_size": batch_size, "folder": folder}
+                timed, limit = time_extraction(arguments, threads=threads, rounds=rounds, repeats=repeats)
                 rows += timed
                 bars.append(limit)
         saved_before = ("nothing", "features") if quick else ("nothing", "pixels", "features")

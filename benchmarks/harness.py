@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).resolve().parent
+from report import FOLDER, update_readme
+
 ROOT = FOLDER.parent
 ENVIRONMENTS = {"main": sys.executable, "oml": str(ROOT / ".venv-oml" / "bin" / "python")}
 # torch.set_num_threads holds torch alone; what is set before a process starts holds every library in it
@@ -140,8 +141,6 @@ def save_results(name: str, rows: list[dict[str, Any]], bars: list[dict[str, Any
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     print(_table(name, content, judged=not quick))  # on small inputs and few runs the limits mean nothing
     if not quick:
-        from report import update_readme  # it imports this module
-
         update_readme()
 
 

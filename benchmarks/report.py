@@ -4,10 +4,10 @@ python benchmarks/report.py
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
-from harness import FOLDER
-
+FOLDER = Path(__file__).resolve().parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 

@@ -20,8 +20,8 @@ from clipfh.models.clip import (
     is_text_parameter,
     load_clip,
     open_clip,
-    recorded_architecture,
 )
+from clipfh.models.pretrained import recorded_architecture, training_of
 from clipfh.training.state import decay_groups
 
 SMALL = "small-vit-of-tests"
@@ -178,7 +178,7 @@ def test_a_file_without_activation_is_known_by_its_name(clip, tmp_path, folder, 
     [("ViT-B-32", "openai", True), ("ViT-B-32", "metaclip_400m", True), ("ViT-B-32", "laion2b_s34b_b79k", False)],
 )
 def test_tags_know_their_activation(name, tag, expected):
-    assert clip_model._training_of(name, tag, None).get("quick_gelu", False) is expected
+    assert training_of(name, tag, None).get("quick_gelu", False) is expected
 
 
 @pytest.mark.parametrize("flag", [True, False])

@@ -17,7 +17,8 @@ from clipfh.reports.results_table import (
     result_tables,
 )
 from clipfh.reports.run_page import write_run_report
-from clipfh.reports.summary import append_rows, read_summary, stage_results
+from clipfh.reports.stage_results import stage_results
+from clipfh.reports.summary import append_rows, read_summary
 
 
 @pytest.fixture

@@ -130,6 +130,15 @@ def test_bare_python_starts_the_same_command_with_the_venv(checkout: Path) -> No
     assert result.stdout.splitlines() == [str(python), "-S", str(script), "--flag", "two words", ""]
 
 
+def test_venv_that_lacks_packages_does_not_start_itself_again(checkout: Path) -> None:
+    python = checkout / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    command = [str(python), "-S", "-c", HOOKED.format(root=str(checkout))]  # without site-packages
+    result = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (2, "")
+
+
 def test_unfinished_venv_is_not_used(checkout: Path) -> None:
     make_venv_python(checkout, "echo used\n")
     (checkout / ".venv" / ".set-up-unfinished").touch()
@@ -175,6 +184,14 @@ def test_interrupted_venv_is_made_again_and_a_failing_pip_says_so(checkout: Path
     assert not (checkout / ".venv" / "leftover").exists()
     assert (checkout / ".venv" / "pyvenv.cfg").exists()
     assert not (checkout / ".venv" / ".set-up-unfinished").exists()  # pip failed cleanly: the next set-up goes on
+
+
+def test_python_that_cannot_make_a_venv_says_so(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "venv.py").write_text("raise SystemExit(1)\n")
+    result = set_up(checkout, PYTHONPATH=str(tmp_path))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "cannot make a virtual environment" in result.stderr
+    assert (checkout / ".venv" / ".set-up-unfinished").exists()  # the next set-up makes it again
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,7 @@ def prefetch(iterable: Iterable[T], depth: int = 2) -> Iterator[T]:
                 ...
 
     Torch's modes are of a thread: `no_grad`, `inference_mode` and `autocast` of the consumer do not hold in the making
-    of the items, so enter them there. Random draws of both come in no fixed order: give the iterable a generator of its
-    own.
+    of the items, so enter them there. Random draws of both come in no fixed order: give the iterable its own generator.
 
     Args:
         iterable: is iterated in the thread alone.

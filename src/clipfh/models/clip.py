@@ -3,32 +3,23 @@
 Shapes: B batch, D embedding, L context length.
 """
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before open_clip)
-from clipfh.core.errors import InputError, shortened, shown
-from clipfh.core.paths import TINY_MODELS, display
+from clipfh.core.errors import InputError
+from clipfh.core.paths import display
 from clipfh.images.transforms import ImageSize
-from clipfh.models.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.models.names import (
     canonical_model_name,
-    is_elsewhere,
     load_tokenizer,
     model_config,
-    own_weights,
-    preprocessing_of,
     require_transformers,
 )
-from clipfh.models.weights_file import is_torchscript, load_weights, members_of_zip, read_weights
-from clipfh.models.weights_name import config_of, split_tag, weights_named_by
+from clipfh.models.pretrained import download, find_weights, load_weights_file, silenced
 
 import open_clip  # isort: skip
 
@@ -106,28 +97,14 @@ def load_clip(
     """
     name = canonical_model_name(model_name)
     require_transformers(name)
-    stated, pretrained = split_tag(pretrained) if pretrained else (None, None)
-    source = _resolve_pretrained(name, pretrained)
-    file = Path(source) if Path(source).is_file() else None
-    recorded = recorded_architecture(file) if file else {}
-    if recorded.get("model", name) != name:
-        raise InputError(f"{display(file)} holds a {recorded['model']}, not a {name}. Pass --model {recorded['model']}")
-    if stated and (recorded or not file):
-        raise InputError(
-            f"--pretrained {stated}=...: "
-            + (
-                f"{display(file)} records itself how it was trained; leave the tag out"
-                if recorded
-                else f"{shown(pretrained)} is no file"
-            )
-        )
-    trained = {} if recorded else _training_of(name, source, file, stated)
+    weights = find_weights(name, pretrained)
+    recorded, trained = weights.recorded, weights.trained
     if quick_gelu is None:
         in_name = model_config(name).get("quick_gelu", False)  # the architectures named ...-quickgelu
         quick_gelu = recorded.get("quick_gelu", in_name or trained.get("quick_gelu", False))
     model = _build(name, image_size=image_size or recorded.get("image_size"), quick_gelu=quick_gelu)
-    if source != "random":
-        load_weights_file(model, file or _download(name, source), name)
+    if weights.source != "random":
+        load_weights_file(model, weights.file or download(name, weights.source), name)
     preprocess = {**open_clip.get_model_preprocess_cfg(model), **{k: v for k, v in trained.items() if v}}
     size = model.visual.image_size
     size = tuple(size) if isinstance(size, (tuple, list)) and size[0] != size[1] else size
@@ -136,7 +113,7 @@ def load_clip(
     model.visual.to(memory_format=torch.channels_last)  # convolutions run up to 1.5 times faster; others don't mind
     return LoadedClip(
         name=name,
-        pretrained=display(file) if file else source,
+        pretrained=display(weights.file) if weights.file else weights.source,
         model=model.to(device),
         tokenizer=load_tokenizer(name),
         image_size=size if isinstance(size, int) or size[0] != size[1] else size[0],
@@ -148,49 +125,6 @@ def load_clip(
     )
 
 
-def _resolve_pretrained(name: str, pretrained: str | None) -> str:
-    if is_elsewhere(name) and pretrained is None:
-        return str(own_weights(name))
-    if pretrained:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if pretrained == "random" or Path(pretrained).is_file():
-            return pretrained
-        if pretrained.lower() in tags:
-            return pretrained.lower()
-        valid = ", ".join(tags) or "none"
-        raise InputError(
-            f"--pretrained {pretrained!r} is neither a file nor a tag of {name}. Tags: {valid}. "
-            "A local weights file is given by its path; `random` starts from random weights."
-        )
-    if name in TINY_MODELS:
-        command = f"python model/stage0_pretrain/pretrain_small_clip.py --model {name}"
-        return str(newest_checkpoint(0, "*.pth", made_by=command, model=name))
-    return "openai"
-
-
-def _training_of(name: str, source: str, file: Path | None, stated: str | None = None) -> dict[str, Any]:
-    """How weights were trained, which no weights file records: `quick_gelu`, `mean`, `std`, `resize_mode` if known.
-
-    open_clip's registry knows it of a tag; of a file, of the tag that was `stated`, or else of the one in its name.
-    What a name told is said.
-    """
-    if stated:
-        return config_of(stated, name)
-    if is_elsewhere(name):
-        return preprocessing_of(name)
-    if file is None:
-        return open_clip.get_pretrained_cfg(name, source)  # empty for `random`
-    if named := weights_named_by(file, name):
-        activation = "QuickGELU" if named.config.get("quick_gelu") else "GELU"
-        mean, mode = named.config["mean"][0], named.config["resize_mode"]
-        print(
-            f"note: {display(file)} is taken as open_clip's {named.tag} ({named.part!r} says so): {activation}, "
-            f"mean {mean:.3g}, resize mode {mode}; --pretrained TAG=FILE says otherwise"
-        )
-        return named.config
-    return {"quick_gelu": is_torchscript(file)}  # only OpenAI publishes such archives
-
-
 def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.Module:
     if isinstance(image_size, (tuple, list)):
         image_size = image_size[0] if image_size[0] == image_size[1] else tuple(image_size)
@@ -199,7 +133,7 @@ def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.M
         raise InputError(f"{name} pools with square position embeddings: give one number as --image_size")
     is_timm = "timm_model_name" in model_config(name)["vision_cfg"]
     try:
-        with _silenced():  # open_clip warns that no weights were loaded; they are, later
+        with silenced():  # open_clip warns that no weights were loaded; they are, later
             return open_clip.create_model(
                 name,
                 load_weights=False,
@@ -212,69 +146,6 @@ def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.M
         raise InputError(
             f"{name} cannot be built ({type(error).__name__}): the configuration of its text tower is that of {tower} "
             "on the Hugging Face hub. Fetch it once on a machine with a network, and bring its cache (HF_HOME)"
-        ) from error
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
-
-
-def _download(name: str, tag: str) -> Path:
-    """The weights file of an open_clip tag, from open_clip's cache or the network."""
-    config = open_clip.get_pretrained_cfg(name, tag)
-    try:
-        with _silenced():  # every retry of the download would be a line; the error below says what matters
-            return Path(open_clip.download_pretrained(config))
-    except Exception as error:  # urllib, huggingface_hub and httpx each raise their own kinds
-        hub = config.get("hf_hub", "").rstrip("/")
-        places = [f"open_clip_model.safetensors of https://huggingface.co/{hub}" if hub else "", config.get("url", "")]
-        raise InputError(
-            f"the weights {name},{tag} cannot be downloaded ({type(error).__name__}). On a machine with a network, "
-            f"fetch {' or '.join(filter(None, places))}; put the file anywhere here, keep the tag in its name, and "
-            "give its path: --pretrained PATH"
-        ) from error
-
-
-def recorded_architecture(path: Path) -> dict[str, Any]:
-    """The plain values of one of our own checkpoints, whatever its name; empty for other weights files.
-
-    Raises:
-        InputError: saved by torch, but not as tensors and plain values.
-    """
-    members = members_of_zip(path)
-    if "data.pkl" not in members or "constants.pkl" in members:
-        return {}
-    content = read_checkpoint(path)
-    if not {"model", "image_size", "state_dict"} <= content.keys():  # see LoadedClip.architecture
-        return {}
-    return {key: value for key, value in content.items() if key not in ("state_dict", "training")}
-
-
-def load_weights_file(model: nn.Module, path: Path, name: str) -> None:
-    """Load the weights of one file into `model`, in place, interpolating position embeddings where sizes differ.
-
-    Raises:
-        InputError: not a weights file, or the weights of another architecture.
-    """
-    try:
-        if path.suffix in (".npz", ".npy"):  # big_vision's SigLIP
-            open_clip.load_checkpoint(model, str(path))
-        else:
-            load_weights(model, read_weights(path))
-    except InputError:
-        raise
-    except Exception as error:  # damaged files and foreign ones make torch, pickle and safetensors raise anything
-        reasons = [line.strip() for line in str(error).strip().splitlines()]
-        # torch's first line says no more than that something does not fit
-        reason = shortened(reasons[1] if len(reasons) > 1 else " ".join(reasons), 110)
-        raise InputError(
-            f"{display(path)} does not hold the weights of a {name} ({reason}). Pass the --model that it was trained as"
         ) from error
 
 

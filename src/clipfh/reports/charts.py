@@ -22,7 +22,7 @@ from clipfh.reports.drawing import (
     printable,
     save_figure,
 )
-from clipfh.reports.summary import StageResult, stage_label, stage_results
+from clipfh.reports.stage_results import StageResult, stage_label, stage_results
 
 _FIGURE_NAMES = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

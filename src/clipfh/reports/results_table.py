@@ -22,7 +22,8 @@ from clipfh.core.files import write_text
 from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.charts import stage_comparison_figure
-from clipfh.reports.summary import StageResult, of_present_data, read_summary, stage_label, stage_number, stage_results
+from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_number, stage_results
+from clipfh.reports.summary import read_summary
 
 README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
 _FIGURE_LABELS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
