@@ -5,7 +5,8 @@
     python model/stage5_text_image_gan/train.py --config model/stage5_text_image_gan/config/plain.yaml
 
 The settings are in config/default.yaml; on a machine without a GPU config/small.yaml goes over it, then the file of
---config, then flags. Without arguments it trains on generated faces, where there is no data/fer2013.
+--config, then flags. `null: ...` below says what holds where neither a file nor a flag gives a value. Without arguments
+it trains on generated faces, where there is no data/fer2013.
 
 Reads:   faces of seven emotions (folders or CSV), a CLIP
 Writes:  {img2text,text2img}_{generator,discriminator}_epoch_N.pth and LAST.pth in --checkpoint_dir (default:

@@ -171,6 +171,16 @@ def test_val_faces_that_are_too_few_have_no_row(project, trained, tmp_path):
     assert "| real train faces" in result.stdout
 
 
+def confusions(text):
+    """The accuracy that each confusion matrix of classification_report.txt adds up to: 4 test faces of each emotion."""
+    accuracies = []
+    for part in text.split("found (columns) of each emotion (rows)")[1:]:
+        rows = [[int(cell) for cell in line.split()[1:]] for line in part.splitlines()[3:10]]
+        assert [sum(row) for row in rows] == [4] * 7
+        accuracies.append(sum(row[place] for place, row in enumerate(rows)) / 28)
+    return accuracies
+
+
 def test_evaluation_measures_both_gans_beside_the_baseline(project, trained, baseline, tmp_path):
     flags = ("--run_dir", trained, "--results_dir", tmp_path, "--classifier_dir", tmp_path, "--classifier_epochs", 1)
     result = run(project, EVALUATE, *flags, "--baseline_dir", baseline)
@@ -179,6 +189,11 @@ def test_evaluation_measures_both_gans_beside_the_baseline(project, trained, bas
     read, drawn = metrics["image_to_text"], metrics["text_to_image"]
     assert read["chance"] == pytest.approx(1 / 7) and 0 <= read["accuracy"] <= 1 and "zero_shot_clip" in read
     assert read["accuracy"] == pytest.approx(sum(value for key, value in read.items() if key[:9] == "accuracy_") / 7)
+    assert 0 <= read["linear_probe"] <= 1 and 0 <= read["linear_probe_val_accuracy"] <= 1
+    assert f"| linear probe of CLIP's image features | {read['linear_probe']:.3f} |" in result.stdout
+    accuracies = [read[name] for name in ("accuracy", "classifier", "linear_probe", "zero_shot_clip")]
+    accuracies.append(drawn["generated"]["accuracy"])
+    assert confusions((folder / "classification_report.txt").read_text()) == pytest.approx(accuracies)
     assert list(drawn) == [
         "real test faces",
         "real train faces",
