@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from checkpoints import TrainedGenerator
 from dataset import for_clip, signed_batches
 from linear_probe import LinearProbe, fit_linear_probe
-from sklearn.metrics import classification_report
+from sklearn.metrics import accuracy_score, classification_report
 
 from clipfh.datasets.fer2013 import EMOTIONS, Faces
 from clipfh.models.clip import LoadedClip, encode_texts
@@ -92,26 +92,18 @@ def read_zero_shot(
 
 def reading_figures(readings: Readings) -> dict[str, Any]:
     """The accuracies of all readers, those of the generator by emotion too (its recalls)."""
-    tables = {
-        name: classification_report(
-            readings.labels,
-            emotions,
-            labels=range(len(EMOTIONS)),
-            target_names=EMOTIONS,
-            output_dict=True,
-            zero_division=0,
-        )
-        for name, emotions in readings.found.items()
-    }
-    accuracies = {name: table["accuracy"] for name, table in tables.items()}
+    labels, found, probe = readings.labels, readings.found, readings.probe
+    accuracies = {name: accuracy_score(labels, emotions) for name, emotions in found.items()}
+    of_all = {"labels": range(len(EMOTIONS)), "target_names": EMOTIONS, "output_dict": True, "zero_division": 0}
+    by_emotion = classification_report(labels, found["generator"], **of_all)
     return {
         "accuracy": accuracies["generator"],
         "chance": 1 / len(EMOTIONS),
         "zero_shot_clip": accuracies["zero_shot_clip"],
-        **{f"accuracy_{emotion}": tables["generator"][emotion]["recall"] for emotion in EMOTIONS},
+        **{f"accuracy_{emotion}": by_emotion[emotion]["recall"] for emotion in EMOTIONS},
         "classifier": accuracies["classifier"],
         "linear_probe": accuracies["linear_probe"],
-        "linear_probe_C": readings.probe.C,
-        "linear_probe_standardised": readings.probe.standardised,
-        "linear_probe_val_accuracy": readings.probe.val_accuracy,
+        "linear_probe_C": probe.C,
+        "linear_probe_standardised": probe.standardised,
+        "linear_probe_val_accuracy": probe.val_accuracy,
     }
