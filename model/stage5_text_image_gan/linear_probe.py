@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-CS = tuple(10.0**power for power in range(-4, 3))  # 1 / C weighs the penalty
+CS = tuple(10.0**power for power in range(-4, 4))  # a small C is a strong penalty
 MAX_ITER = 1000
 
 
