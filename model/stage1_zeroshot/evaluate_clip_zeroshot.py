@@ -12,6 +12,7 @@ Writes:  results/<run>/ (metrics, the first 50 images of every query, figures) a
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 
 # isort: split
 from clipfh.core.cli import image_size, option, run_script
+from clipfh.core.config_file import parse_with_files
 from clipfh.core.run import pick_device, seed_everything
 from clipfh.evaluation.evaluate import EvaluationConfig, EvaluationLabels, evaluate_clip, load_dataset
 from clipfh.images.transforms import RESIZE_MODES
@@ -67,4 +69,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, __doc__)
+    run_script(main, Config, __doc__, partial(parse_with_files, files=()))

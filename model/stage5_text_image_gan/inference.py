@@ -4,8 +4,8 @@
     python model/stage5_text_image_gan/inference.py --image PHOTO_OR_FOLDER
     python model/stage5_text_image_gan/inference.py --task text_to_image --text "a photo of a happy face" --num 16
 
-Without --run_dir it takes the newest run; without --image, val faces that the run was not trained on; without --text,
-the first caption of every emotion.
+Without --run_dir it takes the newest conditional run, and says which; without --image, val faces that the run was not
+trained on; without --text, the first caption of every emotion. --text is any text: CLIP embeds it as it does captions.
 
 Reads:   checkpoints of train.py
 Writes:  results/stage5_inference_<time>/: captions.json, text_to_image.png, image_to_image.png
@@ -43,15 +43,19 @@ MAX_ROWS = 40  # of a grid
 class Config:
     """The command line."""
 
-    task: str = option("all", "what to do", choices=TASKS)
-    run_dir: Path | None = option(None, "checkpoints of a run (default: the newest conditional one)")
-    image: Path | None = option(None, "a photo or a folder of photos, each of one face")
+    task: str = option("all", "what to make; all: each of the three", choices=TASKS)
+    run_dir: Path | None = option(None, "folder with the checkpoints of a run (default: the newest conditional run)")
+    image: Path | None = option(
+        None, "a photo of one face, or a folder of such photos (default: a val face of each emotion)"
+    )
     text: str | None = option(None, "what to draw (default: the first caption of every emotion)")
-    num: int = option(8, "images for each text", at_least=1, at_most=32)
-    pretrained: str | None = option(None, "the weights of CLIP, if they are not where they were in training")
-    results_dir: Path = option(RESULTS_DIR, "folder of the results")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = option(0, "of the noise", at_least=0)
+    num: int = option(8, "images to draw for each text or photo", at_least=1, at_most=32)
+    pretrained: str | None = option(
+        None, "file or tag of the CLIP's weights, if they have moved since the training; only --text needs it"
+    )
+    results_dir: Path = option(RESULTS_DIR, "where the folder with captions and images goes")
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, cuda:1, mps")
+    seed: int = option(0, "seed of the noise of the drawn images", at_least=0)
 
 
 def read_photos(path: Path, image_size: int) -> tuple[list[str], np.ndarray]:

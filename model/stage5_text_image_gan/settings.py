@@ -25,28 +25,32 @@ CLIP_MODES = ("frozen", "finetuned", "joint")
 class Img2Text:
     """The section `img2text`: the GAN from an image to the embedding of its caption."""
 
-    latent_dim: int | None = option(IN_FILE, "size of an embedding; null: the CLIP's (512 of ViT-B/32)", at_least=1)
-    width: int = option(IN_FILE, "channels of the first convolution", at_least=1)
-    epochs: int | None = option(IN_FILE, "passes over the train faces; null: `epochs`", at_least=1)
-    lr: float | None = option(IN_FILE, "learning rate of this GAN; null: `lr`", above=0)
-    matching: float = option(IN_FILE, "weight of the matching loss of the generator; 0: adversarial alone", at_least=0)
+    latent_dim: int | None = option(IN_FILE, "size of the CLIP's text embeddings; null: whatever it is", at_least=1)
+    width: int = option(IN_FILE, "channels after the first convolution: capacity", at_least=1)
+    epochs: int | None = option(IN_FILE, "passes over the train faces for this GAN; null: --epochs", at_least=1)
+    lr: float | None = option(IN_FILE, "learning rate for this GAN; null: --lr", above=0)
+    matching: float = option(
+        IN_FILE, "weight of the generator's loss that names the emotion; 0: adversarial alone", at_least=0
+    )
 
 
 @dataclass(frozen=True)
 class Text2Img:
     """The section `text2img`: the GAN from the embedding of a caption to an image."""
 
-    latent_dim: int | None = option(IN_FILE, "size of an embedding; null: the CLIP's (512 of ViT-B/32)", at_least=1)
-    noise_dim: int = option(IN_FILE, "size of the noise beside the embedding", at_least=1)
-    ngf: int = option(IN_FILE, "channels of the generator before the last layer", at_least=1)
-    ndf: int = option(IN_FILE, "channels of the discriminator after the first layer", at_least=1)
-    image_size: int = option(IN_FILE, "pixels a side, of both GANs", choices=IMAGE_SIZES)
-    cycle: float = option(IN_FILE, "weight of what the first GAN reads in a generated face; 0: none", at_least=0)
-    cycle_floor: float = option(
-        IN_FILE, "share of its loss of real faces at which the cycle is content; 0: never", at_least=0
+    latent_dim: int | None = option(IN_FILE, "size of the CLIP's text embeddings; null: whatever it is", at_least=1)
+    noise_dim: int = option(IN_FILE, "size of the noise that enters beside the embedding", at_least=1)
+    ngf: int = option(IN_FILE, "channels of the generator before its last layer: capacity", at_least=1)
+    ndf: int = option(IN_FILE, "channels of the discriminator after its first layer: capacity", at_least=1)
+    image_size: int = option(IN_FILE, "pixels a side of the faces, for both GANs", choices=IMAGE_SIZES)
+    cycle: float = option(
+        IN_FILE, "weight of the emotion that the first GAN reads in a drawn face; 0: none", at_least=0
     )
-    channels: int = option(IN_FILE, "1: grey, 3: colour, of both GANs", choices=(1, 3))
-    epochs: int | None = option(IN_FILE, "passes over the train faces; null: `epochs`", at_least=1)
+    cycle_floor: float = option(
+        IN_FILE, "the cycle rests below this share of its loss on real faces; 0: never", at_least=0
+    )
+    channels: int = option(IN_FILE, "1: grey, 3: colour, for both GANs", choices=(1, 3))
+    epochs: int | None = option(IN_FILE, "passes over the train faces for this GAN; null: --epochs", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -55,48 +59,78 @@ class Config:
 
     img2text: Img2Text
     text2img: Text2Img
-    dataset: Path = option(IN_FILE, "folder with train/<emotion>/ and test/<emotion>/, or fer2013.csv")
-    data_seed: int = option(IN_FILE, "of the choice of the val faces: the same for every --seed", at_least=0)
-    val_fraction: float = option(IN_FILE, "share of the train faces to validate on", above=0, at_most=0.5)
-    model: str = option(IN_FILE, "the CLIP, any name of open_clip")
-    pretrained: str | None = option(IN_FILE, "its weights: tag or file; null: openai, or stage 0's of a tiny model")
-    clip: str = option(IN_FILE, "frozen, finetuned before the GANs, or joint: trained along", choices=CLIP_MODES)
-    clip_lr: float = option(IN_FILE, "learning rate of a CLIP that is trained", above=0)
+    dataset: Path = option(
+        IN_FILE, "folder with {train,test}/<emotion>/, or fer2013.csv; the default, if absent, is generated"
+    )
+    data_seed: int = option(IN_FILE, "draws the val faces, whatever --seed is", at_least=0)
+    val_fraction: float = option(
+        IN_FILE, "share of the train faces that become val, where there is no val split", above=0, at_most=0.5
+    )
+    model: str = option(
+        IN_FILE, "architecture of the CLIP, by its name in open_clip; tiny-rn and tiny-vit are stage 0's"
+    )
+    pretrained: str | None = option(
+        IN_FILE, "weights of the CLIP: open_clip tag or file; null: openai, or stage 0's newest of a tiny model"
+    )
+    clip: str = option(
+        IN_FILE, "frozen, finetuned before the GANs, or joint: a copy is trained along", choices=CLIP_MODES
+    )
+    clip_lr: float = option(IN_FILE, "learning rate of CLIP, with --clip finetuned or joint", above=0)
     clip_epochs: int = option(IN_FILE, "passes over the train faces with --clip finetuned", at_least=1)
-    clip_weight: float = option(IN_FILE, "of the CLIP loss of the generator with --clip joint", at_least=0)
-    gans: str = option(IN_FILE, "which GANs to train", choices=("both", "img2text", "text2img"))
-    img2text_ckpt: Path | None = option(IN_FILE, "with --gans text2img: a generator that reads the faces (`cycle`)")
-    epochs: int = option(IN_FILE, "passes over the train faces, of a GAN without its own `epochs`", at_least=1)
+    clip_weight: float = option(IN_FILE, "weight of the CLIP loss of the generator, with --clip joint", at_least=0)
+    gans: str = option(
+        IN_FILE, "which to train: the first, img2text, the second, or both", choices=("both", "img2text", "text2img")
+    )
+    img2text_ckpt: Path | None = option(
+        IN_FILE, "generator of a first GAN for the cycle; null: this run's, with --gans both"
+    )
+    epochs: int = option(
+        IN_FILE, "passes over the train faces, for a GAN without --<gan>.epochs of its own", at_least=1
+    )
     batch_size: int = option(IN_FILE, "faces a batch", at_least=2)
-    lr: float = option(IN_FILE, "learning rate of Adam", above=0)
-    lr_discriminator: float | None = option(IN_FILE, "of the discriminators, null: that of the generators", above=0)
+    lr: float = option(IN_FILE, "learning rate, for a GAN without its own", above=0)
+    lr_discriminator: float | None = option(
+        IN_FILE, "learning rate of the discriminators; null: that of the generators", above=0
+    )
     lr_decay: bool = option(IN_FILE, "all learning rates fall to 0 along a cosine")
-    beta1: float = option(IN_FILE, "of Adam", at_least=0, at_most=0.999)
-    beta2: float = option(IN_FILE, "of Adam", at_least=0, at_most=0.9999)
+    beta1: float = option(IN_FILE, "first decay rate of Adam", at_least=0, at_most=0.999)
+    beta2: float = option(IN_FILE, "second decay rate of Adam", at_least=0, at_most=0.9999)
     loss: str = option(IN_FILE, "adversarial loss", choices=LOSSES)
-    conditional: bool = option(IN_FILE, "discriminators see the condition")
-    mismatch: bool = option(IN_FILE, "conditional discriminators refuse mismatched pairs too")
-    spectral_norm: bool = option(IN_FILE, "in the discriminators")
-    r1: float = option(IN_FILE, "weight of the R1 penalty, 0: none", at_least=0)
+    conditional: bool = option(
+        IN_FILE, "discriminators judge whether text and image belong together; off: only whether it looks real"
+    )
+    mismatch: bool = option(
+        IN_FILE, "conditional discriminators have to refuse a real face with another emotion's caption too"
+    )
+    spectral_norm: bool = option(IN_FILE, "spectral norm in the discriminators instead of batch norm")
+    r1: float = option(IN_FILE, "weight of the R1 gradient penalty of the discriminators; 0: none", at_least=0)
     r1_interval: int = option(IN_FILE, "batches from one R1 penalty to the next", at_least=1)
-    ema_decay: float = option(IN_FILE, "a step, of the averaged generator; 0: none", at_least=0, at_most=0.99999)
-    augment: str = option(IN_FILE, "before the discriminators: any of color,translation,cutout")
-    captions: int = option(IN_FILE, "captions of each emotion", at_least=1, at_most=len(TEMPLATES))
+    ema_decay: float = option(
+        IN_FILE, "share that the saved average of a generator keeps a step; 0: no average", at_least=0, at_most=0.99999
+    )
+    augment: str = option(
+        IN_FILE, "random changes of what discriminators see: any of color,translation,cutout; '': none"
+    )
+    captions: int = option(IN_FILE, "how many captions of each emotion are used", at_least=1, at_most=len(TEMPLATES))
     center_captions: bool = option(IN_FILE, "take the captions' mean off their embeddings")
-    embedding_noise: float = option(IN_FILE, "length of the noise on a caption's embedding (of length 1)", at_least=0)
-    flip: bool = option(IN_FILE, "mirror faces by chance")
+    embedding_noise: float = option(
+        IN_FILE, "length of the noise on a caption's embedding, which has length 1", at_least=0
+    )
+    flip: bool = option(IN_FILE, "mirror train faces by chance")
     save_interval: int = option(IN_FILE, "epochs from one checkpoint and sample grid to the next", at_least=1)
-    log_interval: int = option(IN_FILE, "batches from one printed line to the next", at_least=1)
+    log_interval: int = option(IN_FILE, "batches of an epoch from one printed line to the next", at_least=1)
     checkpoint_dir: Path | None = option(
-        IN_FILE, "of the checkpoints; null: checkpoints/<run>/", aliases=("--save_path",)
+        IN_FILE, "folder of the checkpoints; null: checkpoints/<run>/ beside this script", aliases=("--save_path",)
     )
     log_dir: Path | None = option(IN_FILE, "folder of the logs; null: logs/ beside this script")
-    precision: str = option(IN_FILE, "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
-    device: str = option(IN_FILE, "auto, cpu, cuda, cuda:1, mps")
-    seed: int = option(IN_FILE, "of everything that is drawn at random", at_least=0)
-    skip_unreadable: bool = option(IN_FILE, "go on without images that cannot be read")
-    resume_ckpt: Path | None = option(None, "a LAST.pth: continue that run")
-    smoke: bool = option(False, "one epoch of small networks on few faces of each emotion: does every step work?")
+    precision: str = option(
+        IN_FILE, "of the computation; auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16")
+    )
+    device: str = option(IN_FILE, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps")
+    seed: int = option(IN_FILE, "seed of weights, batches, captions and noise", at_least=0)
+    skip_unreadable: bool = option(IN_FILE, "leave out images that cannot be read, instead of stopping")
+    resume_ckpt: Path | None = option(None, "LAST.pth of a run that was stopped: continue it, with the same flags")
+    smoke: bool = option(False, "one epoch of small networks on few faces, to see that every step works")
 
 
 def default_files(arguments: Sequence[str]) -> list[Path]:

@@ -90,7 +90,7 @@ def test_declared_requirements_are_what_the_project_imports() -> None:
     imported -= {*sys.stdlib_module_names, *(path.stem for path in sources), "clipfh", "project_environment"}
     through = {"tensorboard", "timm", "torchvision"}  # imported by torch and by open_clip
     imported -= {"huggingface_hub", "transformers"}  # of open_clip, and of the extra hf
-    modules = {"open_clip_torch": "open_clip", "Pillow": "PIL", "PyYAML": "yaml"}
+    modules = {"open_clip_torch": "open_clip", "Pillow": "PIL", "PyYAML": "yaml", "scikit-learn": "sklearn"}
     declared = [re.split("[<>=]", text)[0] for text in project_environment._declared_requirements([])]
     assert imported | through == {modules.get(name, name) for name in declared}
 

@@ -1,5 +1,6 @@
 """run_all.sh: its options, and the steps that they come to; the scripts are stand-ins."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from clipfh.core.cli import parse_config
+from clipfh.core.cli import parse_config, run_script
 from clipfh.pipeline import options
 from clipfh.pipeline import run_all as pipeline
 from clipfh.pipeline.options import Options
@@ -76,25 +77,26 @@ def steps_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
     return steps
 
 
-def test_help_documents_every_option_without_set_up(steps_of) -> None:
+def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
     result = run_all(checkout, "--help")
     assert result.returncode == 0
-    assert all(f"  --{option} " in result.stdout for option in (*OPTIONS, "setup-only"))
+    assert all(f"  --{option} " in result.stdout for option in OPTIONS)
+    assert "--setup-only" in result.stdout
     assert not (checkout / "set_up_was_called").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("--datasets synthetic", "unknown option '--datasets'"),
-        ("synthetic", "unknown option 'synthetic'"),
+        ("--datasets synthetic", "unrecognized arguments: --datasets synthetic"),
+        ("synthetic", "unrecognized arguments: synthetic"),
         ("--dataset inshp", "synthetic inshop hands11k hd market1501 grocery folder"),
         ("--dataset inshop", "--data_root"),
         ("--dataset inshop --data_root nowhere", "nowhere"),
-        ("--dataset", "--dataset needs a value"),
-        ("--dataset --smoke", "--dataset needs a value"),
+        ("--dataset", "--dataset: expected one argument"),
+        ("--dataset --smoke", "--dataset: expected one argument"),
         ("--variant v5", "v1 v2 v3 v4"),
-        ("--model tiny-vti", "tiny-rn tiny-vit"),
+        ("--model tiny-vti", "tiny-rn, tiny-vit"),
         ("--stages 6", "0 to 5"),
         ("--stages 3-1", "0 to 5"),
         ("--stages one", "0 to 5"),
@@ -106,30 +108,37 @@ def test_help_documents_every_option_without_set_up(steps_of) -> None:
         ("--faces . --stages 0-4", "--faces is for stage 5"),
         ("--captions coco --captions_root .", "--captions is for stage 4"),
         ("--stages 0-2 --model RN50", "--stages 1-3"),
-        ("--epochs 0", "whole number, 1 or more"),
-        ("--epochs=ten", "whole number, 1 or more"),
-        ("--seed -1", "whole number, 0 or more"),
-        ("--seed 1.5", "whole number, 0 or more"),
-        ("--device gpu", "auto cpu cuda"),
-        ("--smoke=yes", "takes no value"),
+        ("--epochs 0", "at least 1"),
+        ("--epochs=ten", "invalid int value: 'ten'"),
+        ("--seed -1", "at least 0"),
+        ("--seed 1.5", "invalid int value"),
+        ("--device gpu", "auto, cpu, cuda"),
+        ("--smoke=yes", "ignored explicit argument"),
     ],
 )
-def test_wrong_option_ends_with_2_and_the_valid_values_before_set_up(
-    checkout: Path, arguments: str, expected: str
-) -> None:
-    result = run_all(checkout, *arguments.split())
-    assert result.returncode == 2
-    assert expected in result.stderr
-    assert result.stdout == ""
+def test_a_wrong_option_ends_with_2_and_the_valid_values(arguments: str, expected: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_all.sh", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        run_script(pipeline.main, Options, None)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == "" and said.err.strip().count("\n") == 0
+    values = said.err.replace("'", "").replace(", ", " ") if "invalid choice" in said.err else said.err
+    assert expected in values
+
+
+def test_a_wrong_option_ends_before_set_up(checkout: Path) -> None:
+    result = run_all(checkout, "--stages", "7")
+    assert result.returncode == 2 and "0 to 5" in result.stderr and result.stdout == ""
     assert not (checkout / "set_up_was_called").exists()
 
 
-def test_setup_only_runs_no_step(steps_of) -> None:
-    assert steps_of("--setup-only") == {}
-    assert (checkout / "set_up_was_called").exists()
+def test_setup_only_runs_no_step(checkout: Path) -> None:
+    result = run_all(checkout, "--setup-only")
+    assert result.returncode == 0 and result.stdout.startswith("set-up is done: ")
+    assert (checkout / "set_up_was_called").exists() and not (checkout / "results").exists()
 
 
-def test_failing_set_up_ends_the_run(steps_of) -> None:
+def test_failing_set_up_ends_the_run(checkout: Path) -> None:
     (checkout / "set_up.sh").write_text("echo no Python >&2; exit 2\n")
     result = run_all(checkout)
     assert (result.returncode, result.stdout) == (2, "")
@@ -169,19 +178,26 @@ def test_options_reach_the_scripts(steps_of) -> None:
 
 
 def test_relative_data_root_is_taken_from_where_the_user_is(steps_of) -> None:
-    inside = Path.cwd() / "my raw data"
-    steps = steps_of("--dataset", "folder", "--data_root", ".", cwd=inside)
-    assert f"--data_root {inside}" in steps["00_prepare(forced)"]
+    steps = steps_of("--dataset", "folder", "--data_root", ".")
+    assert f"--data_root {Path.cwd()}" in steps["00_prepare(forced)"]
 
 
-def test_the_recipe_of_small_models_leaves_a_variant_its_loss(steps_of) -> None:
-    assert "--loss" not in steps_of("--variant", "v1")["40_stage3_v1_train"]
-    assert "--loss supcon+id" in steps_of()["40_stage3_v4_train"]
-
-
-def test_hands_are_not_mirrored(steps_of) -> None:
+def test_photos_of_small_models_and_hands_have_files_of_their_own(steps_of) -> None:
+    for command in steps_of().values():
+        assert "--config" not in command  # the scripts read what suits the model by themselves
     steps = steps_of("--dataset", "hd", "--data_root", "my raw data", "--model", "RN50")
-    assert "--flip 0" in steps["30_stage2_train"] and "--flip 0" in steps["40_stage3_v4_train"]
+    for name in ("30_stage2_train", "40_stage3_v4_train"):
+        assert re.findall(r"(\w+)\.yaml", steps[name]) == ["hands"]
+    assert "--config" not in steps["20_stage1_zeroshot"]
+    steps = steps_of("--dataset", "hd", "--data_root", "my raw data")
+    assert re.findall(r"(\w+)\.yaml", steps["20_stage1_zeroshot"]) == ["tiny_photos"]
+    assert re.findall(r"(\w+)\.yaml", steps["30_stage2_train"]) == ["tiny_photos", "hands"]
+
+
+def test_the_files_that_a_run_chooses_exist(steps_of) -> None:
+    every = "--stages 0-5 --dataset hd --captions grocery --captions_root . --data_root ."
+    chosen = re.findall(r"model/\S+\.yaml", " ".join(steps_of(*every.split()).values()))
+    assert len(chosen) == 9 and all((ROOT / path).is_file() for path in chosen)
 
 
 def test_v3_trains_v2_first_and_goes_on_from_it(steps_of) -> None:
@@ -200,9 +216,7 @@ def test_stage_4_takes_captions_and_no_identities(steps_of) -> None:
 
 def test_stage_4_on_real_captions(steps_of) -> None:
     options = "--stages 1,4 --captions coco --model ViT-B/32 --pretrained openai --epochs 3 --dataset folder"
-    steps = steps_of(
-        run_all(checkout, *options.split(), "--captions_root", "my raw data", "--data_root", "my raw data")
-    )
+    steps = steps_of(*options.split(), "--captions_root", "my raw data", "--data_root", "my raw data")
     raw = f"--dataset coco --data_root {Path.cwd() / 'my raw data'}"
     assert steps["50_stage4_captions(forced)"].endswith(raw)  # sees new captions
     assert f"{raw} --device auto --model ViT-B/32 --pretrained openai --seed 0 --epochs 3" in steps["51_stage4_train"]
@@ -233,10 +247,10 @@ def test_stage_5_compares_with_a_baseline_on_the_same_faces(steps_of) -> None:
 
 
 def test_stage_5_of_a_large_model_takes_the_default_settings_and_the_faces_of_the_data_folder(steps_of) -> None:
-    (checkout / "data" / "fer2013").mkdir(parents=True)
+    Path("data/fer2013").mkdir(parents=True)
     steps = steps_of("--stages", "5", "--model", "ViT-B/32")
     assert "--config" not in steps["60_stage5_train"] and "small.yaml" not in steps["61_stage5_baseline"]
-    assert f"--dataset {checkout / 'data' / 'fer2013'}" in steps["60_stage5_train"]
+    assert f"--dataset {Path.cwd() / 'data' / 'fer2013'}" in steps["60_stage5_train"]
 
 
 def test_stage_5_keeps_a_smoke_run_apart(steps_of) -> None:
@@ -262,7 +276,6 @@ def test_force_reaches_every_step(steps_of) -> None:
 
 
 def test_failing_step_ends_the_run_with_its_code(steps_of) -> None:
-    result = run_all(checkout, FAIL_AT="03_filter")
-    assert result.returncode == 3
-    assert "03_filter" in result.stdout
-    assert "04_structured_prompts" not in result.stdout
+    with pytest.raises(SystemExit) as ended:
+        steps_of(fail_at="03_filter")
+    assert ended.value.code == 3 and list(steps_of.taken)[-1] == "03_filter"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,11 @@ def test_a_run_leaves_its_files(project, trained):
     rows = [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
     assert [(row["gan"], row["epoch"]) for row in rows] == [("img2text", 1), ("text2img", 1)]
     assert 0 <= rows[0]["img2text_val_accuracy"] <= 1 and "text2img_loss_generator" in rows[1]
+    for row, label in zip(rows, ("Img2Text", "Text2Img"), strict=True):
+        d, g = (row[f"{row['gan']}_loss_{part}"] for part in ("discriminator", "generator"))
+        says = f"[{label}] Epoch 1/1 done - Avg D_loss: {d:.4f}, Avg G_loss: {g:.4f}, Avg "
+        assert says in project.runs["stage5"].stdout and says in (logs / "train.log").read_text()
+    assert f", val accuracy: {rows[0]['img2text_val_accuracy']:.4f}, " in project.runs["stage5"].stdout
     events = EventAccumulator(str(logs)).Reload()
     assert {"step/img2text/loss_discriminator", "step/text2img/loss_generator"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["samples"]
@@ -103,13 +109,13 @@ def test_the_frozen_clip_is_bit_identical(project, trained):
 
 
 def test_the_second_gan_alone_with_a_line_every_few_batches(project, faces, trained, tmp_path):
-    flags = ("--dataset", faces, "--log_interval", 1, "--gans", "text2img")
+    flags = ("--dataset", faces, "--log_interval", 3, "--gans", "text2img")
     result = train(project, tmp_path, *flags, "--img2text_ckpt", trained / "img2text_generator_epoch_1.pth")
-    lines = [line for line in result.stdout.splitlines() if "batch" in line and "discriminator" in line]
-    assert len(lines) == 7 and all("cycle" in line for line in lines)  # 126 train faces in batches of 16
+    line = r"^Batch (\d)/7: D_loss \d+\.\d{4}, G_loss \d+\.\d{4}, cycle \d+\.\d{4}$"  # 126 train faces, 16 in a batch
+    assert re.findall(line, result.stdout, re.MULTILINE) == ["3", "6"]
     assert not list(tmp_path.glob("checkpoints/img2text*"))
     result = train(project, tmp_path / "alone", *flags)
-    assert "note: no first GAN reads" in result.stdout and " cycle " not in result.stdout
+    assert "note: no first GAN reads" in result.stdout and "cycle" not in result.stdout
 
 
 RESUMABLE = (
@@ -165,6 +171,16 @@ def test_val_faces_that_are_too_few_have_no_row(project, trained, tmp_path):
     assert "| real train faces" in result.stdout
 
 
+def confusions(text):
+    """The accuracy that each confusion matrix of classification_report.txt adds up to: 4 test faces of each emotion."""
+    accuracies = []
+    for part in text.split("found (columns) of each emotion (rows)")[1:]:
+        rows = [[int(cell) for cell in line.split()[1:]] for line in part.splitlines()[3:10]]
+        assert [sum(row) for row in rows] == [4] * 7
+        accuracies.append(sum(row[place] for place, row in enumerate(rows)) / 28)
+    return accuracies
+
+
 def test_evaluation_measures_both_gans_beside_the_baseline(project, trained, baseline, tmp_path):
     flags = ("--run_dir", trained, "--results_dir", tmp_path, "--classifier_dir", tmp_path, "--classifier_epochs", 1)
     result = run(project, EVALUATE, *flags, "--baseline_dir", baseline)
@@ -173,6 +189,11 @@ def test_evaluation_measures_both_gans_beside_the_baseline(project, trained, bas
     read, drawn = metrics["image_to_text"], metrics["text_to_image"]
     assert read["chance"] == pytest.approx(1 / 7) and 0 <= read["accuracy"] <= 1 and "zero_shot_clip" in read
     assert read["accuracy"] == pytest.approx(sum(value for key, value in read.items() if key[:9] == "accuracy_") / 7)
+    assert 0 <= read["linear_probe"] <= 1 and 0 <= read["linear_probe_val_accuracy"] <= 1
+    assert f"| linear probe of CLIP's image features | {read['linear_probe']:.3f} |" in result.stdout
+    accuracies = [read[name] for name in ("accuracy", "classifier", "linear_probe", "zero_shot_clip")]
+    accuracies.append(drawn["generated"]["accuracy"])
+    assert confusions((folder / "classification_report.txt").read_text()) == pytest.approx(accuracies)
     assert list(drawn) == [
         "real test faces",
         "real train faces",

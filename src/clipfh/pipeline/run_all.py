@@ -1,8 +1,8 @@
 """The staged pipeline of `bash run_all.sh`: data, stages, summary table.
 
 Prepares a dataset, trains and evaluates the stages, and prints the table of results. Without options: the generated
-garments, a small CLIP, stages 0 to 3; no download of data or weights, no GPU. Started again, it skips the steps that are
-finished and whose outputs are untouched. Every step's output is kept in results/logs/<run>/.
+garments, a small CLIP, stages 0 to 3; no download of data or weights, no GPU. Started again, it skips the steps that
+are finished and whose outputs are untouched. Every step's output is kept in results/logs/<run>/.
 
 stages:
   0  pretrain a small CLIP       2  fine-tune the image encoder

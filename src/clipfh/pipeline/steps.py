@@ -1,7 +1,7 @@
 """Run one step of a pipeline; skip it when it is finished and what it made is untouched.
 
-Beside a step's log lies a stamp (`03_filter.json`): the command, digests of its inputs, its outputs and the stamps of the
-steps before it. All of them are compared on the next start. An output is a file, a folder or a glob pattern. Of a
+Beside a step's log lies a stamp (`03_filter.json`): the command, digests of its inputs, its outputs and the stamps of
+the steps before it. All of them are compared on the next start. An output is a file, a folder or a glob pattern. Of a
 pattern's files only those that the step made or changed are its outputs (checkpoints carry the date in their names).
 """
 
