@@ -1,18 +1,13 @@
 import copy
 from dataclasses import dataclass, replace
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from clipfh.core.errors import InputError
-from clipfh.core.run import seed_everything
 from clipfh.models.averaged_weights import STEPS_AT_ONCE, AveragedWeights
-from clipfh.models.checkpoint import read_checkpoint, write_checkpoint
 from clipfh.models.clip import encode_texts, freeze_text_encoder, is_text_parameter, load_clip
-from clipfh.training.sampler import PKSampler
-from clipfh.training.schedule import cosine_with_warmup
 from clipfh.training.state import (
     BestSoFar,
     binding_flags,
@@ -20,12 +15,7 @@ from clipfh.training.state import (
     decay_groups,
     require_finite,
     require_same_flags,
-    restore_training_state,
-    training_state,
 )
-
-LABELS = [number % 6 for number in range(30)]
-TOTAL_EPOCHS, STOP_AFTER = 5, 2
 
 
 def test_only_matrices_are_decayed():
@@ -179,86 +169,3 @@ def test_a_run_from_before_a_flag_is_continued_with_its_default():
         require_same_flags(before, Flags(added_later=2))
     with pytest.raises(InputError, match=r"--lr 0.1 \(now 0.2\)"):
         require_same_flags(before, Flags(lr=0.2))
-
-
-def new_parts(seed, *, extra=()):
-    seed_everything(seed)
-    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 6))
-    modules = {"model": model, **{name: nn.Linear(2, 2) for name in extra}}
-    optimizer = torch.optim.AdamW(decay_groups(model, lr=0.05, weight_decay=0.1))
-    factor = partial(cosine_with_warmup, total_steps=TOTAL_EPOCHS * 5, warmup_steps=3)
-    return {
-        "modules": modules,
-        "optimizers": {"model": optimizer},
-        "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor),
-        "sampler": PKSampler(LABELS, 3, 2, seed=7),
-        "best": BestSoFar(patience=2),
-    }
-
-
-def train(parts, first_epoch, last_epoch, step=0):
-    images = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor(LABELS)
-    model, optimizer = parts["modules"]["model"], parts["optimizers"]["model"]
-    for epoch in range(first_epoch, last_epoch + 1):
-        parts["sampler"].set_epoch(epoch)
-        for batch in parts["sampler"]:
-            noisy = images[batch] + 0.1 * torch.randn(len(batch), 6)  # draws from the global generator
-            loss = nn.functional.cross_entropy(model(noisy), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            parts["scheduler"].step()
-            step += 1
-        parts["best"].update(-loss.item(), epoch)
-    return step
-
-
-def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
-    whole = new_parts(0)
-    step = train(whole, 1, TOTAL_EPOCHS)
-
-    part = new_parts(0)
-    stopped_at = train(part, 1, STOP_AFTER)
-    state = training_state(**part, epoch=STOP_AFTER, step=stopped_at)
-    write_checkpoint(tmp_path / "LAST.pth", {"training": state})
-
-    resumed = new_parts(99)  # other weights, other random numbers
-    torch.rand(5)
-    state = read_checkpoint(tmp_path / "LAST.pth")["training"]
-    assert restore_training_state(state, **resumed) == (STOP_AFTER, stopped_at)
-    assert train(resumed, STOP_AFTER + 1, TOTAL_EPOCHS, stopped_at) == step
-    for name, value in whole["modules"]["model"].state_dict().items():
-        assert torch.equal(resumed["modules"]["model"].state_dict()[name], value), name
-    assert not torch.equal(part["modules"]["model"][0].weight, whole["modules"]["model"][0].weight)
-    assert resumed["scheduler"].get_last_lr() == whole["scheduler"].get_last_lr()
-    assert resumed["best"] == whole["best"]
-    assert resumed["sampler"].state_dict() == whole["sampler"].state_dict()
-    for ours, theirs in zip(
-        resumed["optimizers"]["model"].state.values(), whole["optimizers"]["model"].state.values(), strict=True
-    ):
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-@pytest.mark.parametrize(("saved", "here"), [((), ("center",)), (("center",), ())])
-def test_a_run_with_other_losses_is_not_resumed(saved, here):
-    state = training_state(**new_parts(0, extra=saved), epoch=1, step=5)
-    with pytest.raises(
-        InputError, match=r"started with other flags .*modules .*its config.json has the ones to repeat"
-    ):
-        restore_training_state(state, **new_parts(0, extra=here))
-
-
-def test_a_run_with_other_parameters_is_not_resumed():
-    state = training_state(**new_parts(0), epoch=1, step=5)
-    parts = new_parts(0)
-    parts["modules"]["model"][3] = nn.Linear(8, 7)
-    with pytest.raises(InputError, match="started with other flags"):
-        restore_training_state(state, **parts)
-    parts = new_parts(0)
-    parts["optimizers"]["model"] = torch.optim.AdamW(parts["modules"]["model"].parameters())
-    with pytest.raises(InputError, match="started with other flags"):
-        restore_training_state(state, **parts)
-    parts = new_parts(0) | {"sampler": PKSampler(LABELS, 3, 2, seed=8)}
-    with pytest.raises(InputError, match="seed"):
-        restore_training_state(state, **parts)

@@ -1,0 +1,152 @@
+"""The loop of stages 2 to 4: a run that was stopped goes on as if it had not."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from clipfh.core.errors import InputError
+from clipfh.core.run import seed_everything
+from clipfh.core.run_log import RunLog
+from clipfh.models.checkpoint import read_checkpoint
+from clipfh.training.loop import Loop
+from clipfh.training.runs import Place, TrainingRun
+from clipfh.training.sampler import PKSampler
+from clipfh.training.settings import Optimisation
+from clipfh.training.state import Validation, decay_groups
+
+LABELS = [number % 6 for number in range(30)]
+STOP_AFTER = 2
+SETTINGS = Optimisation(
+    epochs=5, weight_decay=0.1, warmup_fraction=0.2, clip_grad=1.0, accumulate=1, ema_decay=0.5, patience=0
+)
+
+
+class Model(nn.Sequential):
+    def __init__(self, classes: int = 6) -> None:
+        super().__init__(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, classes))
+        self.logit_scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logit_scale * super().forward(images)
+
+    def __iter__(self):
+        return iter(module for module in self._modules.values())
+
+
+@dataclass(frozen=True)
+class Batch:
+    indices: list[int]
+
+
+def make_loop(seed: int, *, extra=(), sampler_seed: int = 7, classes: int = 6, settings=SETTINGS, groups=None) -> Loop:
+    seed_everything(seed)
+    model = Model(classes)
+    modules = {"model": model, **{name: nn.Linear(2, 2) for name in extra}}
+    groups = groups or decay_groups(model, 0.05, settings.weight_decay)
+    return Loop(
+        model, groups, modules, PKSampler(LABELS, 3, 2, seed=sampler_seed), [str(i) for i in range(30)], settings
+    )
+
+
+def make_run(folder, **config) -> TrainingRun:
+    folder.mkdir(exist_ok=True)
+    place = Place(2, torch.device("cpu"), 0, 0, 1, folder, folder)
+    return TrainingRun("run", place, {"stage": 2}, {}, RunLog(folder / "run", make_flags(), **config))
+
+
+def make_flags():
+    @dataclass(frozen=True)
+    class Flags:
+        seed: int = 0
+
+    return Flags()
+
+
+def fit(loop: Loop, run: TrainingRun, *, values=(0.1, 0.4, 0.3, 0.2, 0.1), stop_after: int | None = None) -> None:
+    images = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+
+    def batches(epoch: int):
+        if stop_after and epoch > stop_after:
+            raise KeyboardInterrupt
+        return (Batch(indices) for indices in loop.sampler)
+
+    def step(batch: Batch) -> dict[str, torch.Tensor]:
+        noisy = images[batch.indices] + 0.1 * torch.randn(len(batch.indices), 6)  # draws from the global generator
+        loss = nn.functional.cross_entropy(loop.model(noisy), torch.tensor(LABELS)[batch.indices])
+        (loss / loop.settings.accumulate).backward()
+        return {"id": loss.detach()}
+
+    def validate() -> Validation:
+        value = values[max(loop.epoch - 1, 0)]
+        return Validation(value, {"val_mAP": value}, f"val mAP {100 * value:.1f}")
+
+    loop.model.train()
+    loop.fit(run, batches, step, validate if values else None)
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
+    whole, run = make_loop(0), make_run(tmp_path / "whole")
+    fit(whole, run)
+    part = make_loop(0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(part, make_run(tmp_path / "part"), stop_after=STOP_AFTER)
+    state = read_checkpoint(tmp_path / "part" / "run_LAST.pth")["training"]
+    resumed = make_loop(99)  # other weights, other random numbers
+    torch.rand(5)
+    resumed.load_state(state)
+    assert resumed.epoch == STOP_AFTER
+    fit(resumed, make_run(tmp_path / "part", last_row=state["row"]))
+    assert (resumed.epoch, resumed.step) == (whole.epoch, whole.step) == (5, 5 * len(whole.sampler))
+    for module in ("model", "average"):
+        theirs = getattr(whole, module).state_dict()
+        assert all(torch.equal(value, theirs[name]) for name, value in getattr(resumed, module).state_dict().items())
+    assert resumed.best == whole.best and (whole.best.epoch, whole.best.value) == (2, 0.4)
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+        for path in sorted(tmp_path.glob("*/run/metrics.jsonl"))
+    ]
+    assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == [1, 2, 3, 4, 5]
+    assert read_checkpoint(tmp_path / "part" / "run_BEST.pth")["epoch"] == 2
+
+
+def test_it_stops_early_and_says_what_is_best(tmp_path, capsys):
+    settings = Optimisation(**{**vars(SETTINGS), "patience": 2})
+    loop = make_loop(0, settings=settings)
+    fit(loop, make_run(tmp_path))
+    said = capsys.readouterr().out
+    assert loop.epoch == 4 and "no better val mAP for 2 epochs: stopped early" in said
+    assert "before training  val mAP 10.0" in said and "BEST: epoch 2, val mAP 40.0: " in said
+    assert (tmp_path / "run" / "training_curves.png").is_file()
+
+
+def test_without_val_the_last_epoch_is_best(tmp_path, capsys):
+    fit(make_loop(0), make_run(tmp_path), values=())
+    assert read_checkpoint(tmp_path / "run_BEST.pth")["epoch"] == 5
+    assert "BEST: the last epoch" in capsys.readouterr().out
+
+
+def test_gradients_of_several_batches_make_one_step(tmp_path):
+    settings = Optimisation(**{**vars(SETTINGS), "accumulate": 2, "epochs": 1})
+    loop = make_loop(0, settings=settings)
+    fit(loop, make_run(tmp_path))
+    assert loop.step == -(-len(loop.sampler) // 2)
+
+
+@pytest.mark.parametrize(("saved", "here"), [((), ("center",)), (("center",), ())])
+def test_a_run_with_other_losses_is_not_resumed(saved, here):
+    state = make_loop(0, extra=saved).state()
+    with pytest.raises(InputError, match=r"started with other flags .*its config.json has the ones to repeat"):
+        make_loop(0, extra=here).load_state(state)
+
+
+def test_a_run_with_other_parameters_is_not_resumed():
+    state = make_loop(0).state()
+    with pytest.raises(InputError, match="started with other flags"):
+        make_loop(0, classes=7).load_state(state)
+    with pytest.raises(InputError, match="started with other flags"):
+        make_loop(0, groups=[{"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1}]).load_state(state)
+    with pytest.raises(InputError, match="seed"):
+        make_loop(0, sampler_seed=8).load_state(state)
