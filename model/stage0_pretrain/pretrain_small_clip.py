@@ -29,10 +29,11 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from clipfh.core.cli import option, run_script
+from clipfh.core.cli import jsonable, option, run_script
 from clipfh.core.files import writable_folder
 from clipfh.core.paths import TINY_MODELS, display, processed_dir, stage_dir
-from clipfh.core.run import RunLog, autocast, jsonable, pick_device, seed_everything
+from clipfh.core.run import autocast, pick_device, seed_everything
+from clipfh.core.run_log import RunLog
 from clipfh.datasets import inshop, synthetic
 from clipfh.images.augment import Augmentation, augment
 from clipfh.images.pixels import load_pixels
