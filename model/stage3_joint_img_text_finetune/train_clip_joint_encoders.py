@@ -174,7 +174,8 @@ def main(config: Config) -> None:
     if told := pairs.say_what_prompts_tell_apart():
         run.log.say(told)
     if config.grad_cache_chunk and any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules()):
-        run.log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, by that many photos")
+        chunk = f"by {config.grad_cache_chunk} photos"
+        run.log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, {chunk}")
     batches = partial(pairs.batches, sampler, place.seed, place.rank, with_images=not config.grad_cache_chunk)
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, clip.model, pairs, objective), validate)
