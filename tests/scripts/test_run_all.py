@@ -80,7 +80,7 @@ def steps_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
 def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
     result = run_all(checkout, "--help")
     assert result.returncode == 0
-    assert all(f"  --{option} " in result.stdout for option in OPTIONS)
+    assert all(re.search(rf"^  --{option}[ ,]", result.stdout, re.MULTILINE) for option in OPTIONS)
     assert "--setup-only" in result.stdout
     assert not (checkout / "set_up_was_called").exists()
 

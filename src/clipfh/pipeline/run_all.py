@@ -72,7 +72,8 @@ class Pipeline:
             "hands": self.options.dataset in ("hands11k", "hd"),
         }
         files = [f"{folder}/config/{name}.yaml" for name in suits if suits[name]]
-        return ["--config", *(file for file in files if (ROOT / file).is_file())] if files else []
+        files = [file for file in files if (ROOT / file).is_file()]
+        return ["--config", *files] if files else []
 
 
 def flags(**values: object) -> Flags:
