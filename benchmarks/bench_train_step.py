@@ -3,10 +3,11 @@
     python benchmarks/bench_train_step.py
     python benchmarks/bench_train_step.py --quick
 
-Ours is the stages' own `train_one_epoch`: sampler, views of decoded photos, loss, gradient norm, moving average, logs.
-The bare step encodes float images (and tokens) that lie in memory, takes the mean square of the features for a loss,
-and steps torch's fused AdamW; precision and parameters are the same. Both take turns in one process, some steps at a
-time, so that a drift of the machine's speed meets them alike; the share is the median over the turns.
+Ours is the loop's `train_one_epoch` with the stages' own steps: sampler, views of decoded photos, loss, gradient norm,
+moving average, logs. The bare step encodes float images (and tokens) that lie in memory, takes the mean square of the
+features for a loss, and steps torch's fused AdamW; precision and parameters are the same. Both take turns in one
+process, some steps at a time, so that a drift of the machine's speed meets them alike; the share is the median over the
+turns.
 
 Gradient caching is compared with plain steps: with one of the whole batch for its gradients, with an
 epoch of steps of a chunk's size for its memory. There the views are the photos themselves, so that both see the same.
@@ -16,7 +17,9 @@ import itertools
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from harness import ROOT, Case, bar, median, row, run_benchmark, run_in_turn, save_results
 
@@ -32,10 +35,11 @@ MODELS = {"tiny-rn 64 px": TINY, "ViT-B/32 224 px": LARGE}
 
 def prepare_in_turn(stage, model, image_size, p, k, steps, turns):
     """Seconds of a step, bare and ours, and the median of their ratios over the turns."""
-    script = _import_stage(stage)
-    training = _training(script, stage, model, image_size, p, k, steps)
-    script.keep_freed_memory()  # as main does; the bare step gains as much from it
-    ours, bare = _epoch(script, training), _bare_epoch(script, stage, training, steps)
+    from clipfh.core.freed_memory import keep_freed_memory
+
+    keep_freed_memory()  # as a training does; the bare step gains as much from it
+    training = _training(stage, model, image_size, p, k, steps)
+    ours, bare = _epoch(training), _bare_epoch(stage, training, p * k, steps)
 
     def run():
         seconds = {"bare": [], "ours": []}
@@ -52,34 +56,34 @@ def prepare_in_turn(stage, model, image_size, p, k, steps, turns):
 
 def prepare_epoch(model, image_size, p, k, batches, grad_cache_chunk):
     """An epoch of stage 3, as it runs, from the first allocation on."""
-    script = _import_stage(3)
-    return _epoch(script, _training(script, 3, model, image_size, p, k, batches, grad_cache_chunk))
+    return _epoch(_training(3, model, image_size, p, k, batches, grad_cache_chunk))
 
 
-def _epoch(script, training):
+def _epoch(training):
     numbers = itertools.count()
 
     def run():
-        epoch = next(numbers)
-        training.sampler.set_epoch(epoch)
-        script.train_one_epoch(training, epoch, 0)
+        training.loop.train_one_epoch(training.run, next(numbers), training.batches, training.step)
 
     return run
 
 
-def _bare_epoch(script, stage, training, steps):
+def _bare_epoch(stage, training, batch_size, steps):
     import torch
+    from torch.optim import AdamW
 
-    model, config, size = training.clip.model, training.config, training.clip.image_size
-    optimizer = _adamw(script, model)
-    B = config.p * config.k
-    images = torch.rand(B, 3, size, size).contiguous(memory_format=torch.channels_last)
-    tokens = None if stage == 2 else training.pairs.batch(list(range(B)), 0).tokens
+    from clipfh.core.run import autocast
+    from clipfh.training.state import decay_groups
+
+    model, size = training.clip.model, training.clip.image_size
+    optimizer = AdamW(decay_groups(model, 1e-6, 0.05), betas=(0.9, 0.98), eps=1e-6, fused=True)
+    images = torch.rand(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
+    tokens = None if stage == 2 else next(iter(training.batches(0))).tokens
 
     def run():
         model.train()
         for _ in range(steps):
-            with script.autocast(torch.device("cpu"), config.precision):
+            with autocast(torch.device("cpu"), "auto"):
                 loss = model.encode_image(images).float().square().mean()
                 if tokens is not None:
                     loss = loss + model.encode_text(tokens).float().square().mean()
@@ -92,25 +96,16 @@ def _bare_epoch(script, stage, training, steps):
 
 def prepare_gradients(model, image_size, p, k, chunk):
     """Gradient caching beside a plain step: the largest difference of a gradient, and the largest gradient."""
-    from dataclasses import replace
-
     import torch
 
-    script = _import_stage(3)
-    training = _training(script, 3, model, image_size, p, k, 1)
-    training = replace(training, config=replace(training.config, precision="float32", loss="supcon+id"))
-    training.clip.model.train()
-    batch = next(training.pairs.batches(training.sampler, 0, 0, 0))
+    flags = ("--precision", "float32", "--loss", "supcon+id")
 
     def gradients(grad_cache_chunk):
-        own = replace(training, config=replace(training.config, grad_cache_chunk=grad_cache_chunk))
-        script.add_gradients(own, batch)
-        modules = (training.clip.model, training.objective)
-        all_gradients = [parameter.grad for module in modules for parameter in module.parameters()]
-        found = torch.cat([gradient.flatten() for gradient in all_gradients if gradient is not None])
-        for module in modules:
-            module.zero_grad()
-        return found
+        training = _training(3, model, image_size, p, k, 1, grad_cache_chunk, flags)
+        training.clip.model.train()
+        training.step(next(iter(training.batches(0))))
+        parameters = [*training.clip.model.parameters(), *training.objective.parameters()]
+        return torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
 
     def run():
         plain, cached = gradients(0), gradients(chunk)
@@ -129,55 +124,67 @@ def _import_stage(stage):
     return importlib.import_module(script)
 
 
-def _training(script, stage, model, image_size, p, k, batches, grad_cache_chunk=0):
+def _training(stage, model, image_size, p, k, batches, grad_cache_chunk=0, flags=()):
     """What `main` of the stage makes for an epoch, from random weights, photos and prompts."""
-    import numpy as np
-    import pandas as pd
     import torch
     import torch.nn.functional as F
-    from torch.optim.lr_scheduler import LambdaLR
 
-    from clipfh.images.augment import Augmentation
-    from clipfh.images.pixels import Pixels
+    from clipfh.core.config_file import parse_with_files
+    from clipfh.core.run_log import RunLog
     from clipfh.models.clip import freeze_text_encoder, load_clip
-    from clipfh.training.data import TrainPhotos
+    from clipfh.training.loop import Loop
+    from clipfh.training.runs import Place, TrainingRun
+    from clipfh.training.sampler import PKSampler
+    from clipfh.training.settings import recipe_files
+    from clipfh.training.state import decay_groups
 
+    script = _import_stage(stage)
+    arguments = ["--model", model, "--p", str(p), "--k", str(k), "--lr", "1e-6", *flags]
+    arguments += ["--grad_cache_chunk", str(grad_cache_chunk)] if stage == 3 else []
+    files = recipe_files(ROOT / "model" / STAGES[stage][0] / "config", arguments, variant="v2" if stage == 3 else None)
+    config = parse_with_files(script.Config, None, files=files, arguments=arguments)
     torch.manual_seed(0)
-    device, log_dir = torch.device("cpu"), Path(tempfile.mkdtemp())
-    caching = {"grad_cache_chunk": grad_cache_chunk} if stage == 3 else {}
-    config = script.complete(script.Config(model=model, p=p, k=k, **caching))
     clip = load_clip(model, "random", image_size=image_size)
-    labels = np.repeat(np.arange(p * batches), k)  # so that an epoch has so many batches
-    images = tuple(f"{number}.jpg" for number in range(len(labels)))
-    table = pd.DataFrame({"image": images, "item_id": [f"{label:06}" for label in labels]})
-    shape = (len(labels), image_size, image_size, 3)
-    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    same_views = Augmentation(min_area=1.0, aspect=0.0, rotation=0.0, flip=0.0, color=0.0)
-    augmentation = Augmentation() if model != "tiny-vit" else same_views
-    photos = TrainPhotos(table, Pixels(array, images, ()), augmentation, clip, device)
-    sampler = script.PKSampler(photos.labels, p, k, seed=0)
+    photos = _photos(clip, model, p * batches, k)
+    sampler = PKSampler(photos.labels, p, k, seed=0)
     C, D = len(photos.item_ids), clip.model.encode_text(clip.tokenizer(["a shirt"])).shape[1]
     if stage == 2:
         freeze_text_encoder(clip.model)
         texts = F.normalize(torch.randn(C, D), dim=1)
         objective = script.ImageEncoderLoss(script.parse_terms(config.loss, p, k), texts, torch.arange(C))
-        optimizer = _adamw(script, clip.model, objective.classifier)
-        data = photos
+        step, make = script.make_step(config, clip, objective), partial(script.make_batches, photos, sampler, 0, 0)
     else:
         prompts = {item_id: [f"a knitted jumper in the colour {int(item_id)}"] for item_id in photos.item_ids}
-        objective = script.JointLoss(("supcon", "id") if model == "tiny-vit" else ("supcon",), D, C)
-        data = script.TrainPairs(photos, prompts, clip)
-        optimizer = _adamw(script, clip.model, objective)
-    scheduler = LambdaLR(optimizer, lambda step: 1.0)
-    ema, log = script.AveragedWeights(clip.model, config.ema_decay), script.RunLog(log_dir, config)
-    return script.Training(config, clip, data, sampler, objective, optimizer, scheduler, ema, log)
+        pairs = script.TrainPairs(photos, prompts, clip)
+        objective = script.JointLoss(script.parse_terms(config.loss), D, C)
+        step = script.make_step(config, clip.model, pairs, objective)
+        make = partial(pairs.batches, sampler, 0, 0, with_images=not grad_cache_chunk)
+    groups = [group for module in (clip.model, objective) for group in decay_groups(module, config.lr, 0.05)]
+    modules = {"clip": clip.model, "objective": objective}
+    loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation)
+    folder = Path(tempfile.mkdtemp())
+    place = Place(stage, torch.device("cpu"), 0, 0, 1, folder, folder)
+    run = TrainingRun("run", place, {}, {}, RunLog(folder / "run", config))
+    return SimpleNamespace(loop=loop, run=run, batches=make, step=step, clip=clip, objective=objective)
 
 
-def _adamw(script, *modules):
-    from torch.optim import AdamW
+def _photos(clip, model, num_identities, k):
+    """Random photos: as many of each identity as a batch takes, so that the number of batches is known."""
+    import numpy as np
+    import pandas as pd
+    import torch
 
-    groups = [group for module in modules for group in script.decay_groups(module, 1e-6, 0.05)]
-    return AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    from clipfh.images.augment import Augmentation
+    from clipfh.images.pixels import Pixels
+    from clipfh.training.data import TrainPhotos
+
+    labels, size = np.repeat(np.arange(num_identities), k), clip.image_size
+    images = tuple(f"{number}.jpg" for number in range(len(labels)))
+    table = pd.DataFrame({"image": images, "item_id": [f"{label:06}" for label in labels]})
+    array = np.random.default_rng(0).integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
+    same_views = Augmentation(min_area=1.0, aspect=0.0, rotation=0.0, flip=0.0, color=0.0)
+    augmentation = same_views if model == "tiny-vit" else Augmentation()
+    return TrainPhotos(table, Pixels(array, images, ()), augmentation, clip, torch.device("cpu"))
 
 
 def main(quick: bool) -> None:

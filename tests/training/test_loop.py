@@ -74,6 +74,7 @@ def fit(loop: Loop, run: TrainingRun, *, values=(0.1, 0.4, 0.3, 0.2, 0.1), stop_
         return (Batch(indices) for indices in loop.sampler)
 
     def step(batch: Batch) -> dict[str, torch.Tensor]:
+        assert loop.model.training
         noisy = images[batch.indices] + 0.1 * torch.randn(len(batch.indices), 6)  # draws from the global generator
         loss = nn.functional.cross_entropy(loop.model(noisy), torch.tensor(LABELS)[batch.indices])
         (loss / loop.settings.accumulate).backward()
@@ -83,7 +84,7 @@ def fit(loop: Loop, run: TrainingRun, *, values=(0.1, 0.4, 0.3, 0.2, 0.1), stop_
         value = values[max(loop.epoch - 1, 0)]
         return Validation(value, {"val_mAP": value}, f"val mAP {100 * value:.1f}")
 
-    loop.model.train()
+    loop.model.eval()  # whatever the mode that it comes in
     loop.fit(run, batches, step, validate if values else None)
 
 

@@ -21,8 +21,8 @@ from clipfh.models.averaged_weights import AveragedWeights
 from clipfh.models.clip import clamp_logit_scale
 from clipfh.reports.charts import training_curves_figure
 from clipfh.training.data import made_ahead
+from clipfh.training.planned_batches import PlannedBatches
 from clipfh.training.runs import TrainingRun
-from clipfh.training.sampler import PlannedBatches
 from clipfh.training.schedule import cosine_with_warmup
 from clipfh.training.settings import Optimisation
 from clipfh.training.state import (
@@ -113,7 +113,7 @@ class Loop:
             run.log.say(f"before training  {validate().text}")
         for epoch in range(self.epoch + 1, epochs + 1):
             started = time.perf_counter()
-            row = {"epoch": epoch, **self._train_one_epoch(run, epoch, batches(epoch), step)}
+            row = {"epoch": epoch, **self.train_one_epoch(run, epoch, batches, step)}
             val = validate() if validate else None
             is_best = self.best.update(val.value, epoch) if val else epoch == epochs
             row |= val.figures if val else {}
@@ -135,14 +135,15 @@ class Loop:
         figure = f"epoch {self.best.epoch}, {self._chosen_by.replace('_', ' ')} {100 * self.best.value:.1f}"
         run.log.say(f"BEST: {figure if validate else 'the last epoch'}: {display(run.best)}")
 
-    def _train_one_epoch(self, run: TrainingRun, epoch: int, batches: Iterable[Batch], step: Step) -> dict[str, float]:
+    def train_one_epoch(self, run: TrainingRun, epoch: int, batches: Batches, step: Step) -> dict[str, float]:
         """One pass: the mean of each loss term, and the learning rates that it began with."""
         lr = {f"lr_{group['name']}" if "name" in group else "lr": group["lr"] for group in self.optimizer.param_groups}
-        self.sampler.set_epoch(epoch)
         sums: dict[str, torch.Tensor] = {}
         count = len(self.sampler)
+        self.model.train()  # before `batches`, which may hold a part of it
+        self.sampler.set_epoch(epoch)
         bar = tqdm(total=count, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
-        with contextlib.closing(made_ahead(iter(batches), run.place.device)) as ready, bar:
+        with contextlib.closing(made_ahead(iter(batches(epoch)), run.place.device)) as ready, bar:
             for number, batch in enumerate(ready, start=1):
                 terms = step(batch)
                 require_finite(terms, epoch=epoch, batch=number, images=[self.images[i] for i in batch.indices])

@@ -1,0 +1,87 @@
+"""What the batch samplers share: an epoch is planned as a whole, dealt out to the ranks, and resumed in its middle."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipfh.core.errors import InputError
+
+
+class PlannedBatches:
+    """The part that both samplers share: epochs, ranks, position. `_plan(epoch)` gives the batches of all ranks.
+
+    Attributes:
+        note: a line for the log where images are drawn repeatedly or left out, else empty.
+    """
+
+    note = ""
+
+    def __init__(self, seed: int, rank: int, world_size: int, settings: dict[str, Any]) -> None:
+        if seed < 0:
+            raise InputError(f"the sampler's seed is {seed}; choose a seed of 0 or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be 0 to world_size - 1, not {rank} of {world_size}")
+        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._settings = {"seed": seed, "world_size": world_size, **settings}
+        self._num_batches = 0  # of all ranks; set by the sampler
+        self._epoch, self._start, self._yielded, self._finished = 0, 0, 0, False
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        return self._num_batches // self._world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, from its first batch, or from where `load_state_dict` stopped in it.
+
+        Without this call, every iteration that ran to its end is followed by the next epoch.
+        """
+        if epoch < 0:
+            raise ValueError(f"epochs count from 0, not {epoch}")
+        if epoch != self._epoch or self._finished:
+            self._epoch, self._start, self._yielded, self._finished = epoch, 0, 0, False
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this rank's batches of the epoch; an iteration that is given up does not change the next one."""
+        if self._finished:
+            self.set_epoch(self._epoch + 1)
+        start, self._start = self._start, 0
+        self._yielded = start
+        batches = self._plan(self._epoch)[self._rank :: self._world_size]
+        for number in range(start, len(batches)):
+            self._yielded = number + 1
+            yield batches[number].ravel().tolist()
+        self._finished = True
+
+    def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
+        """Return the position as plain values.
+
+        Args:
+            batches_done: how many batches of this epoch the training has used, on this rank. By default the number
+                that were yielded, which is more where a DataLoader with workers fetches ahead: give it there.
+        """
+        if batches_done is None and self._finished:
+            return {"epoch": self._epoch + 1, "batches_done": 0, "settings": dict(self._settings)}
+        done = max(self._yielded, self._start) if batches_done is None else int(batches_done)
+        if not 0 <= done <= len(self):
+            raise ValueError(f"batches_done must be 0 to {len(self)}, not {done}")
+        return {"epoch": self._epoch, "batches_done": done, "settings": dict(self._settings)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken: the next iteration yields the rest of its epoch, batch for batch.
+
+        Raises:
+            InputError: the state was taken with other data or settings.
+        """
+        saved = state.get("settings", {})
+        for name, value in self._settings.items():
+            if saved.get(name) != value:
+                raise InputError(
+                    f"the sampler's state was saved with {name} = {saved.get(name)}, this run has {value}; "
+                    "resume with the same data and flags, or start anew without --resume_ckpt"
+                )
+        self._epoch, self._start, self._finished = int(state["epoch"]), int(state["batches_done"]), False
+        self._yielded = self._start
+
+    def _plan(self, epoch: int) -> Sequence[np.ndarray]:
+        raise NotImplementedError
