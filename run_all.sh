@@ -7,9 +7,8 @@ export PYTHONPATH="$root/src${PYTHONPATH:+:$PYTHONPATH}"
 
 # help and wrong options need no set-up: any Python reads them
 any_python=$(bash "$root/set_up.sh" --find)
-pipeline=(-m clipfh.pipeline.run_all "$@")
-CLIPFH_ONLY_CHECK=yes "$any_python" "${pipeline[@]}"
+"$any_python" -m clipfh.pipeline.options "$@"
 case " $* " in *" --help "* | *" -h "*) exit ;; esac
 
 project_python=$(bash "$root/set_up.sh")
-exec "$project_python" "${pipeline[@]}"
+exec "$project_python" -m clipfh.pipeline.run_all "$@"

@@ -2,16 +2,33 @@
 
 import dataclasses
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipfh.core.cli import option
+from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError
 from clipfh.core.paths import ROOT, TINY_MODELS
 
 DATASETS = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")
 CAPTIONS = ("synthetic", "coco", "flickr8k", "flickr30k", "grocery", "jsonl")
 LAST_STAGE = 5
+HELP = """The staged pipeline of `bash run_all.sh`: data, stages, summary table.
+
+Prepares a dataset, trains and evaluates the stages, and prints the table of results. Without options: the generated
+garments, a small CLIP, stages 0 to 3; no download of data or weights, no GPU. Started again, it skips the steps that
+are finished and whose outputs are untouched. Every step's output is kept in results/logs/<run>/.
+
+stages:
+  0  pretrain a small CLIP       2  fine-tune the image encoder
+  1  evaluate zero-shot          3  fine-tune both encoders
+  4  align an image encoder to the frozen text encoder, on captions
+  5  text-image GANs around the frozen CLIP, on faces
+A tiny model without weights is always pretrained first.
+
+PYTHON=/path/to/python3 in the environment chooses the Python (3.10 or newer) that .venv is made with. In an activated
+environment that satisfies constraints.txt nothing is installed.
+"""
 
 
 @dataclass(frozen=True)
@@ -135,3 +152,8 @@ def _absolute_file(pretrained: str | None) -> str | None:
         return pretrained and str(Path(pretrained).absolute())
     tag, _, file = pretrained.partition("=")
     return f"{tag}={Path(file).absolute()}" if file and Path(file).is_file() else pretrained
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "run_all.sh"  # what the user has called
+    run_script(checked, Options, HELP)

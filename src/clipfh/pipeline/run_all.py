@@ -1,19 +1,4 @@
-"""The staged pipeline of `bash run_all.sh`: data, stages, summary table.
-
-Prepares a dataset, trains and evaluates the stages, and prints the table of results. Without options: the generated
-garments, a small CLIP, stages 0 to 3; no download of data or weights, no GPU. Started again, it skips the steps that
-are finished and whose outputs are untouched. Every step's output is kept in results/logs/<run>/.
-
-stages:
-  0  pretrain a small CLIP       2  fine-tune the image encoder
-  1  evaluate zero-shot          3  fine-tune both encoders
-  4  align an image encoder to the frozen text encoder, on captions
-  5  text-image GANs around the frozen CLIP, on faces
-A tiny model without weights is always pretrained first.
-
-PYTHON=/path/to/python3 in the environment chooses the Python (3.10 or newer) that .venv is made with. In an activated
-environment that satisfies constraints.txt nothing is installed.
-"""
+"""The staged pipeline of `bash run_all.sh`: which scripts run, with which flags, and what they leave."""
 
 import os
 import sys
@@ -23,7 +8,7 @@ from pathlib import Path
 
 from clipfh.core.cli import run_script
 from clipfh.core.paths import ROOT, TINY_MODELS
-from clipfh.pipeline.options import Options, checked
+from clipfh.pipeline.options import HELP, Options, checked
 from clipfh.pipeline.steps import Step, duration, end_on_signals, recorded, run_step
 
 Flags = list[str]
@@ -236,8 +221,6 @@ STAGES: tuple[Callable[[Pipeline], None], ...] = (stage0, stage1, stage2, stage3
 def main(options: Options) -> None:
     """Check the options; run the steps of the chosen stages, one after the other."""
     options = checked(options)
-    if "CLIPFH_ONLY_CHECK" in os.environ:
-        return
     if options.setup_only:
         print(f"set-up is done: {sys.executable}")
         return
@@ -257,4 +240,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Options, __doc__)
+    run_script(main, Options, HELP)
