@@ -16,7 +16,7 @@ Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ bes
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,12 +33,13 @@ from clipfh.core.cli import option, run_script, section
 from clipfh.core.config_file import IN_FILE, parse_with_files
 from clipfh.core.run import autocast
 from clipfh.models.clip import LoadedClip, freeze_text_encoder
+from clipfh.models.settings import Start
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.loop import Loop
 from clipfh.training.runs import prepare_run, start_run
 from clipfh.training.sampler import PKSampler
-from clipfh.training.settings import Optimisation, Run, Source, Start, Views, recipe_files
+from clipfh.training.settings import Optimisation, Run, Source, Views, recipe_files, shrunk
 from clipfh.training.state import decay_groups
 
 STAGE = 2
@@ -62,11 +63,6 @@ class Config:
     run: Run = section()
 
 
-def shrunk(config: Config) -> Config:
-    """A smoke run: one epoch of small batches."""
-    return replace(config, p=4, k=2, optimisation=replace(config.optimisation, epochs=1))
-
-
 def make_step(config: Config, clip: LoadedClip, objective: ImageEncoderLoss) -> Callable[[Batch], dict[str, Tensor]]:
     """The step on one batch: forward, the terms of the loss, backward; then the centers follow their photos."""
 
@@ -83,7 +79,7 @@ def make_step(config: Config, clip: LoadedClip, objective: ImageEncoderLoss) -> 
 
 def main(config: Config) -> None:
     """Data, model, objective, the loop."""
-    config = shrunk(config) if config.run.smoke else config
+    config = shrunk(config, p=4, k=2) if config.run.smoke else config
     terms = parse_terms(config.loss, config.p, config.k)
     place = prepare_run(config.run, STAGE)
 

@@ -20,7 +20,7 @@ Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ bes
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -41,13 +41,14 @@ from clipfh.core.errors import InputError
 from clipfh.core.run import autocast
 from clipfh.models.clip import encode_texts
 from clipfh.models.gradient_cache import Tower, cached_backward
+from clipfh.models.settings import Start
 from clipfh.tables.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS
 from clipfh.training.data import made_ahead
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.loop import Loop
 from clipfh.training.runs import prepare_run, start_run
 from clipfh.training.sampler import PKSampler, RandomBatchSampler
-from clipfh.training.settings import Optimisation, Run, Source, Start, Views, recipe_files
+from clipfh.training.settings import Optimisation, Run, Source, Views, recipe_files, shrunk
 from clipfh.training.state import decay_groups
 
 STAGE = 3
@@ -92,11 +93,6 @@ def recipe(arguments: Sequence[str], variant: str = "v4") -> list[Path]:
     return recipe_files(Path(__file__).parent / "config", arguments, variant=given if given in VARIANTS else variant)
 
 
-def shrunk(config: Config) -> Config:
-    """A smoke run: one epoch of small batches."""
-    return replace(config, p=4, k=2, optimisation=replace(config.optimisation, epochs=1))
-
-
 def make_step(
     config: Config, model: nn.Module, pairs: TrainPairs, objective: JointLoss
 ) -> Callable[[Batch], dict[str, Tensor]]:
@@ -133,7 +129,7 @@ def make_step(
 
 def main(config: Config) -> None:
     """Data, model, objective, the loop."""
-    config = shrunk(config) if config.run.smoke else config
+    config = shrunk(config, p=4, k=2) if config.run.smoke else config
     terms = parse_terms(config.loss)
     if config.p * config.k < 2:
         raise InputError("a contrastive loss needs at least two photos a batch; raise --p or --k")

@@ -17,8 +17,8 @@ Writes:  checkpoints/<run>_BEST.pth, _LAST.pth and _LINEAR.pth (the baseline), l
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,93 +28,29 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 
 # isort: split
 import torch
-from dataset import MEAN, STD, Batch, CaptionedPixels, DataConfig, make_batches, prepare, smaller
+from dataset import MEAN, STD, Batch, CaptionedPixels, make_batches, prepare, smaller
 from linear_baseline import mean_recall, recall_of, train_linear_head, with_linear_head
 from loss import caption_info_nce_loss, is_caption_of
+from settings import Config, recipe, text_model
 from torch import Tensor, nn
 
 from clipfh.captions.table import captions_digest
-from clipfh.core.cli import option, run_script, section
-from clipfh.core.config_file import IN_FILE, flag_value, parse_with_files
+from clipfh.core.cli import run_script
+from clipfh.core.config_file import parse_with_files
 from clipfh.core.errors import InputError
-from clipfh.core.paths import TINY_MODELS
 from clipfh.core.run import autocast
 from clipfh.models.checkpoint import write_checkpoint
-from clipfh.models.frozen_text_clip import CLIP, HEAD_NORMS, create_clip_model
-from clipfh.models.names import canonical_model_name
+from clipfh.models.frozen_text_clip import CLIP, create_clip_model
 from clipfh.prompts.tokens import token_counter
 from clipfh.tables.prepared import prepare_weights
 from clipfh.training.identities import augmentation
 from clipfh.training.loop import Loop
 from clipfh.training.runs import TrainingRun, prepare_run, start_run
 from clipfh.training.sampler import RandomBatchSampler
-from clipfh.training.settings import Optimisation, Run, Views
+from clipfh.training.settings import shrunk
 from clipfh.training.state import Validation, decay_groups
 
 STAGE = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageEncoder:
-    """The half that learns; the names are those of `create_clip_model`."""
-
-    image_encoder: str = option(IN_FILE, "torchvision ResNet or timm model")
-    image_weights: str = option(IN_FILE, "pretrained, a torchvision name as IMAGENET1K_V2, a file, or random")
-    image_size: int = option(IN_FILE, "pixels", at_least=32)
-    head_layers: int = option(IN_FILE, "linear layers of the projection head", at_least=1, at_most=6)
-    head_norm: str = option(IN_FILE, "norm in the head, between its layers", choices=HEAD_NORMS)
-    head_dropout: float = option(IN_FILE, "dropout in the head, between its layers", at_least=0, at_most=0.9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The command line: the groups of flags that trainings share, and what is this stage's own."""
-
-    source: DataConfig = section()
-    model: str | None = option(
-        None,
-        "CLIP whose text tower is used (default: ViT-B/32; tiny-rn of stage 0 for the generated pictures)",
-        aliases=("--model_arch",),
-    )
-    pretrained: str | None = option(
-        None, "its weights: a tag, a file or random (default: openai; for a tiny model the newest of stage 0)"
-    )
-    encoder: ImageEncoder = section()
-    freeze_backbone: bool = option(IN_FILE, "train the head alone")
-    head_warmup_epochs: int = option(IN_FILE, "first epochs in which the head trains alone", at_least=0)
-    batch_size: int = option(IN_FILE, "images a batch", at_least=2)
-    further_captions: int = option(
-        IN_FILE, "captions drawn from all others as more negatives of each image", at_least=0
-    )
-    backbone_lr: float = option(IN_FILE, "peak learning rate of the backbone", above=0)
-    head_lr: float = option(IN_FILE, "peak learning rate of the head", above=0)
-    temperature: float = option(IN_FILE, "first value of the learned temperature", above=0)
-    baseline: bool = option(True, "train the linear head on the frozen backbone as well")
-    optimisation: Optimisation = section()
-    views: Views = section()
-    run: Run = section()
-
-
-def text_model(dataset: str, model: str | None) -> str:
-    """The CLIP whose text tower suits the data; stage 0's has read what the generated pictures are called."""
-    return canonical_model_name(model or (TINY_MODELS[0] if dataset == "synthetic" else "ViT-B/32"))
-
-
-def recipe(arguments: Sequence[str]) -> list[Path]:
-    """The YAML files that suit the data and the machine."""
-    dataset = flag_value(arguments, "--dataset", default="synthetic")
-    is_tiny = text_model(dataset, flag_value(arguments, "--model", "--model_arch", default="") or None) in TINY_MODELS
-    has_gpu = torch.cuda.is_available() and flag_value(arguments, "--device", default="auto") != "cpu"
-    weights = flag_value(arguments, "--image_weights", default="random" if is_tiny else "pretrained")
-    chosen = {"small": is_tiny or not has_gpu, "tiny": is_tiny, "from_random": weights == "random"}
-    folder = Path(__file__).parent / "config"
-    return [folder / f"{name}.yaml" for name in ("default", *(name for name in chosen if chosen[name]))]
-
-
-def shrunk(config: Config) -> Config:
-    """A smoke run: few images, one epoch of small batches."""
-    optimisation = replace(config.optimisation, epochs=1)
-    return replace(config, source=smaller(config.source), batch_size=16, optimisation=optimisation)
 
 
 def make_step(config: Config, model: CLIP) -> Callable[[Batch], dict[str, Tensor]]:
@@ -174,7 +110,8 @@ def train_baseline(config: Config, model: CLIP, train: CaptionedPixels, val: Cap
 
 def main(config: Config) -> None:
     """Data, model, objective, the baseline, the loop."""
-    config = shrunk(config) if config.run.smoke else config
+    if config.run.smoke:
+        config = shrunk(config, source=smaller(config.source), batch_size=16)
     name = text_model(config.source.dataset, config.model)
     place = prepare_run(config.run, STAGE)
 

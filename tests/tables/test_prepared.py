@@ -16,6 +16,7 @@ from clipfh.tables.prepared import (
     load_prepared,
     load_prompts,
     prepare_default,
+    prepare_weights,
     say_cut_prompts,
 )
 from clipfh.tables.records import make_table, write_image_meta
@@ -111,7 +112,8 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_what_the_default_lacks_is_made(checkout):
-    prepare_default("tiny-rn")
+    prepare_default()
+    prepare_weights("tiny-rn")
     assert all(command[0] == sys.executable for command in checkout.commands)
     assert [Path(command[1]).name for command in checkout.commands] == [*PREPROCESSING, "pretrain_small_clip.py"]
     assert all((ROOT / "preprocessing" / name).is_file() for name in PREPROCESSING)
@@ -122,19 +124,22 @@ def test_what_is_there_is_left_alone(checkout):
     for name in ("dataset.json", prepared.CLEAN_PROMPTS, prepared.TOKEN_SAFE_PROMPTS, prepared.SPLITS):
         write_json(checkout.root / "metadata" / "synthetic" / name, {})
     for model, pretrained in (("", None), ("ViT-B/32", None), ("tiny-rn", "random")):
-        prepare_default(model, pretrained)
+        prepare_default()
+        prepare_weights(model, pretrained)
     assert checkout.commands == []
-    prepare_default("tiny-rn")
+    prepare_default()
+    prepare_weights("tiny-rn")
     assert len(checkout.commands) == 1
     write_json(checkout.root / "stage0" / "checkpoints" / "tiny-rn_1.pth", {})
-    prepare_default("tiny-rn")
+    prepare_default()
+    prepare_weights("tiny-rn")
     assert len(checkout.commands) == 1
 
 
 def test_a_script_that_fails_stops_the_preparation(checkout):
     checkout.run.fails = True
     with pytest.raises(InputError, match=r"preprocessing/02_analyze_prompt_consistency.py failed"):
-        prepare_default("tiny-rn")
+        prepare_default()
     assert len(checkout.commands) == 3
 
 

@@ -28,7 +28,7 @@ from clipfh.reports.printed_figures import print_figures
 from clipfh.reports.run_page import write_run_report
 from clipfh.reports.summary import append_rows, require_summary, utc_now
 from clipfh.tables.digest import SHORT, require_unseen
-from clipfh.tables.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prepared, prepare_default
+from clipfh.tables.prepared import DEFAULT_DATASET, TOKEN_SAFE_PROMPTS, PreparedDataset, load_or_prepare
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,9 @@ def _newest_best(stage: int, dataset: str, data_digest: str | None, variant: str
     return newest_checkpoint(stage, "*_BEST.pth", made_by=made_by, data_digest=data_digest, **wanted)
 
 
-def load_dataset(config: EvaluationConfig, *, model: str = "", pretrained: str | None = None) -> PreparedDataset:
-    """The prepared dataset that the flags describe; the embedded default (and its `model`) is made if it is missing."""
-    if config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
-        prepare_default(model, pretrained)
-    return load_prepared(
+def load_dataset(config: EvaluationConfig) -> PreparedDataset:
+    """The prepared dataset that the flags describe; the embedded default is made if it is missing."""
+    return load_or_prepare(
         config.dataset,
         folder=config.metadata_dir,
         image_dir=config.image_dir,

@@ -63,10 +63,8 @@ class PreparedDataset:
         return self.table[self.table["split"].isin(splits)].reset_index(drop=True)
 
 
-def prepare_default(model: str = "", pretrained: str | None = None) -> None:
-    """Make what the embedded default lacks: the generated garments' metadata and the weights of a small model.
-
-    So that a script without arguments works in a fresh checkout. What is there is left alone.
+def prepare_default() -> None:
+    """Make the generated garments' metadata, where they lack: a script without arguments works in a fresh checkout.
 
     Raises:
         InputError: a script that makes something failed; its own message is above.
@@ -74,7 +72,6 @@ def prepare_default(model: str = "", pretrained: str | None = None) -> None:
     if not _is_prepared(metadata_dir(DEFAULT_DATASET)):
         for name in PREPROCESSING:
             _run_script(ROOT / "preprocessing" / name)
-    prepare_weights(model, pretrained)
 
 
 def prepare_weights(model: str, pretrained: str | None = None) -> None:
@@ -160,6 +157,13 @@ def load_prepared(
     if mode not in (None, *RESIZE_MODES):
         raise InputError(f"{folder / 'dataset.json'}: resize_mode is {shown(mode)}; valid: {', '.join(RESIZE_MODES)}")
     return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera, digest, max_megapixels, mode)
+
+
+def load_or_prepare(name: str | None, *, folder: Path | None = None, **where: Any) -> PreparedDataset:
+    """`load_prepared` with the same arguments; the embedded default is made if it is the one and missing."""
+    if name in (None, DEFAULT_DATASET) and folder is None:
+        prepare_default()
+    return load_prepared(name, folder=folder, **where)
 
 
 def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, *splits: str) -> dict[str, list[str]]:

@@ -7,19 +7,18 @@ from torch import nn
 
 from clipfh.images.augment import Augmentation
 from clipfh.models.clip import LoadedClip, load_clip, shown_size
+from clipfh.models.settings import Start
 from clipfh.tables.digest import require_unseen, seen_with
 from clipfh.tables.prepared import (
-    DEFAULT_DATASET,
     PreparedDataset,
-    load_prepared,
+    load_or_prepare,
     load_prompts,
-    prepare_default,
     prepare_weights,
     say_cut_prompts,
 )
 from clipfh.training.data import TrainingData, TrainPhotos, load_training_data, validate
 from clipfh.training.runs import Place
-from clipfh.training.settings import Source, Start, Views
+from clipfh.training.settings import Source, Views
 from clipfh.training.state import Validation
 
 
@@ -29,9 +28,7 @@ def load_source(source: Source) -> PreparedDataset:
     Raises:
         InputError: as `load_prepared`.
     """
-    if source.dataset in (None, DEFAULT_DATASET) and source.metadata_dir is None:
-        prepare_default()
-    return load_prepared(
+    return load_or_prepare(
         source.dataset,
         folder=source.metadata_dir,
         image_dir=source.image_dir,

@@ -5,14 +5,16 @@ has no value there.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from clipfh.core.cli import image_size, option
+from clipfh.core.cli import option
 from clipfh.core.config_file import IN_FILE, flag_value
 from clipfh.core.paths import TINY_MODELS
-from clipfh.images.transforms import RESIZE_MODES
 from clipfh.models.names import canonical_model_name
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,28 +41,6 @@ class Source:
     )
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
     fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Start:
-    """Which CLIP, from which weights, and what it sees."""
-
-    model: str = option("tiny-rn", "CLIP architecture, such as ViT-B/16", aliases=("--model_arch",))
-    pretrained: str | None = option(
-        None,
-        "open_clip tag, weights file or TAG=FILE (default: openai; for the tiny models stage 0's newest checkpoint)",
-    )
-    image_size: int | tuple[int, int] | None = option(
-        IN_FILE,
-        "input size in pixels, 224 or height x width as 256x128; null: the weights' own",
-        parse=image_size,
-    )
-    resize_mode: str | None = option(
-        IN_FILE,
-        "how a photo fills it: shortest side and crop, squash, or pad; null: as the dataset's protocol, else the "
-        "weights say",
-        choices=RESIZE_MODES,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +88,11 @@ class Run:
     log_dir: Path | None = option(None, "folder of the logs (default: logs/ beside this script)")
     resume_ckpt: Path | None = option(None, "a _LAST checkpoint: continue that run")
     smoke: bool = option(False, "one epoch with small batches: does every step work?")
+
+
+def shrunk(config: C, **smaller: Any) -> C:
+    """A smoke run's flags: one epoch, and the values `smaller`."""
+    return replace(config, optimisation=replace(config.optimisation, epochs=1), **smaller)
 
 
 def recipe_files(folder: Path, arguments: Sequence[str], *, variant: str | None = None) -> list[Path]:
