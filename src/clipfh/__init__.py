@@ -9,8 +9,8 @@ Rooms, from the ground up; imports run downwards only (`tests/test_rooms.py`):
     tables                          who is who, splits, the prepared dataset
     drawn                           generated data
     datasets, captions              one reader a raw dataset
-    training                        what every training shares
     reports                         what people look at
+    training                        what every training shares
     evaluation                      the one evaluation of all stages
     pipeline                        the steps behind run_all.sh
 

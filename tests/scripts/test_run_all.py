@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+from clipfh.captions.preparation import DATASETS as CAPTION_DATASETS
 from clipfh.core.cli import parse_config, run_script
+from clipfh.datasets import DATASET_NAMES
 from clipfh.pipeline import options
 from clipfh.pipeline import run_all as pipeline
 from clipfh.pipeline.options import Options
@@ -273,6 +275,10 @@ def test_smoke_run_keeps_to_folders_of_its_own(steps_of) -> None:
 def test_force_reaches_every_step(steps_of) -> None:
     names = list(steps_of("--force"))
     assert all("(forced)" in name for name in names if name != "90_report")
+
+
+def test_the_names_of_data_are_those_that_the_readers_know() -> None:
+    assert options.DATASETS == DATASET_NAMES and set(options.CAPTIONS) == set(CAPTION_DATASETS)
 
 
 def test_failing_step_ends_the_run_with_its_code(steps_of) -> None:

@@ -10,6 +10,7 @@ from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError
 from clipfh.core.paths import ROOT, TINY_MODELS
 
+# names of other rooms, written out: those import what a bare Python lacks
 DATASETS = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")
 CAPTIONS = ("synthetic", "coco", "flickr8k", "flickr30k", "grocery", "jsonl")
 LAST_STAGE = 5
