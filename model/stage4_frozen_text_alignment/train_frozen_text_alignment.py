@@ -112,16 +112,16 @@ def main(config: Config) -> None:
     """Data, model, objective, the baseline, the loop."""
     if config.run.smoke:
         config = shrunk(config, source=smaller(config.source), batch_size=16)
-    name = text_model(config.source.dataset, config.model)
+    config = replace(config, model=text_model(config.source.dataset, config.model))  # what is recorded of the run
     place = prepare_run(config.run, STAGE)
 
     # ---- model: an image encoder that learns, a text encoder that does not; a run to continue brings its own weights
     data = prepare(config.source)
-    prepare_weights(name, config.pretrained)
+    prepare_weights(config.model, config.pretrained)
     encoder = replace(config.encoder, image_weights="random") if config.run.resume_ckpt else config.encoder
     model = create_clip_model(
         place.device,
-        text_model=name,
+        text_model=config.model,
         text_weights=config.pretrained,
         temperature=config.temperature,
         **asdict(encoder),
@@ -153,8 +153,8 @@ def main(config: Config) -> None:
     loop = Loop(model, groups, modules, sampler, names, config.optimisation, averaged=image, chosen_by="val_recall")
 
     # ---- the run: the baseline before anything moves, then the loop
-    recorded = {**asdict(config.encoder), "stage": STAGE, "model": f"{config.encoder.image_encoder}+{name}"}
-    recorded |= {"variant": "", "text_model": name, "mean": MEAN, "std": STD, "dataset": data.name}
+    recorded = {**asdict(config.encoder), "stage": STAGE, "model": f"{config.encoder.image_encoder}+{config.model}"}
+    recorded |= {"variant": "", "text_model": config.model, "mean": MEAN, "std": STD, "dataset": data.name}
     recorded |= {"text_digest": text_digest, "data_digest": captions_digest(data)}
     recorded |= {"quick_gelu": model.text_encoder.quick_gelu}
     run = start_run(place, config, recorded, prefix="clip_frozen_text", restore=loop.load_state)
