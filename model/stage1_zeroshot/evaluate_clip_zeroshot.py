@@ -29,7 +29,7 @@ from clipfh.models.settings import Start
 from clipfh.tables.prepared import prepare_weights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(EvaluationConfig):
     """The command line: what every evaluation takes, and the model."""
 
