@@ -1,7 +1,7 @@
 """The loop of stages 2 to 4: a run that was stopped goes on as if it had not."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -151,3 +151,17 @@ def test_a_run_with_other_parameters_is_not_resumed():
         make_loop(0, groups=[{"params": [nn.Parameter(torch.zeros(1))], "lr": 0.1}]).load_state(state)
     with pytest.raises(InputError, match="seed"):
         make_loop(0, sampler_seed=8).load_state(state)
+
+
+def test_gradients_larger_than_clip_grad_are_scaled_down_before_the_step(tmp_path):
+    loop = make_loop(0, settings=replace(SETTINGS, epochs=1, clip_grad=0.01))
+    norms = []
+
+    def remember(optimizer, arguments, keywords):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+    loop.optimizer.register_step_pre_hook(remember)
+    fit(loop, make_run(tmp_path))
+    assert len(norms) == len(loop.sampler)
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)

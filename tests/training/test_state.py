@@ -1,4 +1,3 @@
-import copy
 from dataclasses import dataclass, replace
 
 import pytest
@@ -11,7 +10,6 @@ from clipfh.models.clip import encode_texts, freeze_text_encoder, is_text_parame
 from clipfh.training.state import (
     BestSoFar,
     binding_flags,
-    clipped_step,
     decay_groups,
     require_finite,
     require_same_flags,
@@ -128,31 +126,6 @@ def test_an_average_is_continued_from_its_state():
         again.update_parameters(model, now=step == 5)
         assert torch.equal(whole.module.weight, again.module.weight)
     assert not torch.equal(whole.module.weight, model.weight)
-
-
-@pytest.mark.parametrize("max_norm", [1e-3, 1e6])
-def test_a_clipped_step_is_clip_grad_norm_and_a_step(max_norm):
-    torch.manual_seed(0)
-    convolution = nn.Conv2d(64, 64, 3).to(memory_format=torch.channels_last)
-    models = [nn.Sequential(convolution, nn.Conv2d(64, 8, 3), nn.BatchNorm2d(8)) for _ in range(2)]
-    models[1] = copy.deepcopy(models[0])
-    optimizers = [torch.optim.AdamW(decay_groups(model, 0.1, 0.2), eps=1e-6, fused=True) for model in models]
-    for _ in range(4):
-        images = torch.randn(4, 64, 8, 8)
-        for model in models:
-            model(images).pow(3).sum().backward()
-        expected = torch.nn.utils.clip_grad_norm_(models[0].parameters(), max_norm)
-        optimizers[0].step()
-        norm = clipped_step(optimizers[1], max_norm)
-        torch.testing.assert_close(norm, expected)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-    for ours, theirs in zip(models[1].parameters(), models[0].parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-        assert ours.shape == theirs.shape and ours.stride() == theirs.stride()
-        for name, moment in optimizers[1].state[ours].items():
-            assert moment.shape == optimizers[0].state[theirs][name].shape
-    assert not hasattr(optimizers[1], "grad_scale")
 
 
 @dataclass(frozen=True)

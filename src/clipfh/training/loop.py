@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -28,7 +29,6 @@ from clipfh.training.settings import Optimisation
 from clipfh.training.state import (
     BestSoFar,
     Validation,
-    clipped_step,
     epoch_line,
     load_states,
     require_finite,
@@ -159,7 +159,9 @@ class Loop:
         """One step of the optimiser on the gradients so far; `now`: the average is brought up to date."""
         values = {"loss": sum(terms.values()), "lr": self.scheduler.get_last_lr()[0]}
         values["logit_scale"] = self.model.logit_scale.detach().exp()  # of this batch: before the step
-        values["grad_norm"] = clipped_step(self.optimizer, self.settings.clip_grad)
+        learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        values["grad_norm"] = clip_grad_norm_(learning, self.settings.clip_grad)
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         clamp_logit_scale(self.model)
         run.log.step(self.step, values)

@@ -1,14 +1,12 @@
 """What the training loops of the stages share: parameter groups, the state that resumes a run, when to stop."""
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from clipfh.core.cli import config_fields, jsonable
@@ -24,60 +22,6 @@ def decay_groups(module: nn.Module, lr: float, weight_decay: float, **other: Any
         {"params": [p for p in trainable if p.ndim < 2], "lr": lr, "weight_decay": 0.0, **other},
     ]
     return [group for group in groups if group["params"]]
-
-
-def clipped_step(optimizer: Optimizer, max_norm: float) -> torch.Tensor:
-    """Step a fused AdamW on its gradients scaled down to `max_norm`, where their norm is larger.
-
-    Returns:
-        The norm before, 0-d, on the gradients' device.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = get_total_norm([p.grad for p in parameters])
-    if norm.device.type != "cpu":
-        clip_grads_with_norm_(parameters, max_norm, norm)
-        optimizer.step()
-        return norm
-    # the kernel divides by this on its way, as it does for a GradScaler: a pass over all gradients less
-    optimizer.grad_scale = (norm / max_norm).clamp(min=1.0)
-    try:
-        with in_memory_order(optimizer):
-            optimizer.step()
-    finally:
-        del optimizer.grad_scale
-    return norm
-
-
-@contextlib.contextmanager
-def in_memory_order(optimizer: Optimizer) -> Iterator[None]:
-    """Inside, large weights of `optimizer` that are channels last in memory are seen as contiguous, (O, H, W, I).
-
-    The fused AdamW of the CPU computes on contiguous tensors: of a channels-last weight, its gradient and its moments
-    it makes copies in every step, and writes three of them back, which takes as long as the update itself.
-    """
-    turned = [p for group in optimizer.param_groups for p in group["params"] if _is_channels_last(p)]
-    _permute(turned, optimizer, (0, 2, 3, 1))
-    try:
-        yield
-    finally:
-        _permute(turned, optimizer, (0, 3, 1, 2))
-
-
-def _is_channels_last(parameter: nn.Parameter) -> bool:
-    if parameter.ndim != 4 or parameter.numel() < 2**15 or parameter.grad is None:  # small ones are copied faster
-        return False
-    return not parameter.is_contiguous() and parameter.is_contiguous(memory_format=torch.channels_last)
-
-
-def _permute(parameters: Sequence[nn.Parameter], optimizer: Optimizer, order: tuple[int, ...]) -> None:
-    for parameter in parameters:
-        gradient, parameter.grad = parameter.grad, None  # a gradient has its parameter's shape at any moment
-        parameter.data = parameter.data.permute(order)
-        parameter.grad = gradient.permute(order)
-        moments = optimizer.state[parameter]
-        for name, value in moments.items():
-            if isinstance(value, torch.Tensor) and value.ndim == 4:
-                moments[name] = value.permute(order)
 
 
 def require_finite(terms: dict[str, torch.Tensor], *, epoch: int, batch: int, images: list[str]) -> None:
