@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from clipfh.core.cli import jsonable, option, run_script
+from clipfh.core.config_file import IN_FILE, parse_with_files
 from clipfh.core.files import writable_folder
 from clipfh.core.paths import TINY_MODELS, display, processed_dir, stage_dir
 from clipfh.core.run import autocast, pick_device, seed_everything
@@ -54,13 +55,13 @@ SETTINGS_VERSION = 3  # raise it when a change of this script changes the weight
 class Config:
     """The command line."""
 
-    model: str = option("tiny-rn", "which small CLIP", choices=TINY_MODELS)
-    num_identities: int = option(240, "generated garments to learn from", at_least=2)
-    batch_size: int = option(64, "photo-description pairs a batch", at_least=1)
-    epochs: int = option(10, "passes over the photos", at_least=1)
-    lr: float = option(1e-3, "peak learning rate", above=0)
-    weight_decay: float = option(0.05, "AdamW's, on matrices only", at_least=0)
-    temperature: float = option(0.1, "first value of the learned temperature", above=0)
+    model: str = option(IN_FILE, "which small CLIP", choices=TINY_MODELS)
+    num_identities: int = option(IN_FILE, "generated garments to learn from", at_least=2)
+    batch_size: int = option(IN_FILE, "photo-description pairs a batch", at_least=1)
+    epochs: int = option(IN_FILE, "passes over the photos", at_least=1)
+    lr: float = option(IN_FILE, "peak learning rate", above=0)
+    weight_decay: float = option(IN_FILE, "AdamW's, on matrices only", at_least=0)
+    temperature: float = option(IN_FILE, "first value of the learned temperature", above=0)
     precision: str = option("auto", "auto: bfloat16 where it is fast", choices=("auto", "float32", "bfloat16"))
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     seed: int = option(0, "of the garments, the weights and the batches", at_least=0)
@@ -165,4 +166,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, __doc__)
+    files = [Path(__file__).parent / "config" / "pretrain.yaml"]
+    run_script(main, Config, __doc__, partial(parse_with_files, files=files))
