@@ -7,7 +7,7 @@ install:
 	bash run_all.sh --setup-only
 
 test:
-	$(PYTHON_WITH_TOOLS) -m pytest
+	OMP_NUM_THREADS=1; export OMP_NUM_THREADS; $(PYTHON_WITH_TOOLS) -m pytest -n 2 --dist worksteal
 
 lint:
 	$(PYTHON_WITH_TOOLS) -m ruff check .
