@@ -4,6 +4,14 @@ from pathlib import Path
 import pytest
 from stage_project import Project, make_project
 
+from clipfh.core.run import seed_everything
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Every test draws the same, whatever ran before it in the same process."""
+    seed_everything(0)
+
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory) -> Project:

@@ -58,7 +58,9 @@ def train_linear_head(
     mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
     inputs, val_inputs = (((part - mean) / std).to(device) for part in (features, val_features))
     val_texts = torch.from_numpy(np.array(val.text_features))  # (T, D)
-    head = nn.Linear(inputs.shape[1], val_texts.shape[1]).to(device)
+    with torch.random.fork_rng(devices=[]):  # the same head whatever was drawn before
+        torch.manual_seed(seed)
+        head = nn.Linear(inputs.shape[1], val_texts.shape[1]).to(device)
     logit_scale = nn.Parameter(torch.tensor(1 / temperature, device=device).log())
     sampler = RandomBatchSampler(len(inputs), batch_size, seed)
     optimizer = AdamW([*head.parameters(), logit_scale], lr=LR, weight_decay=WEIGHT_DECAY)

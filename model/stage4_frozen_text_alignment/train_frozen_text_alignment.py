@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -153,26 +154,26 @@ def main(config: Config) -> None:
     loop = Loop(model, groups, modules, sampler, names, config.optimisation, averaged=image, chosen_by="val_recall")
 
     # ---- the run: the baseline before anything moves, then the loop
-    recorded = {**asdict(config.encoder), "stage": STAGE, "model": f"{config.encoder.image_encoder}+{config.model}"}
-    recorded |= {"variant": "", "text_model": config.model, "mean": MEAN, "std": STD, "dataset": data.name}
-    recorded |= {"text_digest": text_digest, "data_digest": captions_digest(data)}
-    recorded |= {"quick_gelu": model.text_encoder.quick_gelu}
+    recorded = {**record(config, model, text_digest), "dataset": data.name, "data_digest": captions_digest(data)}
     run = start_run(place, config, recorded, prefix="clip_frozen_text", restore=loop.load_state)
     say_what_trains(run, config, model, train, len(sampler))
     if loop.epoch == 0 and config.baseline:
         train_baseline(config, model, train, val, run)
     average = loop.average.module
-    loop.fit(
-        run,
-        batches,
-        make_step(config, model),
-        partial(validate, average, val, place.device),
-        weights=lambda: full_state(model, average.state_dict()),
-    )
+    validation = partial(validate, average, val, place.device)
+    loop.fit(run, batches, make_step(config, model), validation, lambda: full_state(model, average.state_dict()))
     if model.text_encoder.digest() != text_digest:
         raise RuntimeError("the text encoder has changed: it must stay as it was loaded")
     run.log.say(f"text encoder unchanged, bit for bit: sha256 {text_digest[:16]} before and after")
     run.log.close()
+
+
+def record(config: Config, model: CLIP, text_digest: str) -> dict[str, Any]:
+    """What every checkpoint says of the model."""
+    encoder, text = config.encoder, model.text_encoder
+    record = {**asdict(encoder), "stage": STAGE, "model": f"{encoder.image_encoder}+{config.model}", "variant": ""}
+    record |= {"text_model": config.model, "text_digest": text_digest, "quick_gelu": text.quick_gelu}
+    return {**record, "mean": MEAN, "std": STD}
 
 
 def say_what_trains(run: TrainingRun, config: Config, model: CLIP, train: CaptionedPixels, num_batches: int) -> None:

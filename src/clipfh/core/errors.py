@@ -1,5 +1,6 @@
 """The one exception that means: the input is wrong, not the program; and how its message shows a foreign value."""
 
+import os
 import re
 import unicodedata
 from typing import Any
@@ -32,7 +33,8 @@ def shortened(value: Any, length: int = 120) -> str:
 def with_short_words(line: str, longest: int = 300) -> str:
     """`line`, where long words lose their middle, as few as bring it to `longest`: foreign values nobody has to read.
 
-    A word of 200 characters, such as a path, stays where there is room for it. Many short words are not cut.
+    A word of 200 characters stays where there is room for it, and the path of a file or folder that is there always
+    does: it is shown to be opened. Many short words are not cut.
     """
     for length in (200, 100, 60):
         line = re.sub(r"\S+", lambda word, length=length: _without_middle(word.group(), length), line)
@@ -41,8 +43,10 @@ def with_short_words(line: str, longest: int = 300) -> str:
     return line
 
 
-def _without_middle(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
+def _without_middle(word: str, length: int) -> str:
+    if len(word) <= length or os.path.exists(word.strip("()'\",:;").rstrip(".")):
+        return word
+    return f"{word[: length // 2]}...{word[-length // 2 :]}"
 
 
 def printable(value: Any) -> str:
