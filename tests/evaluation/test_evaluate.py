@@ -14,13 +14,8 @@ from clipfh.core.files import write_json
 from clipfh.datasets import folder as folder_dataset
 from clipfh.evaluation import evaluate as evaluation
 from clipfh.evaluation.data import require_matches
-from clipfh.evaluation.evaluate import (
-    CheckpointConfig,
-    EvaluationConfig,
-    EvaluationLabels,
-    evaluate_checkpoint,
-    evaluate_clip,
-)
+from clipfh.evaluation.evaluate import evaluate_checkpoint, evaluate_clip
+from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
 from clipfh.models.checkpoint import write_checkpoint
 from clipfh.models.clip import load_clip
 from clipfh.prompts.files import write_prompts
@@ -68,6 +63,7 @@ def dataset(tmp_path, monkeypatch):
 def without_figures(monkeypatch):
     """Drawing takes most of the time."""
     monkeypatch.setattr(evaluation, "draw_rankings", lambda *_: [])
+    monkeypatch.setattr(evaluation, "draw_map", lambda *_: [])
 
 
 def evaluate(clip, config):
@@ -97,7 +93,7 @@ def test_every_file_of_an_evaluation(clip, dataset, capsys):
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         *("metrics.json", "rankings.csv", "report.html"),
-        *("best_queries.png", "worst_queries.png", "text_queries.png"),
+        *("best_queries.png", "worst_queries.png", "text_queries.png", "map.png"),
     }
     rankings = pd.read_csv(run_dir / "rankings.csv")
     split = json.loads((dataset.metadata_dir / SPLITS).read_text())["official"]
@@ -109,9 +105,21 @@ def test_every_file_of_an_evaluation(clip, dataset, capsys):
     assert (rankings["is_match"] == (rankings["query_item_id"] == rankings["item_id"])).all()
     first = rankings[rankings["rank"] == 1]
     assert first["is_match"].mean() == pytest.approx(written["official"]["rank1"])
+    clusters = written["clustering"]
+    assert clusters["num_clusters"] == 4 and clusters["num_images"] == 60
+    assert 0 < clusters["NMI"] < 1 and -0.5 < clusters["ARI"] < 1
+    page = (run_dir / "report.html").read_text()
+    assert f"<td>{100 * clusters['NMI']:.1f}</td><td>{100 * clusters['ARI']:.1f}</td>" in page and "map.png" in page
     printed = capsys.readouterr().out
+    assert f"4 clusters of 60 images: NMI {100 * clusters['NMI']:.1f}, ARI" in printed
     assert "official split" in printed and "10 random splits" in printed and "text to image" in printed
     assert "left out" not in printed
+
+
+def test_clusters_and_map_are_left_out_on_request(clip, dataset, capsys):
+    result, run_dir = evaluate(clip, replace(dataset, clustering=False))
+    assert result["clustering"] is None and not (run_dir / "map.png").exists()
+    assert "NMI" not in capsys.readouterr().out + (run_dir / "report.html").read_text()
 
 
 def test_a_second_evaluation_reuses_the_features_until_an_image_changes(

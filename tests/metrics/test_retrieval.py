@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from clipfh.core.errors import InputError
 from clipfh.metrics import match_ranks, reach_counts
@@ -40,6 +41,15 @@ def oracle(query, gallery, query_ids, gallery_ids, query_cameras=None, gallery_c
     mean["mAP"] = sum(precisions[q] for q in counted) / len(counted)
     mean["mINP"] = sum(inps[q] for q in counted) / len(counted)
     return mean, precisions, firsts
+
+
+def test_average_precision_is_scikit_learns():
+    query, gallery = F.normalize(torch.randn(20, 16), dim=1), F.normalize(torch.randn(300, 16), dim=1)
+    query_ids, gallery_ids = np.arange(20) % 10, np.arange(300) % 10
+    figures = evaluate_retrieval(query, gallery, query_ids.astype(str).tolist(), gallery_ids.astype(str).tolist())
+    scores = (query.double() @ gallery.double().T).numpy()
+    expected = [average_precision_score(gallery_ids == i, row) for i, row in zip(query_ids, scores, strict=True)]
+    np.testing.assert_allclose(figures.average_precision, expected, atol=1e-12)
 
 
 def check_against_oracle(query, gallery, query_ids, gallery_ids, few_matches=24, **protocol):

@@ -4,13 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipfh.metrics.clustering import ClusteringFigures
 from clipfh.metrics.retrieval import RetrievalFigures
 
 
 def print_figures(
-    official: RetrievalFigures, random: Sequence[RetrievalFigures], text_to_image: RetrievalFigures | None
+    official: RetrievalFigures,
+    random: Sequence[RetrievalFigures],
+    text_to_image: RetrievalFigures | None,
+    clusters: ClusteringFigures | None,
 ) -> None:
-    """Print percentages: the official split, the mean of the random splits, the text queries; and what was left out."""
+    """Print percentages: the official split, the mean of the random ones, text queries, clusters; what was left out."""
     columns = {"Rank-1": "rank1", "Rank-5": "rank5", "Rank-10": "rank10", "mAP": "mAP", "mINP": "mINP"}
     print(f"\n{'percent':<22}" + "".join(f"{name:>9}" for name in columns) + f"{'queries':>10}{'gallery':>9}")
     random_name = f"{len(random)} random splits"
@@ -27,3 +31,8 @@ def print_figures(
         without = max((value.num_without_match for value in values), default=0)
         if without:
             print(f"left out of every figure: up to {without:,} queries without a match in the gallery ({name})")
+    if clusters:
+        print(
+            f"k-means, {clusters.num_clusters:,} clusters of {clusters.num_images:,} images: "
+            f"NMI {100 * clusters.nmi:.1f}, ARI {100 * clusters.ari:.1f}"
+        )

@@ -30,6 +30,7 @@ def write_run_report(
     *,
     title: str,
     rows: Sequence[Mapping[str, Any]],
+    clustering: Mapping[str, float] | None = None,
     counts: Mapping[str, int] | None = None,
     configuration: Mapping[str, Any] | None = None,
     figures: Sequence[tuple[Path, str]] = (),
@@ -40,6 +41,7 @@ def write_run_report(
         run_dir: the folder of the run; the page links to figures relative to it, so that it can be moved as a whole.
         title: the heading, such as "Stage 3 on synthetic: clip_joint_20260301_093000".
         rows: the rows of this evaluation, as `clipfh.reports.summary.append_rows` takes them, fractions 0..1.
+        clustering: NMI and ARI as fractions, and of how many clusters and images.
         counts: what was left out, reason to number; zeros are shown too, since they are an answer.
         configuration: flags, commit, versions, seed.
         figures: (picture inside `run_dir`, caption), in order.
@@ -62,6 +64,10 @@ def write_run_report(
         ]
         table = _table(("random split", *_HEADINGS[1:]), cells)
         parts.append(f"<details><summary>Each random split</summary>{table}</details>")
+    if clustering:
+        of = f"{clustering['num_clusters']:,} clusters of {clustering['num_images']:,} images"
+        cells = [[f"k-means, {of}", *(f"{100 * clustering[name]:.1f}" for name in ("NMI", "ARI"))]]
+        parts.append(_table(("clusters against identities", "NMI", "ARI"), cells))
     if counts:
         parts += ["<h2>Left out</h2>", _pairs(counts)]
     if figures:

@@ -1,0 +1,91 @@
+"""All figures of one evaluation: image to image on every split, text to image, and clusters."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clipfh.evaluation.data import EvaluationData
+from clipfh.evaluation.rankings import TextQueries, text_to_image
+from clipfh.evaluation.settings import EvaluationConfig
+from clipfh.features.extraction import image_to_image
+from clipfh.metrics.clustering import ClusteringFigures, evaluate_clustering
+from clipfh.metrics.retrieval import RetrievalFigures
+from clipfh.metrics.statistics import bootstrap_interval
+from clipfh.models.clip import LoadedClip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one evaluation, and the rows of the summary that hold them."""
+
+    official: RetrievalFigures
+    random: list[RetrievalFigures]
+    text: TextQueries | None
+    clusters: ClusteringFigures | None
+    rows: list[dict[str, Any]]
+
+    def as_dict(self, test: EvaluationData, seed: int) -> dict[str, Any]:
+        """For `metrics.json`; `seed` draws the bootstrap's identities."""
+        return {
+            "official": _with_interval(self.official, test, seed),
+            "random": [figures.as_dict() for figures in self.random],
+            "text_to_image": self.text.figures.as_dict() if self.text else None,
+            "clustering": self.clusters.as_dict() if self.clusters else None,
+        }
+
+
+def measure(
+    clip: LoadedClip,
+    test: EvaluationData,
+    features: torch.Tensor,
+    device: torch.device,
+    config: EvaluationConfig,
+    *,
+    exclude_same_camera: bool,
+) -> Measured:
+    """Measure the features (N, D) of the test images: the official split, the random ones, text queries, clusters.
+
+    There are no text queries where all identities have the same prompts: they would tell nothing apart.
+    """
+    rows, figures = [], []
+    splits = [("official", "", test.official)]
+    splits += [("random", str(number), split) for number, split in enumerate(test.random)]
+    for protocol, number, split in splits:
+        start = time.perf_counter()
+        measured = image_to_image(features, test.table, **split, exclude_same_camera=exclude_same_camera)
+        figures.append(measured)
+        rows.append(_summary_row(measured, protocol, number, time.perf_counter() - start))
+    start, text = time.perf_counter(), None
+    query_ids = set(test.table.loc[test.table["image"].isin(test.official["query"]), "item_id"])
+    if len(query_ids) > 1 and len({tuple(test.prompts[item_id]) for item_id in query_ids}) == 1:
+        print(f"no text-to-image figures: all {len(query_ids):,} query identities have the same prompt")
+    else:
+        text = text_to_image(clip, features, test.table, test.official["gallery"], query_ids, test.prompts, device)
+        rows.append(_summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
+    clusters = None
+    if config.clustering and len(query_ids) > 1:
+        of_queries = test.table["item_id"].isin(query_ids).to_numpy()  # distractors are no clusters
+        item_ids = test.table["item_id"].to_numpy()[of_queries]
+        clusters = evaluate_clustering(features[of_queries], item_ids, seed=config.seed)
+    return Measured(figures[0], figures[1:], text, clusters, rows)
+
+
+def _summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds: float) -> dict[str, Any]:
+    row = figures.as_dict()
+    del row["num_without_match"]
+    return {"protocol": protocol, "split": number, **row, "seconds": round(seconds, 3)}
+
+
+def _with_interval(figures: RetrievalFigures, test: EvaluationData, seed: int) -> dict[str, Any]:
+    """The figures of the official split, with the 95% bootstrap interval over identities of mAP and Rank-1."""
+    counted = figures.first_match_rank > 0
+    item_ids = test.table.set_index("image").loc[test.official["query"], "item_id"].to_numpy()[counted]
+    precision = bootstrap_interval(figures.average_precision[counted], item_ids, seed=seed)
+    rank1 = bootstrap_interval((figures.first_match_rank[counted] == 1).astype(float), item_ids, seed=seed)
+    return {
+        **figures.as_dict(),
+        "mAP_interval95": [precision.low, precision.high],
+        "rank1_interval95": [rank1.low, rank1.high],
+    }

@@ -1,0 +1,66 @@
+"""The flags of an evaluation, and what its rows say of the model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipfh.core.cli import option
+from clipfh.core.paths import RESULTS_DIR
+from clipfh.images.transforms import RESIZE_MODES
+from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The flags that every evaluation takes."""
+
+    dataset: str | None = option(
+        None, "name of the prepared dataset, a folder under metadata/ (default: as --metadata_dir says, else synthetic)"
+    )
+    metadata_dir: Path | None = option(
+        None,
+        "metadata folder, or the table's JSON file in it (default: metadata/<dataset>)",
+        aliases=("--metadata", "--meta_dir"),
+    )
+    image_dir: Path | None = option(None, "image root (default: the one that dataset.json records)")
+    image_meta: Path | None = option(None, "table of images (default: image_paths.json of the metadata folder)")
+    prompt_json: Path | None = option(
+        None, f"prompts that are the text queries (default: {TOKEN_SAFE_PROMPTS} of the metadata folder)"
+    )
+    exclude_same_camera: bool | None = option(
+        None, "leave the query's own camera out of its gallery (default: as the dataset's protocol says)"
+    )
+    results_dir: Path = option(RESULTS_DIR, "where metrics, rankings, figures and summary.csv go")
+    batch_size: int = option(128, "images at a time", at_least=1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = option(0, "of the bootstrap intervals", at_least=0)
+    unrelated_ids: bool = option(
+        False, "item ids equal to ones that the weights were trained on in another dataset stand for other things"
+    )
+    skip_unreadable: bool = option(False, "go on without images that cannot be read")
+    fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
+    clustering: bool = option(True, "measure NMI and ARI of k-means on the test images too, and draw a map of them")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig(EvaluationConfig):
+    """The flags of an evaluation of a checkpoint."""
+
+    ckpt: Path | None = option(None, "the checkpoint (default: the newest BEST of this stage on this dataset)")
+    resize_mode: str | None = option(None, "in place of the checkpoint's own", choices=RESIZE_MODES)
+    model: str | None = option(
+        None, "architecture that the checkpoint must be of (default: whatever it is)", aliases=("--model_arch",)
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationLabels:
+    """What the rows in `results/summary.csv` say of an evaluation, besides its figures."""
+
+    stage: int
+    variant: str
+    checkpoint: str
+
+    @property
+    def stage_name(self) -> str:
+        """Such as stage1 or stage3_v4."""
+        return f"stage{self.stage}" + (f"_{self.variant}" if self.variant else "")

@@ -1,0 +1,45 @@
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from clipfh.evaluation import embedding_map
+
+
+def test_whole_identities_are_chosen_and_never_too_many():
+    ids = np.array([f"{number:03}" for number in np.random.default_rng(0).integers(0, 100, 1000)])
+    chosen = embedding_map.choose_photos(ids, 200)
+    assert 150 < len(chosen) <= 200 and (np.diff(chosen) > 0).all()
+    names = set(ids[chosen])
+    assert all((ids[chosen] == name).sum() == (ids == name).sum() for name in names)
+    assert embedding_map.choose_photos(ids, 1000).tolist() == list(range(1000))
+    assert len(embedding_map.choose_photos(np.array([], dtype=object))) == 0
+
+
+def test_what_is_similar_lies_together():
+    features = F.normalize(torch.randn(4, 32).repeat_interleave(10, 0) + 0.05 * torch.randn(40, 32), dim=1)
+    places = embedding_map.project(features.numpy())
+    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    assert (distances.argmin(axis=1) // 10 == np.arange(40) // 10).all()
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_the_map_is_drawn(tmp_path, collapsed):
+    names = [f"{number}.png" for number in range(12)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (30 + number, 40), (20 * number, 100, 0)).save(tmp_path / name)
+    table = pd.DataFrame({"image": names, "item_id": [str(number // 3) for number in range(12)]})
+    features = torch.ones(12, 8) if collapsed else torch.randn(12, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ((path, caption),) = embedding_map.draw_map(tmp_path, tmp_path, F.normalize(features), table, "stage1")
+    assert "map of 12 test photos" in caption
+    with Image.open(path) as picture:
+        assert picture.size == (1500, 1590)
+        assert len(picture.convert("RGB").getcolors(1 << 22)) > 20
+    assert embedding_map.draw_map(tmp_path, tmp_path, F.normalize(features[:3]), table[:3], "stage1") == []
