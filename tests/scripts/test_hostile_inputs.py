@@ -228,6 +228,17 @@ ROWS: dict[str, tuple[str, Callable[[Place], object], tuple[object, ...], str]] 
     },
     "name of a folder above": (STAGE1, nothing, ("--dataset", "../x"), "--dataset '../x'"),
     "name that is empty": (STAGE1, nothing, ("--dataset", " "), "--dataset"),
+    # folders of other layouts are answered with the place where such a file lies
+    **{
+        f"metadata of another layout for {script}": (
+            script, nothing, ("--metadata_dir", "data/processed/metadata"), f". There is metadata/{NAME}/")
+        for script in (STAGE1, STAGE2, STAGE3, SPLITS, PROMPTS)
+    },
+    **{
+        f"prompts of another layout for {script}": (
+            script, nothing, ("--prompt_json", f"metadata/{TOKEN_SAFE}"), f". There is metadata/{NAME}/{TOKEN_SAFE}")
+        for script in (STAGE1, STAGE2, STAGE3)
+    },
     # splits and prompts
     "splits nested too deep": (STAGE1, text_of("image_splits.json", DEEP), (), "nested too deep"),
     "official split is null": (STAGE1, with_value("image_splits.json", "official", json_text="null"), (), "shape"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfh.core.errors import InputError, shortened
+from clipfh.core.paths import ROOT, display
 
 UNFINISHED = ".unfinished-"  # in the names of temporary files and folders
 MIN_SECONDS = 60  # younger ones may have been made but not locked yet
@@ -163,6 +164,12 @@ def json_problem(error: Exception) -> str:
     return f": not valid JSON ({shortened(error, 80)})"  # an integer of thousands of digits
 
 
+def _of_prepared_datasets(name: str) -> str:
+    """Where a file of this name lies, for who names the folder of another layout; empty where it does not."""
+    found = [display(path) for path in sorted(ROOT.glob("metadata/*/*.json")) if path.name == name]
+    return f". There is {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}" if found else ""
+
+
 def read_json(path: Path, *, made_by: str, check: Callable[[Any], bool] = lambda value: isinstance(value, dict)) -> Any:
     """Read JSON.
 
@@ -178,7 +185,7 @@ def read_json(path: Path, *, made_by: str, check: Callable[[Any], bool] = lambda
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))  # editors may put a byte order mark
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist. Make it with: {made_by}") from None
+        raise InputError(f"{path} does not exist. Make it with: {made_by}{_of_prepared_datasets(path.name)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     except (ValueError, RecursionError) as error:
