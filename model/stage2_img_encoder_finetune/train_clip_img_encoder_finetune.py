@@ -15,7 +15,7 @@ Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ bes
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from clipfh.models.clip import LoadedClip, freeze_text_encoder
 from clipfh.models.settings import Start
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
 from clipfh.training.identities import load_identities, load_source
+from clipfh.training.layers import Layers
 from clipfh.training.loop import Loop
 from clipfh.training.runs import prepare_run, start_run
 from clipfh.training.sampler import PKSampler
@@ -60,6 +61,7 @@ class Config:
     )
     optimisation: Optimisation = section()
     views: Views = section()
+    layers: Layers = section()
     run: Run = section()
 
 
@@ -94,11 +96,12 @@ def main(config: Config) -> None:
 
     # ---- model and objective: the text encoder is frozen, and its prompt features are computed once
     freeze_text_encoder(clip.model)
+    config.layers.hold(clip.model)
     prompts = [identities.prompts[item_id] for item_id in photos.item_ids]
     objective = ImageEncoderLoss(terms, *class_text_features(clip, prompts, place.device)).to(place.device)
 
     # ---- the loop: AdamW, cosine with warm-up by step; the centers follow by themselves
-    groups = decay_groups(clip.model, config.lr, config.optimisation.weight_decay)
+    groups = config.layers.groups(clip.model, config.lr, config.optimisation.weight_decay)
     groups += decay_groups(objective, config.lr, config.optimisation.weight_decay)
     modules = {"clip": clip.model, "objective": objective}
     loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation)
@@ -110,7 +113,11 @@ def main(config: Config) -> None:
     )
     if "i2t" in terms and len(objective.text_features) == 1:
         run.log.say("all identities have the same prompt: the term i2t teaches nothing here")
-    batches = partial(make_batches, photos, sampler, place.seed, place.rank)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        config.layers.hold(clip.model, epoch)
+        return make_batches(photos, sampler, place.seed, place.rank, epoch)
+
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, clip, objective), validate)
     run.log.close()

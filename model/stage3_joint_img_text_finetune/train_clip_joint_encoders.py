@@ -19,7 +19,7 @@ Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ bes
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ from clipfh.models.settings import Start
 from clipfh.tables.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS
 from clipfh.training.data import made_ahead
 from clipfh.training.identities import load_identities, load_source
+from clipfh.training.layers import Layers
 from clipfh.training.loop import Loop
 from clipfh.training.runs import prepare_run, start_run
 from clipfh.training.sampler import PKSampler, RandomBatchSampler
@@ -84,6 +85,8 @@ class Config:
     )
     optimisation: Optimisation = section()
     views: Views = section()
+    layers: Layers = section()
+    text_lr_scale: float = option(IN_FILE, "learning rate of the text encoder, relative to --lr", above=0)
     run: Run = section()
 
 
@@ -157,8 +160,10 @@ def main(config: Config) -> None:
     objective = JointLoss(terms, embed_dim, len(photos.item_ids)).to(place.device)
 
     # ---- the loop: AdamW for both encoders, by step
-    groups = decay_groups(clip.model, config.lr, config.optimisation.weight_decay)
-    groups += decay_groups(objective, config.lr, config.optimisation.weight_decay)
+    config.layers.hold(clip.model)
+    decay = config.optimisation.weight_decay
+    groups = config.layers.groups(clip.model, config.lr, decay, text_lr_scale=config.text_lr_scale)
+    groups += decay_groups(objective, config.lr, decay)
     modules, is_constant = {"clip": clip.model, "objective": objective}, config.schedule == "constant"
     loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation, constant_lr=is_constant)
     recorded = identities.record(config.variant)
@@ -172,7 +177,11 @@ def main(config: Config) -> None:
     if config.grad_cache_chunk and any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules()):
         chunk = f"by {config.grad_cache_chunk} photos"
         run.log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, {chunk}")
-    batches = partial(pairs.batches, sampler, place.seed, place.rank, with_images=not config.grad_cache_chunk)
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        config.layers.hold(clip.model, epoch)
+        return pairs.batches(sampler, place.seed, place.rank, epoch, with_images=not config.grad_cache_chunk)
+
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, clip.model, pairs, objective), validate)
     run.log.close()

@@ -20,7 +20,14 @@ from clipfh.training.state import Validation, decay_groups
 LABELS = [number % 6 for number in range(30)]
 STOP_AFTER = 2
 SETTINGS = Optimisation(
-    epochs=5, weight_decay=0.1, warmup_fraction=0.2, clip_grad=1.0, accumulate=1, ema_decay=0.5, patience=0
+    epochs=5,
+    weight_decay=0.1,
+    warmup_fraction=0.2,
+    clip_grad=1.0,
+    accumulate=1,
+    ema_decay=0.5,
+    keep_start=0.0,
+    patience=0,
 )
 
 

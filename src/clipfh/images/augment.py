@@ -55,6 +55,7 @@ def augment(
     *,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
+    size: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """A random view of each image: (B, 3, S, S) in 0..1 to the same, normalised; it may leave 0..1 slightly.
 
@@ -63,9 +64,10 @@ def augment(
         settings: how far a view may go.
         generator: on the CPU; by default torch's global one, which a run seeds and its checkpoint saves.
         mean, std: of the normalisation that follows; by default there is none.
+        size: height and width of the views; None: the images'.
 
     Returns:
-        (B, 3, S, S) float32, channels last in memory, as convolutions want it.
+        (B, 3, S, S) float32, or of `size`; channels last in memory, as convolutions want it.
     """
     B, device = len(images), images.device
 
@@ -76,9 +78,9 @@ def augment(
     theta = _draw_geometry(settings, draw, images.shape[2] / images.shape[3]).to(device)
     factors = _draw_color(settings.color, draw).to(device)
     mean_, std_ = (torch.tensor(values, device=device).view(3, 1) for values in (mean, std))
-    views = _change_color(_sample(images, theta), factors, mean_, std_)
+    views = _change_color(_sample(images, theta, size or tuple(images.shape[2:])), factors, mean_, std_)
     if settings.erase:
-        mask, fill = _draw_erasure(images.shape[2:], settings.erase, draw, generator)
+        mask, fill = _draw_erasure(views.shape[2:], settings.erase, draw, generator)
         views = torch.where(mask.to(device), (fill.to(device) - mean_[..., None]) / std_[..., None], views)
     return views.contiguous(memory_format=torch.channels_last)
 
@@ -99,11 +101,11 @@ def _draw_geometry(settings: Augmentation, draw: Draw, aspect: float) -> torch.T
     return torch.stack(rows, dim=1)
 
 
-def _sample(images: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+def _sample(images: torch.Tensor, theta: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """`F.affine_grid` and a bilinear `F.grid_sample` with reflected borders, in a third of the time."""
     x, y = (
-        (torch.arange(size, device=images.device) * 2 + 1) / size - 1  # centres of the pixels
-        for size in (images.shape[3], images.shape[2])
+        (torch.arange(side, device=images.device) * 2 + 1) / side - 1  # centres of the pixels
+        for side in (size[1], size[0])
     )
     along_x = x[:, None] * theta[:, None, :, 0]  # (B, S, 2)
     along_y = y[:, None] * theta[:, None, :, 1] + theta[:, None, :, 2]

@@ -149,6 +149,27 @@ def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.M
         ) from error
 
 
+def require_any_size(clip: LoadedClip, size: ImageSize) -> None:
+    """Check that the image encoder also takes photos of another size than it was built for.
+
+    Raises:
+        InputError: it has position embeddings, or parts of a fixed size.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    parameter = next(clip.model.visual.parameters())
+    was_training = clip.model.training
+    clip.model.eval()
+    try:
+        with torch.inference_mode():
+            clip.model.encode_image(parameter.new_zeros(1, 3, height, width))
+    except (AssertionError, RuntimeError, ValueError) as error:  # timm asserts, torch's products do not fit
+        raise InputError(
+            f"{clip.name} takes photos of one size, that of its position embeddings: leave --eval_image_size out"
+        ) from error
+    finally:
+        clip.model.train(was_training)
+
+
 def is_image_parameter(name: str) -> bool:
     """Whether a parameter's name belongs to the image encoder."""
     return name.startswith("visual.")

@@ -18,7 +18,7 @@ from clipfh.features.extraction import draw_distractors, extract_features, val_f
 from clipfh.images.augment import Augmentation, augment
 from clipfh.images.pixels import Pixels, drop_unreadable, load_pixels
 from clipfh.images.prefetch import prefetch
-from clipfh.images.transforms import to_float
+from clipfh.images.transforms import ImageSize, to_float
 from clipfh.metrics.retrieval import RetrievalFigures
 from clipfh.models.clip import LoadedClip
 from clipfh.tables.prepared import PreparedDataset
@@ -55,15 +55,23 @@ class TrainPhotos:
         augmentation: of the views.
         clip: whose normalisation the views have.
         device: of the views.
+        size: S of the views, or (H, W); None: that of the photos, at which the model is measured.
 
     Attributes:
         item_ids: the C identities, sorted; a label is a place in this list.
         labels: (N,) int64, of every photo.
         images: the N paths, to name a photo in a message.
+        view_size: (H, W) where the views have another size than the photos, else None.
     """
 
     def __init__(
-        self, table: pd.DataFrame, pixels: Pixels, augmentation: Augmentation, clip: LoadedClip, device: torch.device
+        self,
+        table: pd.DataFrame,
+        pixels: Pixels,
+        augmentation: Augmentation,
+        clip: LoadedClip,
+        device: torch.device,
+        size: ImageSize | None = None,
     ) -> None:
         self.item_ids: list[str] = sorted(set(table["item_id"]))
         index = {item_id: label for label, item_id in enumerate(self.item_ids)}
@@ -73,11 +81,12 @@ class TrainPhotos:
         self._rows = np.array([place[image] for image in self.images])
         self._pixels, self._augmentation = pixels.array, augmentation
         self._mean, self._std, self.device = clip.mean, clip.std, device
+        self.view_size = (size, size) if isinstance(size, int) else size
 
     def views(self, indices: list[int], generator: torch.Generator) -> torch.Tensor:
         """A random, normalised view of each of the photos `indices`: (B, 3, S, S) float32, channels last."""
         images = to_float(self._pixels[self._rows[indices]], self.device)
-        return augment(images, self._augmentation, generator, mean=self._mean, std=self._std)
+        return augment(images, self._augmentation, generator, mean=self._mean, std=self._std, size=self.view_size)
 
 
 def made_ahead(batches: Iterator[T], device: torch.device) -> Iterator[T]:

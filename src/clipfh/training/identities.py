@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from clipfh.images.augment import Augmentation
-from clipfh.models.clip import LoadedClip, load_clip, shown_size
+from clipfh.models.clip import LoadedClip, load_clip, require_any_size, shown_size
 from clipfh.models.settings import Start
 from clipfh.tables.digest import require_unseen, seen_with
 from clipfh.tables.prepared import (
@@ -73,9 +73,10 @@ class Identities:
 
     def __str__(self) -> str:
         clip, photos = self.clip, self.photos
+        views = f", views of {' x '.join(map(str, photos.view_size))} px" if photos.view_size else ""
         return (
-            f"{clip.name} ({clip.pretrained}, {shown_size(clip)}) on {self.data.name}, {len(photos.labels):,} photos "
-            f"of {len(photos.item_ids):,} identities, {self.place.device}"
+            f"{clip.name} ({clip.pretrained}, {shown_size(clip)}{views}) on {self.data.name}, "
+            f"{len(photos.labels):,} photos of {len(photos.item_ids):,} identities, {self.place.device}"
         )
 
 
@@ -107,11 +108,14 @@ def load_identities(
     clip = load_clip(
         start.model,
         weights,
-        image_size=start.image_size,
+        image_size=views.eval_image_size or start.image_size,
         resize_mode=start.resize_mode,
         data_resize_mode=data.resize_mode,
         device=str(place.device),
     )
+    view_size = None if start.image_size in (None, clip.image_size) else start.image_size
+    if view_size:
+        require_any_size(clip, view_size)
     say_cut_prompts(texts, clip.tokenizer, clip.name)
     require_unseen(
         clip.seen_identities,
@@ -130,7 +134,7 @@ def load_identities(
         fast_decode=source.fast_decode,
         final_fit=source.final_fit,
     )
-    photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation(views), clip, place.device)
+    photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation(views), clip, place.device, view_size)
     return Identities(data, clip, photos, texts, pictures, place)
 
 

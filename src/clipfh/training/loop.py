@@ -81,7 +81,7 @@ class Loop:
         self.model, self.settings, self.sampler, self.images = model, settings, sampler, images
         self._chosen_by = chosen_by
         self._averaged = model if averaged is None else averaged
-        self.average = AveragedWeights(self._averaged, settings.ema_decay)
+        self.average = AveragedWeights(self._averaged, settings.ema_decay, settings.keep_start)
         self._modules = {**modules, "ema": self.average}
         self.optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
         total_steps = settings.epochs * -(-len(sampler) // settings.accumulate)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from clipfh.core.cli import option
+from clipfh.core.cli import image_size, option
 from clipfh.core.config_file import IN_FILE, flag_value
 from clipfh.core.paths import TINY_MODELS
 from clipfh.models.names import canonical_model_name
@@ -58,6 +58,12 @@ class Views:
         IN_FILE, "probability of a mirror image; 0 where left and right tell identities apart", at_least=0, at_most=1
     )
     erase: float = option(IN_FILE, "probability of a blanked rectangle", at_least=0, at_most=1)
+    eval_image_size: int | tuple[int, int] | None = option(
+        None,
+        "size at which photos are seen to be found again, in val, test and search; the views have --image_size "
+        "(default: the same)",
+        parse=image_size,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,9 @@ class Optimisation:
     accumulate: int = option(IN_FILE, "batches whose gradients are added up before a step", at_least=1)
     ema_decay: float = option(
         IN_FILE, "of the moving average of the weights that is validated and saved; 0: none", at_least=0, at_most=0.9999
+    )
+    keep_start: float = option(
+        IN_FILE, "share of the first weights in what is validated and saved", at_least=0, at_most=1
     )
     patience: int = option(IN_FILE, "stop after so many epochs without a better val figure; 0: never", at_least=0)
 

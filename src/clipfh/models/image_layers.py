@@ -1,0 +1,64 @@
+"""The image encoder as layers, from the pixels on: which of them learn, and which learn fast.
+
+Layer 0 is the stem (the first convolution or patch embedding with its norm, position embeddings), layer i + 1 is block
+i, and the last layer is what follows the blocks: norm, pooling, projection. A block is a block of a transformer, a
+stage of a convolutional network, or one of timm's coarse groups.
+"""
+
+import re
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import clipfh.models.torchvision_guard  # noqa: F401  (before timm)
+from clipfh.core.errors import InputError
+
+from timm.models import group_parameters  # isort: skip
+
+
+def layers_of(visual: nn.Module) -> dict[str, int]:
+    """The layer of each parameter of an open_clip image encoder, by the parameter's name.
+
+    Raises:
+        InputError: an architecture without blocks that are known here.
+    """
+    names = [name for name, _ in visual.named_parameters()]
+    if hasattr(visual, "trunk"):  # timm's
+        inside = group_parameters(visual.trunk, visual.trunk.group_matcher(coarse=True), reverse=True)
+        last = max(inside.values(), default=0) + 1
+        return {name: inside.get(name.removeprefix("trunk."), last) for name in names}
+    is_residual = hasattr(visual, "layer1")  # its stages are counted from 1
+    pattern = r"layer(\d+)\." if is_residual else r"transformer\.resblocks\.(\d+)\."
+    blocks = {name: int(match[1]) - is_residual + 1 for name in names if (match := re.match(pattern, name))}
+    if not blocks:
+        raise InputError(f"the blocks of a {type(visual).__name__} cannot be told apart: leave --freeze_until at -1")
+    stem = re.compile(r"(conv\d*|bn\d+|ln_pre)\.|(class_embedding|positional_embedding)$")
+    return {name: blocks.get(name, 0 if stem.match(name) else max(blocks.values()) + 1) for name in names}
+
+
+def hold_image_layers(visual: nn.Module, until: int, *, head_alone: bool = False) -> None:
+    """Keep the stem and the blocks 0 to `until` of an image encoder as they are, and let all after them learn.
+
+    Held parameters get no gradient, and their batch norms use their own statistics. As nothing before them learns, the
+    backward pass ends behind them. To be called after `model.train()`, which puts batch norms back into train mode.
+
+    Args:
+        visual: the image encoder.
+        until: the last held block; -1: none, the stem learns too.
+        head_alone: hold all blocks.
+
+    Raises:
+        InputError: there are not so many blocks.
+    """
+    if until < 0 and not head_alone and all(parameter.requires_grad for parameter in visual.parameters()):
+        return  # also for architectures whose blocks are not known
+    layers = layers_of(visual)
+    last = max(layers.values())
+    if until > last - 2:
+        raise InputError(f"--freeze_until {until}: the image encoder has {last - 1} blocks, 0 to {last - 2}")
+    held = last - 1 if head_alone else until + 1 if until >= 0 else -1
+    for name, parameter in visual.named_parameters():
+        parameter.requires_grad_(layers[name] > held)
+    for module in visual.modules():
+        if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
+            module.eval()
