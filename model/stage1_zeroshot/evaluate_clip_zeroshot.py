@@ -34,7 +34,7 @@ class Config(EvaluationConfig):
     """The command line: what every evaluation takes, and the model."""
 
     start: Start = section()
-    seed: int = option(0, "of `--pretrained random` and of the bootstrap intervals", at_least=0)
+    seed: int = option(0, "of `--pretrained random`, of bootstrap intervals and k-means", at_least=0)
 
 
 def main(config: Config) -> None:

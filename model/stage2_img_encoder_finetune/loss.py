@@ -88,8 +88,10 @@ class ImageEncoderLoss(nn.Module):
             elif term == "i2t":
                 texts = self.text_of_class[labels]
                 value = image_to_text_loss(unit, self.text_features, texts, logit_scale, label_smoothing=0.1)
-            else:
+            elif term == "supcon":
                 value = supcon_loss(unit, labels, SUPCON_LOGIT_SCALE)
+            else:
+                raise ValueError(f"{term!r} has a weight, but nothing that computes it")
             values[term] = WEIGHTS[term] * value
         return values
 

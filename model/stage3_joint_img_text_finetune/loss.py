@@ -83,6 +83,8 @@ class JointLoss(nn.Module):
                 values[term] = supcon_loss(both, labels, logit_scale)
             elif term == "infonce":
                 values[term] = info_nce_loss(images, texts[prompt_of_image], logit_scale, image_groups)
-            else:
+            elif term == "id":
                 values[term] = identity_loss(self.classifier(image_features.float())[1], image_labels)
+            else:
+                raise ValueError(f"{term!r} is a term, but nothing computes it")
         return values

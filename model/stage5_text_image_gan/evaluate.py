@@ -4,7 +4,7 @@
     python model/stage5_text_image_gan/evaluate.py --run_dir PATH --baseline_dir PATH
 
 Without --run_dir it takes the newest conditional run, and says which. The baseline is a run of train.py with
---config config/plain.yaml; without one its rows are left out.
+--config model/stage5_text_image_gan/config/plain.yaml; without one its rows are left out.
 
 Image to text: the share of faces whose embedding is nearest to a caption of their emotion, beside a classifier and a
 linear probe of CLIP's image features (both learn from the real train faces), zero-shot CLIP and chance. Text to image:

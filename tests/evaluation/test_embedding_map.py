@@ -9,6 +9,8 @@ from PIL import Image
 
 from clipfh.evaluation import embedding_map
 
+ALL = {"exclude_same_camera": False}
+
 
 def test_whole_identities_are_chosen_and_never_too_many():
     ids = np.array([f"{number:03}" for number in np.random.default_rng(0).integers(0, 100, 1000)])
@@ -16,6 +18,8 @@ def test_whole_identities_are_chosen_and_never_too_many():
     assert 150 < len(chosen) <= 200 and (np.diff(chosen) > 0).all()
     names = set(ids[chosen])
     assert all((ids[chosen] == name).sum() == (ids == name).sum() for name in names)
+    with_a_large_one = np.concatenate([np.full(500, "large"), ids])
+    assert len(embedding_map.choose_photos(with_a_large_one, 200)) > 150
     assert embedding_map.choose_photos(ids, 1000).tolist() == list(range(1000))
     assert len(embedding_map.choose_photos(np.array([], dtype=object))) == 0
 
@@ -33,13 +37,29 @@ def test_the_map_is_drawn(tmp_path, collapsed):
     names = [f"{number}.png" for number in range(12)]
     for number, name in enumerate(names):
         Image.new("RGB", (30 + number, 40), (20 * number, 100, 0)).save(tmp_path / name)
-    table = pd.DataFrame({"image": names, "item_id": [str(number // 3) for number in range(12)]})
+    table = pd.DataFrame({"image": names, "item_id": [str(number // 3) for number in range(12)], "camera": ""})
     features = torch.ones(12, 8) if collapsed else torch.randn(12, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ((path, caption),) = embedding_map.draw_map(tmp_path, tmp_path, F.normalize(features), table, "stage1")
+        ((path, caption),) = embedding_map.draw_map(tmp_path, tmp_path, F.normalize(features), table, "stage1", **ALL)
     assert "map of 12 test photos" in caption
     with Image.open(path) as picture:
         assert picture.size == (1500, 1590)
         assert len(picture.convert("RGB").getcolors(1 << 22)) > 20
-    assert embedding_map.draw_map(tmp_path, tmp_path, F.normalize(features[:3]), table[:3], "stage1") == []
+    assert embedding_map.draw_map(tmp_path, tmp_path, F.normalize(features[:3]), table[:3], "stage1", **ALL) == []
+
+
+def test_frames_follow_the_protocol_and_identities_of_one_photo_stay_out(tmp_path, monkeypatch):
+    """Photos of an item lie together by camera; across cameras, each is nearest to another item's."""
+    drawn = []
+    monkeypatch.setattr(embedding_map, "embedding_map_figure", lambda *given, **_: drawn.append(given))
+    places = [*([0, 90] * 2), *([93, 180] * 2), 45]  # degrees: two cameras of items a and b, and a single photo
+    angles = torch.deg2rad(torch.tensor(places, dtype=torch.float32))
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)
+    names = [f"{number}.png" for number in range(9)]
+    table = pd.DataFrame({"image": names, "item_id": [*"aaaabbbbc"], "camera": ["1", "2"] * 4 + ["1"]})
+    for exclude in (False, True):
+        embedding_map.draw_map(tmp_path, tmp_path, features, table, "stage1", exclude_same_camera=exclude)
+    (_, _, images, _, any_camera), (*_, other_camera) = drawn
+    assert images == names[:8]
+    assert not any_camera.any() and other_camera.tolist() == [False, True] * 2 + [True, False] * 2

@@ -63,7 +63,7 @@ def dataset(tmp_path, monkeypatch):
 def without_figures(monkeypatch):
     """Drawing takes most of the time."""
     monkeypatch.setattr(evaluation, "draw_rankings", lambda *_: [])
-    monkeypatch.setattr(evaluation, "draw_map", lambda *_: [])
+    monkeypatch.setattr(evaluation, "draw_map", lambda *_, **__: [])
 
 
 def evaluate(clip, config):

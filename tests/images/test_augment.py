@@ -155,3 +155,13 @@ def test_erasing_a_rectangle():
     view = augment(torch.full((64, 3, 40, 20), 2.0), settings, view_generator(0))
     erased = (view != 2.0).all(dim=1).float().mean(dim=(1, 2))
     assert view.shape == (64, 3, 40, 20) and 0.02 < erased.mean() < 0.15
+
+
+def test_views_may_have_another_size_than_the_photos():
+    ramp = torch.linspace(0, 1, 40).expand(2, 3, 20, 40)  # from left to right
+    views = augment(ramp, NOTHING, size=(10, 20))
+    assert views.shape == (2, 3, 10, 20)
+    torch.testing.assert_close(views, (ramp[..., ::2, ::2] + ramp[..., ::2, 1::2]) / 2)
+    seeded = [augment(ramp, EVERYTHING, torch.Generator().manual_seed(0), size=size) for size in (None, (20, 40))]
+    assert torch.equal(*seeded)
+    assert augment(ramp, EVERYTHING, size=(8, 8)).shape == (2, 3, 8, 8)

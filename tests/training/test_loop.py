@@ -136,11 +136,53 @@ def test_without_val_the_last_epoch_is_best(tmp_path, capsys):
     assert "BEST: the last epoch" in capsys.readouterr().out
 
 
-def test_gradients_of_several_batches_make_one_step(tmp_path):
-    settings = Optimisation(**{**vars(SETTINGS), "accumulate": 2, "epochs": 1})
+def test_a_run_that_had_stopped_early_does_not_go_on(tmp_path, capsys):
+    settings = Optimisation(**{**vars(SETTINGS), "patience": 2})
+    fit(make_loop(0, settings=settings), make_run(tmp_path))
+    state = read_checkpoint(tmp_path / "run_LAST.pth")["training"]
+    resumed = make_loop(0, settings=settings)
+    resumed.load_state(state)
+    capsys.readouterr()
+    fit(resumed, make_run(tmp_path, last_row=state["row"]))
+    assert resumed.epoch == 4 and "stopped early" in capsys.readouterr().out
+
+
+def test_gradients_of_several_batches_make_one_step_of_their_mean(tmp_path, monkeypatch):
+    settings = Optimisation(**{**vars(SETTINGS), "accumulate": 4, "epochs": 1})
     loop = make_loop(0, settings=settings)
-    fit(loop, make_run(tmp_path))
-    assert loop.step == -(-len(loop.sampler) // 2)
+    assert len(loop.sampler) % 4, "the last step is of fewer batches"
+    norms = []
+
+    def clip(parameters, largest):
+        norms.append(torch.cat([parameter.grad.flatten() for parameter in parameters]).sum())
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr("clipfh.training.loop.clip_grad_norm_", clip)
+    learning = list(loop.model.parameters())
+
+    def step(batch: Batch) -> dict[str, torch.Tensor]:
+        for parameter in learning:
+            parameter.grad = (0 if parameter.grad is None else parameter.grad) + torch.ones_like(parameter) / 4
+        return {"id": torch.tensor(0.0)}
+
+    loop.fit(make_run(tmp_path), lambda epoch: [Batch(indices) for indices in loop.sampler], step, None)
+    count = sum(parameter.numel() for parameter in learning)
+    assert loop.step == len(norms) == -(-len(loop.sampler) // 4)
+    assert norms == pytest.approx([count] * len(norms), rel=1e-5)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_step(tmp_path):
+    loop = make_loop(0)
+    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
+
+    def step(batch: Batch) -> dict[str, torch.Tensor]:
+        for parameter in loop.model.parameters():
+            parameter.grad = torch.full_like(parameter, torch.nan)
+        return {"id": torch.tensor(1.0)}
+
+    with pytest.raises(InputError, match=r"norm of the gradient\) in epoch 1, batch 1; its images: "):
+        loop.fit(make_run(tmp_path), lambda epoch: [Batch(indices) for indices in loop.sampler], step, None)
+    assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
 
 
 @pytest.mark.parametrize(("saved", "here"), [((), ("center",)), (("center",), ())])

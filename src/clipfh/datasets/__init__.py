@@ -1,4 +1,4 @@
-"""One reader a dataset; all of them return the same thing, a `Dataset`.
+"""One reader a dataset of identities; all of them return the same thing, a `Dataset` (`fer2013` alone reads faces).
 
 A reader is a module with `read(data_root, *, seed=0, ...) -> Dataset`. Its docstring states the raw layout that it
 expects, the source and the protocol. Images stay where they are.

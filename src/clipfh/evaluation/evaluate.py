@@ -79,7 +79,7 @@ def evaluate_clip(
     """Measure `clip` on the test identities of `data`; write, print and return the figures.
 
     Writes `results/<run>/`: `metrics.json`, `rankings.csv` (the first 50 images of every query of the official split),
-    figures of the best and worst queries and of text queries; appends rows to `results/summary.csv`.
+    figures of queries, and a map; appends rows to `results/summary.csv`.
 
     Raises:
         InputError: unreadable images (unless skipped), missing splits or prompts, an output folder that cannot be
@@ -109,7 +109,6 @@ def evaluate_clip(
     )
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
     measured = measure(clip, test, features, device, config, exclude_same_camera=data.exclude_same_camera)
-    drawn = _draw(run_dir, data, test, features, measured, labels.stage_name, with_map=config.clustering)
     result = {
         **_labels(clip, data, labels),
         "exclude_same_camera": data.exclude_same_camera,
@@ -119,6 +118,8 @@ def evaluate_clip(
         "configuration": jsonable(config),
         **environment(),
     }
+    write_json(run_dir / "metrics.json", result)
+    drawn = _draw(run_dir, data, test, features, measured, labels.stage_name, with_map=config.clustering)
     _write(run_dir, config.results_dir, result, measured.rows, drawn)
     print_figures(measured.official, measured.random, measured.text and measured.text.figures, measured.clusters)
     if result["images_left_out"]:
@@ -155,15 +156,15 @@ def _draw(
     queries = test.official["query"]
     drawn = draw_rankings(run_dir, data.image_dir, rankings, queries, measured.official, measured.text, stage_name)
     if with_map:
-        drawn += draw_map(run_dir, data.image_dir, features, test.table, stage_name)
+        same_camera = data.exclude_same_camera
+        drawn += draw_map(run_dir, data.image_dir, features, test.table, stage_name, exclude_same_camera=same_camera)
     return drawn
 
 
 def _write(
     run_dir: Path, results_dir: Path, result: dict[str, Any], rows: list[dict[str, Any]], drawn: list[tuple[Path, str]]
 ) -> None:
-    """Write the run's metrics and report, and append its rows to the summary."""
-    write_json(run_dir / "metrics.json", result)
+    """Write the run's report, and append its rows to the summary."""
     names = ("dataset", "data_digest", "model", "stage", "variant", "checkpoint")
     rows = [{"time": utc_now(), **{name: result[name] for name in names}, **row} for row in rows]
     write_run_report(

@@ -32,7 +32,7 @@ class EvaluationConfig:
     results_dir: Path = option(RESULTS_DIR, "where metrics, rankings, figures and summary.csv go")
     batch_size: int = option(128, "images at a time", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    seed: int = option(0, "of the bootstrap intervals", at_least=0)
+    seed: int = option(0, "of the bootstrap intervals and of the first centers of k-means", at_least=0)
     unrelated_ids: bool = option(
         False, "item ids equal to ones that the weights were trained on in another dataset stand for other things"
     )

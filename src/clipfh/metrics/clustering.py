@@ -49,10 +49,12 @@ def evaluate_clustering(
     Raises:
         ValueError: shapes that do not fit, or values that are not finite.
     """
-    features = np.asarray(features, dtype=np.float32)
+    features = torch.as_tensor(features).float().cpu().numpy()  # scikit-learn computes on the CPU
     ids = np.unique(np.asarray(item_ids), return_inverse=True)[1]
     if features.ndim != 2 or len(features) != len(ids):
         raise ValueError(f"features of shape {features.shape} do not belong to {len(ids)} item ids")
+    if not np.isfinite(features).all():
+        raise ValueError("features hold NaN or infinity")
     num_clusters = int(ids.max()) + 1 if len(ids) else 0
     if len(np.unique(features, axis=0)) < num_clusters:  # k-means would warn: collapsed features have fewer clusters
         found = np.unique(features, axis=0, return_inverse=True)[1].ravel()

@@ -112,6 +112,11 @@ class Loop:
         if self.epoch == 0 and validate:  # where it starts from
             run.log.say(f"before training  {validate().text}")
         for epoch in range(self.epoch + 1, epochs + 1):
+            if validate and self.best.should_stop(epoch - 1):  # also where the run that is continued had stopped
+                run.log.say(
+                    f"no better {self._chosen_by.replace('_', ' ')} for {self.settings.patience} epochs: stopped early"
+                )
+                break
             started = time.perf_counter()
             row = {"epoch": epoch, **self.train_one_epoch(run, epoch, batches, step)}
             val = validate() if validate else None
@@ -124,11 +129,6 @@ class Loop:
             run.save(content, {**self.state(), "row": row}, is_best=is_best)
             run.log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
             run.log.say(epoch_line(row, epochs, val, is_best=is_best))
-            if val and self.best.should_stop(epoch):
-                run.log.say(
-                    f"no better {self._chosen_by.replace('_', ' ')} for {self.settings.patience} epochs: stopped early"
-                )
-                break
         if run.log.is_writer and self.step:
             picture = run.log.folder / "training_curves.png"
             training_curves_figure(picture, run.log.epochs(), title=run.name, best_by=self._chosen_by)
@@ -143,24 +143,33 @@ class Loop:
         self.model.train()  # before `batches`, which may hold a part of it
         self.sampler.set_epoch(epoch)
         bar = tqdm(total=count, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
-        with contextlib.closing(made_ahead(iter(batches(epoch)), run.place.device)) as ready, bar:
+        generator = (batch for batch in batches(epoch))  # has an end that can be forced, whatever it runs over
+        with contextlib.closing(made_ahead(generator, run.place.device)) as ready, bar:
             for number, batch in enumerate(ready, start=1):
                 terms = step(batch)
-                require_finite(terms, epoch=epoch, batch=number, images=[self.images[i] for i in batch.indices])
+                where = {"epoch": epoch, "batch": number, "images": [self.images[i] for i in batch.indices]}
+                require_finite(terms, **where)
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value
                 bar.update()
-                if number % self.settings.accumulate == 0 or number == count:
-                    self._update(run, terms, now=number == count)
+                pending = (number - 1) % self.settings.accumulate + 1
+                if pending == self.settings.accumulate or number == count:
+                    self._update(run, terms, pending, where, now=number == count)
         self.epoch = epoch
         return {**{f"loss_{name}": total.item() / count for name, total in sums.items()}, **lr}
 
-    def _update(self, run: TrainingRun, terms: Mapping[str, torch.Tensor], *, now: bool) -> None:
-        """One step of the optimiser on the gradients so far; `now`: the average is brought up to date."""
+    def _update(
+        self, run: TrainingRun, terms: Mapping[str, torch.Tensor], pending: int, where: dict[str, Any], *, now: bool
+    ) -> None:
+        """One step of the optimiser on the gradients of `pending` batches; `now`: the average is brought up to date."""
         values = {"loss": sum(terms.values()), "lr": self.scheduler.get_last_lr()[0]}
         values["logit_scale"] = self.model.logit_scale.detach().exp()  # of this batch: before the step
         learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if pending < self.settings.accumulate:  # the last of an epoch: their mean, too
+            gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+            torch._foreach_mul_(gradients, self.settings.accumulate / pending)
         values["grad_norm"] = clip_grad_norm_(learning, self.settings.clip_grad)
+        require_finite({"norm of the gradient": values["grad_norm"]}, **where)  # or the weights would be lost
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         clamp_logit_scale(self.model)

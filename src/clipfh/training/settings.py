@@ -73,7 +73,7 @@ class Optimisation:
     epochs: int = option(IN_FILE, "passes over the train photos", at_least=1)
     weight_decay: float = option(IN_FILE, "AdamW's, on matrices only", at_least=0)
     warmup_fraction: float = option(
-        IN_FILE, "share of the steps in which the learning rate rises", at_least=0, at_most=1
+        IN_FILE, "share of the steps in which the learning rate rises", at_least=0, at_most=0.9
     )
     clip_grad: float = option(IN_FILE, "largest gradient norm", above=0)
     accumulate: int = option(IN_FILE, "batches whose gradients are added up before a step", at_least=1)
