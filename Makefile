@@ -1,7 +1,7 @@
 # `make test` and `make lint` set up what they need; the environment is the one that run_all.sh uses.
 .PHONY: install test lint format smoke install-bench bench bench-quick
 
-PYTHON_WITH_TOOLS = python=$$(bash set_up.sh test lint) && PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" "$$python"
+PYTHON_WITH_TOOLS = python=$$(bash set_up.sh parts test lint) && PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" "$$python"
 
 install:
 	bash run_all.sh --setup-only
@@ -22,12 +22,12 @@ smoke:
 
 # open-metric-learning needs an older numpy than ours
 install-bench:
-	bash set_up.sh test lint bench
-	python=$$(bash set_up.sh test lint bench) && "$$python" -m venv .venv-oml
+	bash set_up.sh parts test lint bench
+	python=$$(bash set_up.sh parts test lint bench) && "$$python" -m venv .venv-oml
 	.venv-oml/bin/pip install --quiet --disable-pip-version-check open-metric-learning==4.0.0 omegaconf torch==2.13.0 torchvision==0.28.0
 
 BENCHMARKS = retrieval_metrics image_pipeline losses train_step end_to_end
-BENCH_PYTHON = python=$$(bash set_up.sh test lint bench)
+BENCH_PYTHON = python=$$(bash set_up.sh parts test lint bench)
 
 bench:
 	$(BENCH_PYTHON) && for name in $(BENCHMARKS); do "$$python" benchmarks/bench_$$name.py || exit; done

@@ -10,5 +10,5 @@ any_python=$(bash "$root/set_up.sh" --find)
 "$any_python" -m clipfh.pipeline.options "$@"
 case " $* " in *" --help "* | *" -h "*) exit ;; esac
 
-project_python=$(bash "$root/set_up.sh")
+project_python=$(bash "$root/set_up.sh" parts)
 exec "$project_python" -m clipfh.pipeline.run_all "$@"

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from places import ROOT
 from script_server import ScriptServer
 
-STAGE0 = "model/stage0_pretrain/pretrain_small_clip.py"
+STAGE0 = "model/stage0_pretrain/pretrain_tiny_clip.py"
 STAGE1 = "model/stage1_zeroshot/evaluate_clip_zeroshot.py"
 STAGE2 = "model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py"
 EVAL2 = "model/stage2_img_encoder_finetune/eval_clip_img_encoder.py"

@@ -259,7 +259,7 @@ def test_a_download_that_fails_says_what_to_fetch(monkeypatch, tag):
 
 def test_tiny_models_start_from_stage_0(monkeypatch, tmp_path):
     monkeypatch.setattr("clipfh.models.checkpoint.stage_dir", lambda stage: tmp_path)
-    with pytest.raises(InputError, match=r"no checkpoint.*tiny-vit.*pretrain_small_clip.py --model tiny-vit"):
+    with pytest.raises(InputError, match=r"no checkpoint.*tiny-vit.*pretrain_tiny_clip.py --model tiny-vit"):
         load_clip("tiny-vit")
     torch.manual_seed(0)
     clip = load_clip("tiny-vit", "random")

@@ -115,7 +115,7 @@ def test_what_the_default_lacks_is_made(checkout):
     prepare_default()
     prepare_weights("tiny-rn")
     assert all(command[0] == sys.executable for command in checkout.commands)
-    assert [Path(command[1]).name for command in checkout.commands] == [*PREPROCESSING, "pretrain_small_clip.py"]
+    assert [Path(command[1]).name for command in checkout.commands] == [*PREPROCESSING, "pretrain_tiny_clip.py"]
     assert all((ROOT / "preprocessing" / name).is_file() for name in PREPROCESSING)
     assert checkout.commands[-1][2:] == ["--model", "tiny-rn"]
 

@@ -6,7 +6,10 @@ from clipfh.core.names import require_name
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS_DIR = ROOT / "results"
-TINY_MODELS = ("tiny-rn", "tiny-vit")  # the small CLIPs that stage 0 makes the weights of
+SMALL_MODEL = "small-clip"  # of pretrained parts, which stage 0 puts together
+TINY_MODELS = ("tiny-rn", "tiny-vit")  # which stage 0 trains on generated garments
+DEFAULT_MODEL = "tiny-rn"
+STAGE0_SCRIPTS = {SMALL_MODEL: "make_small_clip.py", **dict.fromkeys(TINY_MODELS, "pretrain_tiny_clip.py")}
 STAGES = {
     0: "stage0_pretrain",
     1: "stage1_zeroshot",

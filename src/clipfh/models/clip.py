@@ -4,6 +4,7 @@ Shapes: B batch, D embedding, L context length.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -128,21 +129,24 @@ def load_clip(
 def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.Module:
     if isinstance(image_size, (tuple, list)):
         image_size = image_size[0] if image_size[0] == image_size[1] else tuple(image_size)
-    vision = model_config(name)["vision_cfg"]
+    config = model_config(name)
+    vision, text = config["vision_cfg"], config["text_cfg"]
     if isinstance(image_size, tuple) and isinstance(vision.get("layers"), list):
         raise InputError(f"{name} pools with square position embeddings: give one number as --image_size")
-    is_timm = "timm_model_name" in model_config(name)["vision_cfg"]
+    from_package = Path(text.get("hf_model_name") or "").is_absolute()  # its text tower, and no hub
+    local = {"text_cfg": {**text, "hf_model_pretrained": False}} if from_package else {}
     try:
         with silenced():  # open_clip warns that no weights were loaded; they are, later
             return open_clip.create_model(
                 name,
                 load_weights=False,
                 pretrained_text=False,
-                force_quick_gelu=quick_gelu and not is_timm,
+                force_quick_gelu=quick_gelu and "timm_model_name" not in vision,
                 force_image_size=image_size,
+                **local,
             )
     except OSError as error:  # transformers looks the architecture of a text tower up in the hub
-        tower = model_config(name)["text_cfg"].get("hf_model_name", name)
+        tower = text.get("hf_model_name", name)
         raise InputError(
             f"{name} cannot be built ({type(error).__name__}): the configuration of its text tower is that of {tower} "
             "on the Hugging Face hub. Fetch it once on a machine with a network, and bring its cache (HF_HOME)"

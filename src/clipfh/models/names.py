@@ -8,9 +8,11 @@ from typing import Any
 import clipfh.models.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.core.errors import InputError, printable, shortened
 from clipfh.core.files import read_json
-from clipfh.core.paths import TINY_MODELS
+from clipfh.core.paths import SMALL_MODEL, STAGE0_SCRIPTS, TINY_MODELS
+from clipfh.models.parts import HOW_TO_GET, TEXT_MODEL, has_parts, text_folder
 
 import open_clip  # isort: skip
+from open_clip.tokenizer import HFTokenizer  # isort: skip
 
 HUB, FOLDER = "hf-hub:", "local-dir:"
 CONFIG = "open_clip_config.json"
@@ -42,7 +44,7 @@ def canonical_model_name(name: str) -> str:
     if spelled.lower() in by_lower:
         return by_lower[spelled.lower()]
     close = [by_lower[match] for match in difflib.get_close_matches(spelled.lower(), by_lower, n=3, cutoff=0.5)]
-    common = [*TINY_MODELS, "ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"]
+    common = [*STAGE0_SCRIPTS, "ViT-B/16", "ViT-B/32", "ViT-L/14", "RN50"]
     hint = f" Closest: {', '.join(close)}." if close else ""
     raise InputError(
         f"unknown model {shortened(name, 60)!r}. Valid: {', '.join(common)}, {HUB}ORG/NAME, {FOLDER}FOLDER, or any of "
@@ -57,7 +59,10 @@ def model_config(name: str) -> dict[str, Any]:
         InputError: the folder or the hub's repository has none.
     """
     if not name.startswith((HUB, FOLDER)):
-        return open_clip.get_model_config(name)
+        config = open_clip.get_model_config(name)
+        if config["text_cfg"].get("hf_model_name") == TEXT_MODEL and (folder := text_folder()):
+            config["text_cfg"] |= {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
+        return config
     made_by = "open_clip.push_to_hf_hub, or save_for_hf"
     config = read_json(_file_of(name, (CONFIG,)), made_by=made_by, check=lambda value: _has_parts(value))
     return config["model_cfg"]
@@ -84,6 +89,8 @@ def require_transformers(name: str) -> None:
         InputError: it needs transformers, which is not installed.
     """
     text = model_config(name).get("text_cfg", {})
+    if name == SMALL_MODEL and not has_parts():
+        raise InputError(f"{name} is made of parts that packages carry; {HOW_TO_GET}. Or take --model {TINY_MODELS[0]}")
     if not (text.get("hf_model_name") or text.get("hf_tokenizer_name") or "siglip" in name.lower()):
         return
     try:
@@ -101,10 +108,13 @@ def load_tokenizer(name: str) -> Any:
         InputError: it needs transformers, or files of the hub that are not here.
     """
     require_transformers(name)
+    text = model_config(name)["text_cfg"]
     try:
+        if Path(text.get("hf_tokenizer_name") or "").is_absolute():  # of a package
+            return HFTokenizer(text["hf_tokenizer_name"], context_length=text["context_length"])
         return open_clip.get_tokenizer(name)
     except Exception as error:  # hub, network and parsers each raise their own kinds
-        source = model_config(name).get("text_cfg", {}).get("hf_tokenizer_name", name)
+        source = text.get("hf_tokenizer_name", name)
         raise InputError(
             f"the tokenizer of {name} cannot be loaded ({type(error).__name__}): it is {printable(source)} of the "
             "Hugging Face hub. Fetch it once on a machine with a network, and bring its cache (HF_HOME)"

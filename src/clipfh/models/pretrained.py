@@ -11,7 +11,7 @@ from torch import nn
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.core.errors import InputError, shortened, shown
-from clipfh.core.paths import TINY_MODELS, display
+from clipfh.core.paths import STAGE0_SCRIPTS, TINY_MODELS, display
 from clipfh.models.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.models.names import is_elsewhere, own_weights, preprocessing_of
 from clipfh.models.weights_file import is_torchscript, load_weights, members_of_zip, read_weights
@@ -72,8 +72,9 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
             f"--pretrained {pretrained!r} is neither a file nor a tag of {name}. Tags: {valid}. "
             "A local weights file is given by its path; `random` starts from random weights."
         )
-    if name in TINY_MODELS:
-        command = f"python model/stage0_pretrain/pretrain_small_clip.py --model {name}"
+    if name in STAGE0_SCRIPTS:
+        command = f"python model/stage0_pretrain/{STAGE0_SCRIPTS[name]}"
+        command += f" --model {name}" if name in TINY_MODELS else ""
         return str(newest_checkpoint(0, "*.pth", made_by=command, model=name))
     return "openai"
 

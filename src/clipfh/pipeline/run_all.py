@@ -101,7 +101,7 @@ def stage0(run: Pipeline) -> None:
     arguments = flags(model=options.model, seed=options.seed, device=options.device) + run.where(folder)
     arguments += [f"--{name}" for name in ("force", "smoke") if getattr(options, name)]
     outputs = [f"{folder}/checkpoints{run.apart}/{options.model}_*.pth"]
-    run.step("10_stage0_pretrain", f"{folder}/pretrain_small_clip.py", arguments, outputs=outputs)
+    run.step("10_stage0_pretrain", f"{folder}/pretrain_tiny_clip.py", arguments, outputs=outputs)
     run.weights += flags(pretrained=run.made_by("10_stage0_pretrain", "*.pth"))
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from clipfh.core.errors import InputError, printable, shown
 from clipfh.core.files import read_json
 from clipfh.core.names import require_name
-from clipfh.core.paths import ROOT, TINY_MODELS, display, metadata_dir, stage_dir
+from clipfh.core.paths import ROOT, STAGE0_SCRIPTS, TINY_MODELS, display, metadata_dir, stage_dir
 from clipfh.images.transforms import MAX_MEGAPIXELS, RESIZE_MODES
 from clipfh.prompts.files import prompts_for, read_prompts
 from clipfh.prompts.tokens import token_counter
@@ -75,13 +75,14 @@ def prepare_default() -> None:
 
 
 def prepare_weights(model: str, pretrained: str | None = None) -> None:
-    """Make the weights of a tiny model with stage 0, where there are none and no others are asked for.
+    """Make the weights of a small model with stage 0, where there are none and no others are asked for.
 
     Raises:
         InputError: stage 0 failed; its own message is above.
     """
-    if model in TINY_MODELS and pretrained is None and not any((stage_dir(0) / "checkpoints").glob(f"{model}_*.pth")):
-        _run_script(stage_dir(0) / "pretrain_small_clip.py", "--model", model)
+    script = STAGE0_SCRIPTS.get(model)
+    if script and pretrained is None and not any((stage_dir(0) / "checkpoints").glob(f"{model}_*.pth")):
+        _run_script(stage_dir(0) / script, *(["--model", model] if model in TINY_MODELS else []))
 
 
 def _run_script(script: Path, *arguments: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from clipfh.core.cli import image_size, option
 from clipfh.core.config_file import IN_FILE, flag_value
-from clipfh.core.paths import TINY_MODELS
+from clipfh.core.paths import DEFAULT_MODEL, SMALL_MODEL, TINY_MODELS
 from clipfh.models.names import canonical_model_name
 
 C = TypeVar("C")
@@ -107,16 +107,16 @@ def shrunk(config: C, **smaller: Any) -> C:
 def recipe_files(folder: Path, arguments: Sequence[str], *, variant: str | None = None) -> list[Path]:
     """The files of `folder` that are read before those of --config, the later over the earlier.
 
-    default.yaml; tiny.yaml for the models that stage 0 makes; then of a `variant` `<variant>.yaml`, and
-    `tiny_<variant>.yaml` where there is one.
+    default.yaml; tiny.yaml or small_clip.yaml for the models that stage 0 makes; then of a `variant` `<variant>.yaml`,
+    and `tiny_<variant>.yaml` or `small_clip_<variant>.yaml` where there is one.
     """
-    model = flag_value(arguments, "--model", "--model_arch", default=TINY_MODELS[0])
-    tiny = canonical_model_name(model) in TINY_MODELS
+    model = canonical_model_name(flag_value(arguments, "--model", "--model_arch", default=DEFAULT_MODEL))
+    kind = "tiny" if model in TINY_MODELS else "small_clip" if model == SMALL_MODEL else None
     files = [folder / "default.yaml"]
-    if tiny:
-        files.append(folder / "tiny.yaml")
+    if kind:
+        files.append(folder / f"{kind}.yaml")
     if variant:
         files.append(folder / f"{variant}.yaml")
-        if tiny and (folder / f"tiny_{variant}.yaml").is_file():
-            files.append(folder / f"tiny_{variant}.yaml")
+        if kind and (folder / f"{kind}_{variant}.yaml").is_file():
+            files.append(folder / f"{kind}_{variant}.yaml")
     return files

@@ -1,7 +1,7 @@
 """Stage 0: pretrain a small CLIP from scratch, for machines without pretrained weights.
 
-    python model/stage0_pretrain/pretrain_small_clip.py
-    python model/stage0_pretrain/pretrain_small_clip.py --model tiny-vit
+    python model/stage0_pretrain/pretrain_tiny_clip.py
+    python model/stage0_pretrain/pretrain_tiny_clip.py --model tiny-vit
 
 InfoNCE on generated garments with their descriptions. None of these garments is in the dataset `synthetic`: neither an
 item id nor a combination of attributes is shared. With real pretrained weights this stage is not needed.
