@@ -1,6 +1,8 @@
 """The log of a run."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -158,3 +160,26 @@ def test_a_log_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write the log folder .*Choose another --log_dir"):
         RunLog(tmp_path / "file" / "run", Config())
+
+
+def test_ctrl_c_waits_until_tensorboard_has_its_values(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, Config())
+    add, added = log._tensorboard.add_scalar, []
+
+    def interrupted(name, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        added.append(name)
+        add(name, *args, **kwargs)
+
+    monkeypatch.setattr(log._tensorboard, "add_scalar", interrupted)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            log.epoch({"epoch": 1, "loss": 1.0, "val": 0.5})
+        assert added == ["epoch/loss", "epoch/val"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    monkeypatch.undo()
+    log.close()
+    assert EventAccumulator(str(tmp_path)).Reload().Scalars("epoch/val")[0].value == 0.5

@@ -3,7 +3,11 @@
 import atexit
 import json
 import logging
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,27 @@ from clipfh.core.files import replace_atomically, write_json
 from clipfh.core.run import environment
 
 STEPS_AT_ONCE = 50  # of TensorBoard: values stay where they were computed until so many steps are written
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block.
+
+    TensorBoard hands its values to a thread. An interrupt while it does so can leave the lock that both use taken for
+    ever, and then the process does not end.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(signal.SIGINT, None)
 
 
 class RunLog:
@@ -89,11 +114,12 @@ class RunLog:
     def _write_steps(self) -> None:
         tensors = [v.float() for _, _, values in self._steps for v in values.values() if isinstance(v, torch.Tensor)]
         numbers = iter(torch.stack(tensors).tolist() if tensors else [])  # one transfer
-        for step, when, values in self._steps:
-            for name, value in values.items():
-                number = next(numbers) if isinstance(value, torch.Tensor) else value
-                self._tensorboard.add_scalar(f"step/{name}", number, step, walltime=when)
-        self._steps.clear()
+        with uninterrupted():
+            for step, when, values in self._steps:
+                for name, value in values.items():
+                    number = next(numbers) if isinstance(value, torch.Tensor) else value
+                    self._tensorboard.add_scalar(f"step/{name}", number, step, walltime=when)
+            self._steps.clear()
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Append one epoch's line to `metrics.jsonl` and its numbers to TensorBoard; `row` has the key `epoch`."""
@@ -101,14 +127,16 @@ class RunLog:
             self._write_steps()
             self._metrics.write(json.dumps(row) + "\n")
             self._metrics.flush()
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name != "epoch":
-                    self._tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
+            with uninterrupted():
+                for name, value in row.items():
+                    if isinstance(value, (int, float)) and name != "epoch":
+                        self._tensorboard.add_scalar(f"epoch/{name}", value, row["epoch"])
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Show an image in TensorBoard: (H, W, 3) uint8."""
         if self.is_writer:
-            self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+            with uninterrupted():
+                self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
 
     def _end_with(self, row: dict[str, Any]) -> None:
         """Cut `metrics.jsonl` behind `row`, or behind what came before it and add it."""
