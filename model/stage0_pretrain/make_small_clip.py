@@ -87,6 +87,8 @@ def image_projection(classifier: Tensor, bias: Tensor, texts: Tensor, dim: int, 
     hidden, E = 2 * dim, texts.shape[1]
     K, kept = len(classifier), dim - E
     _, _, directions = torch.linalg.svd(classifier - classifier.mean(dim=0), full_matrices=False)  # (K, F)
+    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+    directions = directions * largest.sign()  # of either sign by chance: the same on every machine
     first, first_bias = torch.zeros(hidden, classifier.shape[1]), torch.zeros(hidden)
     second, second_bias = torch.zeros(dim, hidden), torch.zeros(dim)
     first[:K], first_bias[:K] = classifier, bias - config.threshold

@@ -73,7 +73,7 @@ def test_model_names(spelling, name):
 
 
 def test_an_unknown_model_lists_the_valid_ones():
-    with pytest.raises(InputError, match=r"unknown model 'ViT-B/61'. Valid: tiny-rn, tiny-vit, .*ViT-B/16.*ViT-B-16"):
+    with pytest.raises(InputError, match=r"'ViT-B/61'. Valid: small-clip, tiny-rn, tiny-vit, .*ViT-B/16.*ViT-B-16"):
         canonical_model_name("ViT-B/61")
     with pytest.raises(InputError, match="unknown model ''"):
         load_clip("")

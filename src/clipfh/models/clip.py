@@ -4,7 +4,6 @@ Shapes: B batch, D embedding, L context length.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from clipfh.core.paths import display
 from clipfh.images.transforms import ImageSize
 from clipfh.models.names import (
     canonical_model_name,
+    is_of_parts,
     load_tokenizer,
     model_config,
     require_transformers,
@@ -23,6 +23,7 @@ from clipfh.models.names import (
 from clipfh.models.pretrained import download, find_weights, load_weights_file, silenced
 
 import open_clip  # isort: skip
+from open_clip.hf_model import HFTextEncoder  # isort: skip
 
 # CLIP trains with a clamp on its temperature: above 100 the softmax saturates (Radford et al. 2021, section 2.5).
 MAX_LOGIT_SCALE = 100.0
@@ -112,6 +113,8 @@ def load_clip(
     own_mode = "squash" if preprocess["resize_mode"] == "squash" else "shortest"
     tuned_mode = recorded.get("resize_mode") if recorded.get("stage", 0) > 1 else None
     model.visual.to(memory_format=torch.channels_last)  # convolutions run up to 1.5 times faster; others don't mind
+    if isinstance(getattr(model, "text", None), HFTextEncoder):
+        model.text.register_forward_pre_hook(without_padding)
     return LoadedClip(
         name=name,
         pretrained=display(weights.file) if weights.file else weights.source,
@@ -133,8 +136,7 @@ def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.M
     vision, text = config["vision_cfg"], config["text_cfg"]
     if isinstance(image_size, tuple) and isinstance(vision.get("layers"), list):
         raise InputError(f"{name} pools with square position embeddings: give one number as --image_size")
-    from_package = Path(text.get("hf_model_name") or "").is_absolute()  # its text tower, and no hub
-    local = {"text_cfg": {**text, "hf_model_pretrained": False}} if from_package else {}
+    local = {"text_cfg": {**text, "hf_model_pretrained": False}} if is_of_parts(name) else {}  # no hub
     try:
         with silenced():  # open_clip warns that no weights were loaded; they are, later
             return open_clip.create_model(
@@ -151,6 +153,17 @@ def _build(name: str, *, image_size: ImageSize | None, quick_gelu: bool) -> nn.M
             f"{name} cannot be built ({type(error).__name__}): the configuration of its text tower is that of {tower} "
             "on the Hugging Face hub. Fetch it once on a machine with a network, and bring its cache (HF_HOME)"
         ) from error
+
+
+def without_padding(tower: HFTextEncoder, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """Token ids (B, L) without the columns at the end that hold padding alone, for a tower that masks padding anyway.
+
+    Tokenizers pad every text to the context length, and a short text then costs as much as the longest possible one.
+    """
+    (token_ids,) = inputs
+    is_text = (token_ids != tower.config.pad_token_id).any(dim=0)  # (L,)
+    length = int((is_text * torch.arange(1, len(is_text) + 1, device=is_text.device)).max())
+    return (token_ids[:, : max(1, length)],)
 
 
 def require_any_size(clip: LoadedClip, size: ImageSize) -> None:
@@ -201,10 +214,13 @@ def encode_texts(clip: LoadedClip, texts: list[str], device: str | torch.device,
     """Unit-length features of `texts`, without gradients, float32 on the CPU: (len(texts), D)."""
     was_training = clip.model.training
     clip.model.eval()
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # short ones together: little padding
     with torch.inference_mode():
-        parts = [
-            clip.model.encode_text(clip.tokenizer(texts[i : i + batch_size]).to(device), normalize=True)
-            for i in range(0, len(texts), batch_size)
-        ]
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            tokens = clip.tokenizer([texts[place] for place in order[start : start + batch_size]]).to(device)
+            parts.append(clip.model.encode_text(tokens, normalize=True).float().cpu())
     clip.model.train(was_training)
-    return torch.cat(parts).float().cpu().clone()
+    features = torch.empty(len(texts), parts[0].shape[1])
+    features[order] = torch.cat(parts)
+    return features

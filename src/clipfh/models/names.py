@@ -60,7 +60,7 @@ def model_config(name: str) -> dict[str, Any]:
     """
     if not name.startswith((HUB, FOLDER)):
         config = open_clip.get_model_config(name)
-        if config["text_cfg"].get("hf_model_name") == TEXT_MODEL and (folder := text_folder()):
+        if is_of_parts(name) and (folder := text_folder()):
             config["text_cfg"] |= {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder)}
         return config
     made_by = "open_clip.push_to_hf_hub, or save_for_hf"
@@ -75,6 +75,11 @@ def own_weights(name: str) -> Path:
         InputError: it has none, or the hub cannot be reached.
     """
     return _file_of(name, WEIGHTS)
+
+
+def is_of_parts(name: str) -> bool:
+    """Whether the text tower of a canonical name, and its tokenizer, are those of a package, see `models.parts`."""
+    return not is_elsewhere(name) and open_clip.get_model_config(name)["text_cfg"].get("hf_model_name") == TEXT_MODEL
 
 
 def is_elsewhere(name: str) -> bool:
@@ -110,7 +115,7 @@ def load_tokenizer(name: str) -> Any:
     require_transformers(name)
     text = model_config(name)["text_cfg"]
     try:
-        if Path(text.get("hf_tokenizer_name") or "").is_absolute():  # of a package
+        if is_of_parts(name):
             return HFTokenizer(text["hf_tokenizer_name"], context_length=text["context_length"])
         return open_clip.get_tokenizer(name)
     except Exception as error:  # hub, network and parsers each raise their own kinds

