@@ -1,13 +1,14 @@
-"""The weights that stage 3 starts from: stage 2's, an earlier variant's, or a pretrained CLIP's."""
+"""The weights that stage 3 starts from: stage 2's, an earlier variant's, stage 4's, or a pretrained CLIP's."""
 
 from pathlib import Path
 
 from clipfh.core.errors import InputError
 from clipfh.core.paths import display, stage_dir
 from clipfh.models.checkpoint import newest_checkpoint
+from clipfh.models.pretrained import STAGE4
 from clipfh.tables.prepared import PreparedDataset
 
-SOURCES = ("stage2", "v1", "v2", "v3", "v4")  # words that --init_ckpt takes for "the newest BEST of"
+SOURCES = ("stage2", "v1", "v2", "v3", "v4", STAGE4)  # words that --init_ckpt takes for "the newest BEST of"
 
 
 def start_weights(
@@ -26,6 +27,8 @@ def start_weights(
         if not Path(init_ckpt).is_file():
             raise InputError(f"--init_ckpt {init_ckpt} is neither a file nor one of {', '.join(SOURCES)}")
         return init_ckpt
+    if init_ckpt == STAGE4:
+        return STAGE4  # of whatever data it was aligned on
     if init_ckpt == "stage2":
         stage, script, wanted = 2, "train_clip_img_encoder_finetune.py", {}
     else:

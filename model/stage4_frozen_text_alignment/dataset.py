@@ -20,7 +20,7 @@ from clipfh.features.texts import load_text_features
 from clipfh.images.augment import Augmentation, augment, view_generator
 from clipfh.images.pixels import load_pixels
 from clipfh.images.transforms import to_float, to_input
-from clipfh.models.clip import MEAN, STD
+from clipfh.models.frozen_text_clip import CLIP
 
 C = TypeVar("C", bound="DataConfig")
 
@@ -63,8 +63,9 @@ class CaptionedPixels:
         data: the prepared captions.
         split: `train`, `val` or `test`.
         image_size: S.
-        text_encoder: its `encode` and `digest`; asked once for each distinct caption, and never again.
-        text_digest: what `text_encoder.digest()` gives.
+        model: its text encoder is asked once for each distinct caption, and never again; its image encoder says how
+            images are normalised.
+        text_digest: what `model.text_encoder.digest()` gives.
 
     Attributes:
         images: the N images with their captions.
@@ -73,11 +74,11 @@ class CaptionedPixels:
         text_features: (T, D) float32, a memory map.
         captions: (N, M) rows of `text_features`, -1 where an image has fewer than M.
         captions_of_image: the same without the -1.
+        normalisation: mean and standard deviation, on 0..1 RGB.
     """
 
-    def __init__(
-        self, data: CaptionDataset, split: str, image_size: int, text_encoder: torch.nn.Module, text_digest: str
-    ) -> None:
+    def __init__(self, data: CaptionDataset, split: str, image_size: int, model: CLIP, text_digest: str) -> None:
+        self.normalisation = model.image_encoder.mean, model.image_encoder.std
         self.images: list[CaptionedImage] = data.rows(split)
         if not self.images:
             raise InputError(f"{data.name} has no {split} images; prepare it again")
@@ -92,7 +93,7 @@ class CaptionedPixels:
         self.pixels = decoded.array
         index = index_captions(self.images)
         self.texts, self.captions_of_image, self.captions = index.texts, index.of_image, index.padded()
-        self.text_features = load_text_features(self.texts, text_encoder.encode, text_digest, cache_dir)
+        self.text_features = load_text_features(self.texts, model.text_encoder.encode, text_digest, cache_dir)
 
 
 class Batch(NamedTuple):
@@ -112,12 +113,18 @@ def make_batches(
     device: torch.device,
     *place: int,
     further: int = 0,
+    size: int | None = None,
 ) -> Iterator[Batch]:
-    """The batches of an epoch; `place` = (seed, rank, epoch) decides which views and captions they hold."""
+    """The batches of an epoch; `place` = (seed, rank, epoch) decides which views and captions they hold.
+
+    The views have `size` pixels, by default as many as the images.
+    """
+    mean, std = data.normalisation
+    shape = (size, size) if size else None
     for number, indices in enumerate(sampler):
         generator = view_generator(*place, number)
         images = to_float(data.pixels[indices], device)
-        views = augment(images, augmentation, generator, mean=MEAN, std=STD)
+        views = augment(images, augmentation, generator, mean=mean, std=std, size=shape)
         yield Batch(indices, views, *draw_captions(data, indices, generator, device, further))
 
 
@@ -142,14 +149,15 @@ def draw_captions(
 
 
 def encode_pixels(
-    encoder: torch.nn.Module, pixels: np.ndarray, device: torch.device, *, batch_size: int = 128
+    encoder: torch.nn.Module, data: CaptionedPixels, device: torch.device, *, batch_size: int = 128
 ) -> torch.Tensor:
-    """What `encoder` (an image encoder or its backbone) makes of whole images, in float32: (N, S, S, 3) to (N, D)."""
+    """What `encoder` (an image encoder or its backbone) makes of whole images, in float32: (N, D)."""
     was_training = encoder.training
     encoder.eval()
     parts = []
-    for start in range(0, len(pixels), batch_size):
+    for start in range(0, len(data.pixels), batch_size):
         with torch.inference_mode():
-            parts.append(encoder(to_input(pixels[start : start + batch_size], MEAN, STD, device)).float().cpu())
+            images = to_input(data.pixels[start : start + batch_size], *data.normalisation, device)
+            parts.append(encoder(images).float().cpu())
     encoder.train(was_training)
     return torch.cat(parts).clone()  # made outside inference mode: may be used in autograd

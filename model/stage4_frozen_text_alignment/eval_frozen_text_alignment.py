@@ -25,6 +25,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 import numpy as np
 import torch
 from dataset import CaptionedPixels, encode_pixels
+from own_encoder import own_start
 from torch import nn
 
 from clipfh.captions.preparation import DATASETS
@@ -37,7 +38,7 @@ from clipfh.core.files import write_json, write_text
 from clipfh.core.paths import RESULTS_DIR, display, metadata_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.models.checkpoint import newest_checkpoint, read_stage_checkpoint
-from clipfh.models.frozen_text_clip import CLIP, create_clip_model
+from clipfh.models.frozen_text_clip import CLIP, OWN, create_clip_model
 from clipfh.reports.caption_figures import RetrievedCaptions, retrieved_captions_figure
 from clipfh.reports.figures import RankedImage, RankedQuery, ranked_results_figure
 
@@ -75,6 +76,10 @@ def load_model(path: Path, content: dict[str, Any], device: torch.device) -> CLI
         head_norm=content["head_norm"],
         head_dropout=content["head_dropout"],
     )
+    if content["image_encoder"] == OWN and content["variant"] == "linear":
+        out, features = content["state_dict"]["image_encoder.head.0.weight"].shape
+        model.image_encoder.head = nn.Sequential(nn.Linear(features, out)).to(device)
+    model.image_encoder.mean, model.image_encoder.std = content["mean"], content["std"]
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -186,7 +191,7 @@ def main(config: Config) -> None:
             f"{path} was trained on other splits of {data.name} than those of now: its train images may be among the "
             f"test images. Prepare the captions with the flags of the run (its config.json), or train again"
         )
-    pixels = CaptionedPixels(data, config.split, content["image_size"], model.text_encoder, content["text_digest"])
+    pixels = CaptionedPixels(data, config.split, content["image_size"], model, content["text_digest"])
     names = sorted({image.label for image in pixels.images})
     labelled = len(names) > 1 and all(names)
     classifiers = class_features(names, model.text_encoder.encode) if labelled else None
@@ -194,7 +199,7 @@ def main(config: Config) -> None:
 
     # ---- the model and its baselines, all on the same images and captions
     def measured(encoder: nn.Module) -> tuple[torch.Tensor, dict[str, Any]]:
-        features = encode_pixels(encoder, pixels.pixels, device, batch_size=config.batch_size)
+        features = encode_pixels(encoder, pixels, device, batch_size=config.batch_size)
         return features, measure(features, pixels, classifiers, labels)
 
     features, trained = measured(model.image_encoder)
@@ -207,6 +212,8 @@ def main(config: Config) -> None:
         rows["linear head, frozen backbone"] = linear_figures
     elif linear_path != path:
         print(f"note: {linear_path.name} is not beside the checkpoint: no baselines (the run had --no-baseline)")
+    if (start := own_start(content, device)) is not None:
+        rows["before training"] = measured(start.image_encoder)[1]
     rows["this checkpoint"] = trained
 
     # ---- files

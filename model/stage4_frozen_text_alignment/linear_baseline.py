@@ -33,7 +33,7 @@ def mean_recall(both_ways: tuple[CaptionRecall, CaptionRecall]) -> float:
 
 def recall_of(encoder: nn.Module, data: CaptionedPixels, device: torch.device) -> tuple[CaptionRecall, CaptionRecall]:
     """Image to text and text to image, of all images of a split against all of its captions."""
-    features = encode_pixels(encoder, data.pixels, device)
+    features = encode_pixels(encoder, data, device)
     return caption_recall(features, torch.from_numpy(np.array(data.text_features)), data.captions_of_image)
 
 
@@ -54,7 +54,7 @@ def train_linear_head(
     Returns:
         The head (F to D), the mean recall on val of its best epoch, and that epoch.
     """
-    features, val_features = (encode_pixels(backbone, data.pixels, device) for data in (train, val))  # (N, F)
+    features, val_features = (encode_pixels(backbone, data, device) for data in (train, val))  # (N, F)
     mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
     inputs, val_inputs = (((part - mean) / std).to(device) for part in (features, val_features))
     val_texts = torch.from_numpy(np.array(val.text_features))  # (T, D)

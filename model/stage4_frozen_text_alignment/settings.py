@@ -9,7 +9,8 @@ from dataset import DataConfig
 
 from clipfh.core.cli import option, section
 from clipfh.core.config_file import IN_FILE, flag_value
-from clipfh.core.paths import TINY_MODELS
+from clipfh.core.errors import InputError
+from clipfh.core.paths import DEFAULT_MODEL, SMALL_MODEL, TINY_MODELS
 from clipfh.models.frozen_text_clip import HEAD_NORMS
 from clipfh.models.names import canonical_model_name
 from clipfh.training.settings import Optimisation, Run, Views
@@ -19,9 +20,13 @@ from clipfh.training.settings import Optimisation, Run, Views
 class ImageEncoder:
     """The half that learns; the names are those of `create_clip_model`."""
 
-    image_encoder: str = option(IN_FILE, "torchvision ResNet or timm model")
+    image_encoder: str = option(
+        IN_FILE,
+        "torchvision ResNet, timm model, or clip: the image encoder of --model, with its projection and weights",
+        aliases=("--image_backbone",),
+    )
     image_weights: str = option(IN_FILE, "pretrained, a torchvision name as IMAGENET1K_V2, a file, or random")
-    image_size: int = option(IN_FILE, "pixels", at_least=32)
+    image_size: int = option(IN_FILE, "pixels of the views; and of whole images without --eval_image_size", at_least=32)
     head_layers: int = option(IN_FILE, "linear layers of the projection head", at_least=1, at_most=6)
     head_norm: str = option(IN_FILE, "norm in the head, between its layers", choices=HEAD_NORMS)
     head_dropout: float = option(IN_FILE, "dropout in the head, between its layers", at_least=0, at_most=0.9)
@@ -34,14 +39,17 @@ class Config:
     source: DataConfig = section()
     model: str | None = option(
         None,
-        "CLIP whose text tower is used (default: ViT-B/32; tiny-rn of stage 0 for the generated pictures)",
+        "CLIP whose text tower is used (default: ViT-B/32; small-clip of stage 0 for the generated pictures)",
         aliases=("--model_arch",),
     )
     pretrained: str | None = option(
-        None, "its weights: a tag, a file or random (default: openai; for a tiny model the newest of stage 0)"
+        None, "its weights: a tag, a file or random (default: openai; for a model that stage 0 makes its newest)"
     )
     encoder: ImageEncoder = section()
     freeze_backbone: bool = option(IN_FILE, "train the head alone")
+    freeze_until: int = option(
+        IN_FILE, "last block of the backbone that is frozen, with all before it; -1: none", at_least=-1
+    )
     head_warmup_epochs: int = option(IN_FILE, "first epochs in which the head trains alone", at_least=0)
     batch_size: int = option(IN_FILE, "images a batch", at_least=2)
     further_captions: int = option(
@@ -58,15 +66,25 @@ class Config:
 
 def text_model(dataset: str, model: str | None) -> str:
     """The CLIP whose text tower suits the data; stage 0's has read what the generated pictures are called."""
-    return canonical_model_name(model or (TINY_MODELS[0] if dataset == "synthetic" else "ViT-B/32"))
+    return canonical_model_name(model or (DEFAULT_MODEL if dataset == "synthetic" else "ViT-B/32"))
+
+
+def eval_size(config: Config) -> int:
+    """Pixels at which images are found, in val and test."""
+    size = config.views.eval_image_size or config.encoder.image_size
+    if not isinstance(size, int):
+        raise InputError(f"--eval_image_size {size[0]}x{size[1]}: the images of this stage are square, give one number")
+    return size
 
 
 def recipe(arguments: Sequence[str]) -> list[Path]:
     """The YAML files that suit the data and the machine."""
     dataset = flag_value(arguments, "--dataset", default="synthetic")
-    is_tiny = text_model(dataset, flag_value(arguments, "--model", "--model_arch", default="") or None) in TINY_MODELS
+    model = text_model(dataset, flag_value(arguments, "--model", "--model_arch", default="") or None)
+    is_tiny, is_small = model in TINY_MODELS, model == SMALL_MODEL
     has_gpu = torch.cuda.is_available() and flag_value(arguments, "--device", default="auto") != "cpu"
     weights = flag_value(arguments, "--image_weights", default="random" if is_tiny else "pretrained")
-    chosen = {"small": is_tiny or not has_gpu, "tiny": is_tiny, "from_random": weights == "random"}
+    chosen = {"small": is_tiny or not (has_gpu or is_small), "tiny": is_tiny, "small_clip": is_small}
+    chosen |= {"from_random": weights == "random"}
     folder = Path(__file__).parent / "config"
     return [folder / f"{name}.yaml" for name in ("default", *(name for name in chosen if chosen[name]))]

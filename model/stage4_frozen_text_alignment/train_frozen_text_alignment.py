@@ -8,10 +8,12 @@ true of it is never its negative. The features of all captions are computed once
 val. A linear head on the frozen backbone, from the same weights, is trained beside it as the baseline.
 
 Values are read from config/default.yaml, then small.yaml (beside a tiny CLIP, or without a GPU), tiny.yaml (beside a
-tiny CLIP), from_random.yaml (from random weights), then from the files of --config; flags win.
+tiny CLIP), small_clip.yaml (beside small-clip), from_random.yaml (from random weights), then from the files of
+--config; flags win.
 
 Reads:   the raw captions, or metadata/<name>/ where prepare_captions.py was run; weights
-Writes:  checkpoints/<run>_BEST.pth, _LAST.pth and _LINEAR.pth (the baseline), logs/<run>/ beside this script,
+Writes:  checkpoints/<run>_BEST.pth, _LAST.pth and _LINEAR.pth (the baseline), logs/<run>/ beside this script; of a
+         CLIP's own image encoder (--image_encoder clip) also _CLIP.pth, which stages 1 to 3 start from;
          with <run> = clip_frozen_text_YYYYMMDD_HHMMSS
 """
 
@@ -29,20 +31,24 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 
 # isort: split
 import torch
-from dataset import MEAN, STD, Batch, CaptionedPixels, make_batches, prepare, smaller
+from dataset import Batch, CaptionedPixels, make_batches, prepare, smaller
 from linear_baseline import mean_recall, recall_of, train_linear_head, with_linear_head
 from loss import caption_info_nce_loss, is_caption_of
-from settings import Config, recipe, text_model
+from own_encoder import save_as_clip
+from settings import Config, eval_size, recipe, text_model
 from torch import Tensor, nn
 
 from clipfh.captions.table import captions_digest
 from clipfh.core.cli import run_script
 from clipfh.core.config_file import parse_with_files
 from clipfh.core.errors import InputError
+from clipfh.core.paths import display
 from clipfh.core.run import autocast
 from clipfh.models.checkpoint import write_checkpoint
-from clipfh.models.frozen_text_clip import CLIP, create_clip_model
+from clipfh.models.frozen_text_clip import CLIP, OWN, create_clip_model
+from clipfh.models.image_layers import hold_image_layers
 from clipfh.prompts.tokens import token_counter
+from clipfh.tables.digest import Seen
 from clipfh.tables.prepared import prepare_weights
 from clipfh.training.identities import augmentation
 from clipfh.training.loop import Loop
@@ -127,25 +133,30 @@ def main(config: Config) -> None:
         temperature=config.temperature,
         **asdict(encoder),
     )
-    model.image_encoder.backbone.requires_grad_(not config.freeze_backbone)
+    image = model.image_encoder
+    image.backbone.requires_grad_(not config.freeze_backbone)
+    hold_image_layers(image, config.freeze_until)
     text_digest = model.text_encoder.digest()
 
     # ---- data: decoded images, and the frozen features of their captions
-    size = config.encoder.image_size
-    train, val = (CaptionedPixels(data, split, size, model.text_encoder, text_digest) for split in ("train", "val"))
+    view_size, size = config.encoder.image_size, eval_size(config)
+    train, val = (CaptionedPixels(data, split, size, model, text_digest) for split in ("train", "val"))
     if len(train.images) < 2:
         raise InputError(f"{data.name} has {len(train.images)} train image; a caption needs others to differ from")
     ranks = (place.seed, place.rank, place.world_size)
     sampler = RandomBatchSampler(len(train.images), config.batch_size, *ranks)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        model.image_encoder.hold_backbone(config.freeze_backbone or epoch <= config.head_warmup_epochs)
+        image.hold_backbone(config.freeze_backbone or epoch <= config.head_warmup_epochs)
+        hold_image_layers(image, config.freeze_until)
         where = (place.seed, place.rank, epoch)
         views = augmentation(config.views)
-        return make_batches(train, sampler, views, place.device, *where, further=config.further_captions)
+        return make_batches(
+            train, sampler, views, place.device, *where, further=config.further_captions, size=view_size
+        )
 
     # ---- optimisation: two learning rates; the temperature goes with the head
-    image, decay = model.image_encoder, config.optimisation.weight_decay
+    decay = config.optimisation.weight_decay
     groups = decay_groups(image.backbone, config.backbone_lr, decay, name="backbone")
     groups += decay_groups(image.head, config.head_lr, decay, name="head")
     groups.append({"params": [model.logit_scale], "lr": config.head_lr, "weight_decay": 0.0, "name": "head"})
@@ -154,7 +165,11 @@ def main(config: Config) -> None:
     loop = Loop(model, groups, modules, sampler, names, config.optimisation, averaged=image, chosen_by="val_recall")
 
     # ---- the run: the baseline before anything moves, then the loop
-    recorded = {**record(config, model, text_digest), "dataset": data.name, "data_digest": captions_digest(data)}
+    recorded = {
+        **record(config, model, text_digest, data.seen_identities),
+        "dataset": data.name,
+        "data_digest": captions_digest(data),
+    }
     run = start_run(place, config, recorded, prefix="clip_frozen_text", restore=loop.load_state)
     say_what_trains(run, config, model, train, len(sampler))
     if loop.epoch == 0 and config.baseline:
@@ -165,15 +180,19 @@ def main(config: Config) -> None:
     if model.text_encoder.digest() != text_digest:
         raise RuntimeError("the text encoder has changed: it must stay as it was loaded")
     run.log.say(f"text encoder unchanged, bit for bit: sha256 {text_digest[:16]} before and after")
+    if config.encoder.image_encoder == OWN:
+        path = save_as_clip(run.best, model)
+        run.log.say(f"the same as a CLIP for stages 1 to 3, --pretrained stage4 or its path: {display(path)}")
     run.log.close()
 
 
-def record(config: Config, model: CLIP, text_digest: str) -> dict[str, Any]:
+def record(config: Config, model: CLIP, text_digest: str, seen: Seen) -> dict[str, Any]:
     """What every checkpoint says of the model."""
-    encoder, text = config.encoder, model.text_encoder
+    encoder, text, image = config.encoder, model.text_encoder, model.image_encoder
     record = {**asdict(encoder), "stage": STAGE, "model": f"{encoder.image_encoder}+{config.model}", "variant": ""}
     record |= {"text_model": config.model, "text_digest": text_digest, "quick_gelu": text.quick_gelu}
-    return {**record, "mean": MEAN, "std": STD}
+    record |= {"image_size": eval_size(config), "mean": image.mean, "std": image.std, "seen_identities": dict(seen)}
+    return record if encoder.image_encoder != OWN else {**record, "image_weights": text.source}
 
 
 def say_what_trains(run: TrainingRun, config: Config, model: CLIP, train: CaptionedPixels, num_batches: int) -> None:
@@ -181,9 +200,9 @@ def say_what_trains(run: TrainingRun, config: Config, model: CLIP, train: Captio
     model.print_parameter_summary()
     encoder, text = config.encoder, model.text_encoder
     run.log.say(
-        f"{run.name}: {encoder.image_encoder} ({encoder.image_weights}, {encoder.image_size} px) to the text tower of "
-        f"{run.recorded['text_model']} ({text.source}), {run.recorded['dataset']}: {len(train.images):,} images, "
-        f"{len(train.texts):,} captions, {num_batches} batches of {config.batch_size}, {run.place.device}"
+        f"{run.name}: {encoder.image_encoder} ({run.recorded['image_weights']}, {encoder.image_size} px) to the text "
+        f"tower of {run.recorded['text_model']} ({text.source}), {run.recorded['dataset']}: {len(train.images):,} "
+        f"images, {len(train.texts):,} captions, {num_batches} batches of {config.batch_size}, {run.place.device}"
     )
     counter = token_counter(text.tokenizer)
     if cut := sum(counter.count(caption) > counter.context_length for caption in set(train.texts)):

@@ -207,3 +207,26 @@ def test_no_reader_leaves_the_data_root(tmp_path, image):
     for dataset in ("flickr8k", "jsonl", "coco"):
         with pytest.raises(InputError, match="leaves the data root, or holds control characters"):
             read_captions(dataset, tmp_path)
+
+
+def test_prepared_identities_keep_their_splits(tmp_path):
+    splits = {"a": "train", "b": "val", "c": "query"}
+    rows = {f"{item}/{n}.jpg": {"item_id": item, "split": split} for item, split in splits.items() for n in range(2)}
+    rows["c/1.jpg"]["split"] = "gallery"
+    files = {
+        "dataset.json": {"name": "mine", "image_dir": str(tmp_path)},
+        "image_paths.json": rows,
+        "descriptions.json": {"a": {"lines": ["It is red.", "a red thing"]}, "b": {}},
+        "image_prompts_cleaned_for_v4.json": {"a": "a red thing", "b": ["a blue thing", "blue"], "c": "c"},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    raw = read_captions("identities", tmp_path)
+    found = {image.image: (image.split, image.captions) for image in raw.images}
+    assert found["a/0.jpg"] == ("train", ("a red thing", "It is red."))
+    assert found["b/1.jpg"] == ("val", ("a blue thing", "blue"))
+    assert found["c/0.jpg"] == found["c/1.jpg"] == ("test", ("c",))
+    assert list(raw.seen_identities.values()) == [["a", "b"]]
+    (tmp_path / "image_prompts_cleaned_for_v4.json").write_text(json.dumps({"a": "a red thing", "b": "b"}))
+    with pytest.raises(InputError, match="1 of 3 identities without prompt: c"):
+        read_captions("identities", tmp_path)

@@ -1,6 +1,7 @@
 """The scripts of stage 4 as processes: on generated pictures, and on captioned photos of its own."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stage_project import STAGE0, load, read_json
+from stage_project import STAGE0, STAGE1, STAGE2, load, read_json
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STAGE4 = "model/stage4_frozen_text_alignment/train_frozen_text_alignment.py"
@@ -126,6 +127,40 @@ def test_ablations_that_train_the_head_alone(project, stage4, tmp_path, flags):
     assert "image_encoder.head.8.weight" in state  # three linear layers, two norms, two GELUs, two dropouts
     result = project.server.run(EVAL4, "--ckpt", best, "--results_dir", tmp_path / "results")
     assert result.returncode == 0, result.stderr
+
+
+def test_a_clip_aligned_on_the_train_identities_is_a_start_of_the_other_stages(project, tmp_path):
+    flags = ("--data_root", project.metadata, "--model", "tiny-rn", "--image_encoder", "clip", "--eval_image_size", 80)
+    flags += ("--image_weights", "pretrained", "--image_size", 64, "--freeze_until", 1, "--epochs", 2)
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    project.run(STAGE4, *flags, *folders, "--batch_size", 16, name="identities")
+    (best,), (clip,) = tmp_path.glob("*_BEST.pth"), tmp_path.glob("*_CLIP.pth")
+    (start,) = project.checkpoints(STAGE0).glob("tiny-rn_*.pth")
+    before, state, content = load(start)["state_dict"], load(best)["state_dict"], load(clip)
+    assert (content["model"], content["stage"], content["image_size"]) == ("tiny-rn", 4, 80)
+    after = content["state_dict"]
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"visual.trunk.layer3.0.conv1.weight", "visual.trunk.fc.weight", "logit_scale"} <= changed
+    held = ("visual.trunk.conv1.", "visual.trunk.layer1.", "visual.trunk.layer2.", "transformer.", "token_embedding.")
+    assert not [name for name in changed if name.startswith(held)]
+    conv = "trunk.layer4.0.conv1.weight".removeprefix("trunk.")
+    assert torch.equal(state[f"image_encoder.backbone.{conv}"], after[f"visual.trunk.{conv}"])
+
+    table = read_json(project.metadata / "image_paths.json").values()
+    (seen,) = content["seen_identities"].values()
+    assert seen == sorted({row["item_id"] for row in table if row["split"] in ("train", "val")})
+    # the same figures here and as a CLIP: text to image is measured on the same photos
+    results = tmp_path / "results"
+    evaluated = project.server.run(EVAL4, "--ckpt", best, "--results_dir", results)
+    assert evaluated.returncode == 0 and "before training" in evaluated.stdout, evaluated.stderr
+    told = project.run(STAGE1, "--pretrained", clip, "--results_dir", results, "--no-clustering").stdout
+    assert f"{clip.name}), 80 px" in told
+    project.refused(STAGE1, "--dataset", "shapes", "--pretrained", "stage4", says=["--image_encoder clip"])
+    shutil.copy(clip, project.checkpoints(STAGE4))
+    told = project.run(STAGE2, "--smoke", "--pretrained", "stage4", *folders).stdout
+    assert clip.name in told
+    (project.checkpoints(STAGE4) / clip.name).unlink()
 
 
 def metrics_of(folder: Path) -> list[dict]:

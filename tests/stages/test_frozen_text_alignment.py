@@ -231,7 +231,8 @@ def split_of(N: int, seed: int, directions: torch.Tensor, marks: torch.Tensor) -
     noise = torch.from_numpy(rng.normal(0, 0.05, (2 * N, directions.shape[1]))).float()
     texts = F.normalize(directions[np.repeat(kinds, 2)] + noise, dim=1).numpy()
     captions = np.arange(2 * N).reshape(N, 2)
-    return SimpleNamespace(pixels=pixels, text_features=texts, captions=captions, captions_of_image=list(captions))
+    told = {"captions_of_image": list(captions), "normalisation": (frozen_text_clip.MEAN, frozen_text_clip.STD)}
+    return SimpleNamespace(pixels=pixels, text_features=texts, captions=captions, **told)
 
 
 @pytest.fixture(scope="module")

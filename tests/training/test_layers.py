@@ -10,6 +10,7 @@ from clipfh.core.errors import InputError
 from clipfh.core.run import seed_everything
 from clipfh.models.averaged_weights import AveragedWeights
 from clipfh.models.clip import load_clip, require_any_size
+from clipfh.models.frozen_text_clip import CLIPImageEncoder
 from clipfh.models.image_layers import hold_image_layers, layers_of
 from clipfh.training.layers import Layers
 from clipfh.training.state import decay_groups
@@ -49,6 +50,13 @@ def test_layers_are_counted_from_the_pixels_on(towers):
     layers = layers_of(small_rn50())
     assert layers["conv1.weight"] == layers["bn3.bias"] == 0 and layers["layer1.0.conv1.weight"] == 1
     assert layers["layer4.2.bn3.weight"] == 4 and layers["attnpool.positional_embedding"] == 5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet10t"], ids=["torchvision", "timm"])
+def test_backbones_have_the_same_layers(name):
+    layers = layers_of(CLIPImageEncoder(name, 16))
+    assert layers["backbone.layer1.0.conv1.weight"] == 1 and layers["backbone.layer4.0.conv1.weight"] == 4
+    assert min(layers.values()) == 0 and layers["head.2.weight"] == 5 == max(layers.values())
 
 
 @pytest.mark.parametrize("until", [-1, 0, 2, 3])

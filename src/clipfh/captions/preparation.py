@@ -28,7 +28,7 @@ from clipfh.images.photo_files import LeftOut, compare_with_list, file_problem, 
 from clipfh.prompts.clauses import clean_text
 from clipfh.prompts.plain import says_something
 
-DATASETS = ("synthetic", "coco", "flickr8k", "flickr30k", "jsonl", "grocery")
+DATASETS = ("synthetic", "coco", "flickr8k", "flickr30k", "jsonl", "grocery", "identities")
 # Images of each split, None for all there are. COCO: the subset of 16,000 train and 4,000 held-out images; those that
 # choose BEST are further ones of train2014.
 SIZES: dict[str, dict[str, int | None]] = {
@@ -38,6 +38,7 @@ SIZES: dict[str, dict[str, int | None]] = {
     "flickr30k": {"train": None, "val": 1_000, "test": 1_000},
     "jsonl": {"train": None, "val": None, "test": None},
     "grocery": {"train": None, "val": None, "test": None},
+    "identities": {"train": None, "val": None, "test": None},
 }
 _VERSION = 1  # to be raised when the same raw data give another table
 
@@ -94,7 +95,7 @@ def prepare_captions(
     images = tuple(assign_splits(cleaned, sizes, seed, usual=usual))
     drawn = {image.image for image in images}
     left_out += [(image.image, "not drawn: more than were asked for") for image in cleaned if image.image not in drawn]
-    data = check_images(CaptionDataset(name, raw.image_dir, images, (*raw.left_out, *left_out)))
+    data = check_images(CaptionDataset(name, raw.image_dir, images, (*raw.left_out, *left_out), raw.seen_identities))
     data = replace(data, left_out=(*data.left_out, *files_without_captions(raw)))
     write_left_out(folder / "left_out.csv", data.left_out)
     write_caption_dataset(folder, data, source)
@@ -177,7 +178,7 @@ def check_images(data: CaptionDataset) -> CaptionDataset:
             f"{len(bad):,} of {len(data.images):,} images below {data.image_dir} cannot be read, the first: "
             f"{bad[0][0]} ({bad[0][1]}). Is --data_root right?"
         )
-    return CaptionDataset(data.name, data.image_dir, good, (*data.left_out, *bad))
+    return replace(data, images=good, left_out=(*data.left_out, *bad))
 
 
 def say_what_there_is(data: CaptionDataset, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Readers of raw caption datasets: COCO, Flickr8k, Flickr30k, JSON lines, and grocery photos with shop sentences.
+"""Readers of caption datasets: COCO, Flickr8k, Flickr30k, JSON lines, grocery photos, and prepared identities.
 
 Each takes the data root and returns the image root, the images as they are in the raw files (captions not yet
 cleaned), and what is left out. `LAYOUTS` shows what they expect.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from clipfh.captions.table import SPLITS, CaptionedImage
@@ -18,7 +19,10 @@ from clipfh.core.files import json_problem
 from clipfh.core.values import leaves_root, normal_path, text_of
 from clipfh.datasets import grocery
 from clipfh.datasets.layout import read_raw_json, read_raw_lines, require_folder
+from clipfh.prompts.description import read_descriptions
 from clipfh.prompts.plain import readable_name
+from clipfh.tables.digest import Seen, seen_with
+from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS, WHOLE_TABLE, load_prepared, load_prompts
 
 LAYOUTS = {
     "coco": """\
@@ -35,6 +39,9 @@ LAYOUTS = {
                                          "caption" with one text; "split" (train, val, test) and "label" as you like
     DATA_ROOT/a/b.jpg                    DATA_ROOT may be the .jsonl file itself: images are beside it then""",
     "grocery": grocery.LAYOUT,
+    "identities": """\
+    DATA_ROOT/dataset.json               a folder metadata/<dataset>/ that the scripts of preprocessing/ wrote
+    DATA_ROOT/image_paths.json           with descriptions.json and prompts; splits stay as they are""",
 }
 
 
@@ -44,6 +51,7 @@ class RawCaptions(NamedTuple):
     image_dir: Path
     images: list[CaptionedImage]
     left_out: list[tuple[str, str]]
+    seen_identities: Seen = MappingProxyType({})
 
 
 def read_captions(dataset: str, data_root: Path) -> RawCaptions:
@@ -58,6 +66,7 @@ def read_captions(dataset: str, data_root: Path) -> RawCaptions:
         "flickr30k": read_flickr,
         "jsonl": read_jsonl,
         "grocery": read_grocery,
+        "identities": read_identities,
     }
     if dataset not in readers:
         raise InputError(f"unknown caption dataset {dataset!r}; the datasets are {', '.join(readers)}")
@@ -80,6 +89,7 @@ def caption_files(dataset: str, data_root: Path) -> list[Path]:
         "flickr30k": ("captions.txt", "results.csv", "results_20130124.token"),
         "jsonl": ("captions.jsonl",),
         "grocery": ("classes.csv", "train.txt", "val.txt", "test.txt"),
+        "identities": ("dataset.json", WHOLE_TABLE, "descriptions.json", TOKEN_SAFE_PROMPTS),
     }
     if data_root.is_file():
         return [data_root]
@@ -244,3 +254,30 @@ def read_grocery(data_root: Path) -> RawCaptions:
         for row in data.table.itertuples()
     ]
     return RawCaptions(data.image_dir, images, [])
+
+
+def read_identities(folder: Path) -> RawCaptions:
+    """Photos of a dataset that was prepared for stages 1 to 3; `folder` is its `metadata/<dataset>`.
+
+    The prompts of an identity and the sentences of its description are the captions of each of its photos. Its splits
+    stay: test are the photos of query and gallery, so that what is aligned here has seen no identity that stages 1 to 3
+    measure.
+    """
+    require_folder(folder, LAYOUTS["identities"])
+    data = load_prepared(None, folder=folder)
+    descriptions = read_descriptions(folder / "descriptions.json")
+    prompts = load_prompts(data, None, TOKEN_SAFE_PROMPTS, *data.table["split"].unique())
+    captions = {
+        item_id: tuple(dict.fromkeys((*texts, *(descriptions[item_id].lines if item_id in descriptions else ()))))
+        for item_id, texts in prompts.items()
+    }
+    images = [
+        CaptionedImage(
+            row.image,
+            captions[row.item_id],
+            row.split if row.split in SPLITS else "test",
+            readable_name(row.item_id),
+        )
+        for row in data.table.itertuples()
+    ]
+    return RawCaptions(data.image_dir, images, [], seen_with({}, data.digest, data.table))

@@ -6,7 +6,7 @@ On disk `metadata/<name>/captions.json` is `{image: {"captions": [texts], "split
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from clipfh.core.errors import InputError, printable, shown
 from clipfh.core.files import read_json, write_json
 from clipfh.core.names import require_name
 from clipfh.core.paths import ROOT, display
-from clipfh.core.values import leaves_root, text_of
-from clipfh.tables.digest import digest_of, size_of
+from clipfh.core.values import is_texts, leaves_root, text_of
+from clipfh.tables.digest import Seen, digest_of, size_of
 
 SPLITS = ("train", "val", "test")
 
@@ -48,12 +48,14 @@ class CaptionDataset:
         image_dir: the image root.
         images: sorted by split and path.
         left_out: (what, reason) of every image, caption or line that is not in `images`.
+        seen_identities: whom the images of train and val show, see `clipfh.tables.digest`; empty where nobody says.
     """
 
     name: str
     image_dir: Path
     images: tuple[CaptionedImage, ...]
     left_out: tuple[tuple[str, str], ...] = ()
+    seen_identities: Seen = field(default_factory=dict)
 
     def rows(self, split: str) -> list[CaptionedImage]:
         """The images of one split."""
@@ -150,6 +152,7 @@ def write_caption_dataset(folder: Path, data: CaptionDataset, source: dict[str, 
     image_dir = data.image_dir.resolve()
     image_dir = image_dir.relative_to(ROOT) if image_dir.is_relative_to(ROOT) else image_dir
     description = {"name": data.name, "kind": "captions", "image_dir": str(image_dir), "num_images": dict(counts)}
+    description["seen_identities"] = dict(data.seen_identities)
     write_json(folder / "dataset.json", {**description, "source": source})
 
 
@@ -184,4 +187,7 @@ def read_caption_dataset(folder: Path, made_by: str) -> CaptionDataset:
             CaptionedImage(image, tuple(texts), entry["split"], text_of(entry.get("label"), f"{image}: label"))
         )
     name = require_name(description.get("name"), f"{folder / 'dataset.json'}: name")
-    return CaptionDataset(name, ROOT / image_dir, tuple(images))
+    seen = description.get("seen_identities", {})
+    if not isinstance(seen, dict) or not all(map(is_texts, seen.values())):
+        raise InputError(f"{folder / 'dataset.json'}: seen_identities is {shown(seen)}. Make it with: {made_by}")
+    return CaptionDataset(name, ROOT / image_dir, tuple(images), seen_identities=seen)

@@ -51,3 +51,8 @@ def leaves_root(image: str) -> bool:
 def without_lone_surrogates(text: str) -> str:
     """JSON can carry half of a surrogate pair; UTF-8 files and the tokenizer can't."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def is_texts(value: Any) -> bool:
+    """Whether it is a list of strings."""
+    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)

@@ -8,10 +8,14 @@ from torch import nn
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before torchvision and timm)
 from clipfh.core.errors import InputError
+from clipfh.models.clip import MEAN, STD
+from clipfh.models.parts import IMAGE_MEAN, IMAGE_MODEL, IMAGE_STD, has_parts, image_weights
 
 import timm  # isort: skip
 import torchvision  # isort: skip
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # isort: skip
 
+Colour = tuple[float, float, float]
 TORCHVISION_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 WAY_OUT = "Fetch the file where there is a network and give --image_weights PATH, or start with --image_weights random"
 
@@ -46,14 +50,28 @@ def build_backbone(name: str, image_size: int) -> tuple[nn.Module, int]:
     return backbone.train(), num_features
 
 
+def normalisation_of(name: str, source: str) -> tuple[Colour, Colour]:
+    """Mean and standard deviation of the 0..1 RGB images that a backbone with the weights `source` was trained on.
+
+    Random weights take any: CLIP's.
+    """
+    if source == "random":
+        return MEAN, STD
+    if name == IMAGE_MODEL:
+        return IMAGE_MEAN, IMAGE_STD
+    config = None if name in TORCHVISION_MODELS else timm.get_pretrained_cfg(name)
+    return (config.mean, config.std) if config else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
 def load_backbone_weights(backbone: nn.Module, name: str, source: str) -> None:
     """Load what a backbone was pretrained with.
 
     Args:
         backbone: from `build_backbone`.
         name: its name.
-        source: a file; `pretrained`, the default weights of torchvision (IMAGENET1K_V2 for ResNet50) or timm; one of
-            torchvision's names of weights; or `random`, which leaves it as it is.
+        source: a file; `pretrained`, the default weights of torchvision (IMAGENET1K_V2 for ResNet50), timm or, of
+            EfficientNet-Lite0, the package that carries them; one of torchvision's names of weights; or `random`, which
+            leaves it as it is.
 
     Raises:
         InputError: weights that cannot be had, or of another architecture; the message names the way out.
@@ -101,6 +119,8 @@ def _download_weights(name: str, source: str) -> dict[str, torch.Tensor]:
     """From the cache of torchvision or timm, or the network."""
     url = ""
     try:
+        if name == IMAGE_MODEL and source == "pretrained" and has_parts():
+            return image_weights()
         if name not in TORCHVISION_MODELS:
             if source != "pretrained":
                 raise InputError(f"{name} is a model of timm: its weights are a file, `pretrained` or `random`")

@@ -14,6 +14,7 @@ from clipfh.core.errors import InputError, printable, shortened, shown
 from clipfh.core.files import replace_atomically
 from clipfh.core.names import is_name
 from clipfh.core.paths import display, stage_dir
+from clipfh.core.values import is_texts
 
 
 def _is_number(value: Any) -> bool:
@@ -45,10 +46,6 @@ def _is_spread(value: Any) -> bool:
     return _is_colour(value) and min(value) > 0
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
-
-
 # what a checkpoint may record, with the check of its value
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "stage": _is_count,
@@ -68,7 +65,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "text_model": _is_text,
     "text_digest": _is_text,
     "data_digest": _is_text,
-    "seen_identities": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
+    "seen_identities": lambda value: isinstance(value, dict) and all(map(is_texts, value.values())),
     "seen_faces": lambda value: isinstance(value, torch.Tensor) and value.dtype == torch.int64,
     "head_layers": _is_count,
     "head_norm": _is_text,

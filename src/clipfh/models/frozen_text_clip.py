@@ -9,18 +9,19 @@ with "random". Shapes: B batch, S image size, L context length, F backbone featu
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from clipfh.core.run import pick_device
-from clipfh.models.backbones import build_backbone, load_backbone_weights
+from clipfh.models.backbones import build_backbone, load_backbone_weights, normalisation_of
 from clipfh.models.checkpoint import weights_digest
-from clipfh.models.clip import LoadedClip, load_clip
+from clipfh.models.clip import MEAN, STD, LoadedClip, load_clip
 
 HEAD_NORMS = ("none", "batchnorm")
+OWN = "clip"  # as the name of an image encoder: the one that the text tower was trained with
 
 
 class CLIPImageEncoder(nn.Module):
@@ -37,7 +38,10 @@ class CLIPImageEncoder(nn.Module):
     Attributes:
         backbone: images (B, 3, S, S) to (B, F).
         head: (B, F) to (B, D), not yet of unit length.
+        mean, std: of the normalisation, on 0..1 RGB.
     """
+
+    mean, std = MEAN, STD
 
     def __init__(
         self,
@@ -54,6 +58,20 @@ class CLIPImageEncoder(nn.Module):
         self.head = projection_head(num_features, embed_dim, head_layers, head_norm, head_dropout)
         self.backbone.to(memory_format=torch.channels_last)
         self._backbone_is_held = False
+
+    @classmethod
+    def of(cls, clip: LoadedClip) -> "CLIPImageEncoder":
+        """The image encoder of a CLIP, with its weights: what timm built and the projection behind it.
+
+        Of other architectures all is backbone, and the head does nothing.
+        """
+        encoder, visual = cls.__new__(cls), clip.model.visual
+        nn.Module.__init__(encoder)
+        is_timm = hasattr(visual, "trunk")
+        encoder.backbone, encoder.head = (visual.trunk, visual.head) if is_timm else (visual, nn.Identity())
+        encoder.mean, encoder.std = clip.mean, clip.std
+        encoder._backbone_is_held = False
+        return encoder
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-length features in float32: (B, 3, S, S) to (B, D)."""
@@ -161,6 +179,16 @@ class CLIP(nn.Module):
         """Image features (B, D) and text features (B, D), unit length."""
         return self.encode_image(images), self.encode_text(input_ids, attention_mask)
 
+    def as_clip(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state of this model, whose image encoder is the text tower's own, by the names of open_clip's model."""
+        backbone = "visual." if isinstance(self.image_encoder.head, nn.Identity) else "visual.trunk."
+        parts = {"image_encoder.backbone.": backbone, "image_encoder.head.": "visual.head.", "text_encoder.tower.": ""}
+        renamed = {}
+        for name, value in state.items():
+            part = next((part for part in parts if name.startswith(part)), "")
+            renamed[parts.get(part, "") + name.removeprefix(part)] = value
+        return renamed
+
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimiser is given: never a parameter of the text encoder."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -225,7 +253,8 @@ def create_clip_model(
 
     Args:
         device: where the model is put; `auto`, a name or a device.
-        image_encoder: a torchvision ResNet or any model of timm.
+        image_encoder: a torchvision ResNet, any model of timm, or `clip`: the image encoder of `text_model`, with its
+            projection and weights; what says otherwise (`image_weights`, `head_...`) is not for it.
         image_weights: as of `load_backbone_weights`.
         text_model: the CLIP whose text tower is taken, in open_clip's spelling or OpenAI's.
         text_weights: as of `clipfh.models.clip.load_clip`: a tag, a file, `random`, or None: OpenAI's, and for the tiny
@@ -238,17 +267,22 @@ def create_clip_model(
     Raises:
         InputError: unknown models, or weights that cannot be had; the message names the way out.
     """
-    clip = load_clip(text_model, text_weights, quick_gelu=quick_gelu)
+    own_size = image_size if image_encoder == OWN else None  # of another image encoder the text tower knows nothing
+    clip = load_clip(text_model, text_weights, quick_gelu=quick_gelu, image_size=own_size)
+    own = CLIPImageEncoder.of(clip) if image_encoder == OWN else None
     text_encoder = CLIPTextEncoder(clip)
-    embed_dim = text_encoder.encode(["a photo"]).shape[1]
-    encoder = CLIPImageEncoder(
-        image_encoder,
-        embed_dim,
-        head_layers=head_layers,
-        head_norm=head_norm,
-        head_dropout=head_dropout,
-        image_size=image_size,
-    )
-    load_backbone_weights(encoder.backbone, image_encoder, image_weights)
+    if own is not None:
+        encoder = own
+    else:
+        encoder = CLIPImageEncoder(
+            image_encoder,
+            text_encoder.encode(["a photo"]).shape[1],
+            head_layers=head_layers,
+            head_norm=head_norm,
+            head_dropout=head_dropout,
+            image_size=image_size,
+        )
+        load_backbone_weights(encoder.backbone, image_encoder, image_weights)
+        encoder.mean, encoder.std = normalisation_of(image_encoder, image_weights)
     model = CLIP(encoder, text_encoder, temperature)
     return model.to(pick_device(device) if isinstance(device, str) else device)

@@ -17,23 +17,27 @@ from timm.models import group_parameters  # isort: skip
 
 
 def layers_of(visual: nn.Module) -> dict[str, int]:
-    """The layer of each parameter of an open_clip image encoder, by the parameter's name.
+    """The layer of each parameter of an image encoder of open_clip or of `clipfh.models.frozen_text_clip`, by its name.
 
     Raises:
         InputError: an architecture without blocks that are known here.
     """
-    names = [name for name, _ in visual.named_parameters()]
-    if hasattr(visual, "trunk"):  # timm's
-        inside = group_parameters(visual.trunk, visual.trunk.group_matcher(coarse=True), reverse=True)
+    part = next((part for part in ("trunk", "backbone") if hasattr(visual, part)), None)  # which holds the blocks
+    prefix, encoder = (f"{part}.", getattr(visual, part)) if part else ("", visual)
+    names = {name: name.removeprefix(prefix) for name, _ in visual.named_parameters()}
+    if hasattr(encoder, "group_matcher"):  # timm's
+        inside = group_parameters(encoder, encoder.group_matcher(coarse=True), reverse=True)
         last = max(inside.values(), default=0) + 1
-        return {name: inside.get(name.removeprefix("trunk."), last) for name in names}
-    is_residual = hasattr(visual, "layer1")  # its stages are counted from 1
+        return {name: inside.get(short, last) for name, short in names.items()}
+    is_residual = hasattr(encoder, "layer1")  # its stages are counted from 1
     pattern = r"layer(\d+)\." if is_residual else r"transformer\.resblocks\.(\d+)\."
-    blocks = {name: int(match[1]) - is_residual + 1 for name in names if (match := re.match(pattern, name))}
+    found = {name: re.match(pattern, short) for name, short in names.items()}
+    blocks = {name: int(match[1]) - is_residual + 1 for name, match in found.items() if match}
     if not blocks:
-        raise InputError(f"the blocks of a {type(visual).__name__} cannot be told apart: leave --freeze_until at -1")
+        raise InputError(f"the blocks of a {type(encoder).__name__} cannot be told apart: leave --freeze_until at -1")
     stem = re.compile(r"(conv\d*|bn\d+|ln_pre)\.|(class_embedding|positional_embedding)$")
-    return {name: blocks.get(name, 0 if stem.match(name) else max(blocks.values()) + 1) for name in names}
+    last = max(blocks.values()) + 1
+    return {name: blocks.get(name, 0 if stem.match(short) else last) for name, short in names.items()}
 
 
 def hold_image_layers(visual: nn.Module, until: int, *, head_alone: bool = False) -> None:

@@ -11,13 +11,15 @@ from torch import nn
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before open_clip)
 from clipfh.core.errors import InputError, shortened, shown
-from clipfh.core.paths import STAGE0_SCRIPTS, TINY_MODELS, display
+from clipfh.core.paths import STAGE0_SCRIPTS, TINY_MODELS, display, stage_dir
 from clipfh.models.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.models.names import is_elsewhere, own_weights, preprocessing_of
 from clipfh.models.weights_file import is_torchscript, load_weights, members_of_zip, read_weights
 from clipfh.models.weights_name import config_of, split_tag, weights_named_by
 
 import open_clip  # isort: skip
+
+STAGE4 = "stage4"  # as --pretrained: the newest CLIP that stage 4 has aligned on captions
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ def find_weights(name: str, pretrained: str | None) -> FoundWeights:
 def _resolve_pretrained(name: str, pretrained: str | None) -> str:
     if is_elsewhere(name) and pretrained is None:
         return str(own_weights(name))
+    if pretrained == STAGE4:
+        command = f"python {display(stage_dir(4))}/train_frozen_text_alignment.py --image_encoder clip --model {name}"
+        return str(newest_checkpoint(4, "*_CLIP.pth", made_by=command, model=name))
     if pretrained:
         tags = open_clip.list_pretrained_tags_by_model(name)
         if pretrained == "random" or Path(pretrained).is_file():
@@ -70,7 +75,8 @@ def _resolve_pretrained(name: str, pretrained: str | None) -> str:
         valid = ", ".join(tags) or "none"
         raise InputError(
             f"--pretrained {pretrained!r} is neither a file nor a tag of {name}. Tags: {valid}. "
-            "A local weights file is given by its path; `random` starts from random weights."
+            "A local weights file is given by its path; `stage4` is what stage 4 has aligned last, `random` are random "
+            "weights."
         )
     if name in STAGE0_SCRIPTS:
         command = f"python model/stage0_pretrain/{STAGE0_SCRIPTS[name]}"

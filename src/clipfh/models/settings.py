@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from clipfh.core.cli import image_size, option
+from clipfh.core.paths import DEFAULT_MODEL
 from clipfh.images.transforms import RESIZE_MODES
 
 
@@ -10,10 +11,10 @@ from clipfh.images.transforms import RESIZE_MODES
 class Start:
     """Which CLIP, from which weights, and what it sees."""
 
-    model: str = option("tiny-rn", "CLIP architecture, such as ViT-B/16", aliases=("--model_arch",))
+    model: str = option(DEFAULT_MODEL, "CLIP architecture, such as ViT-B/16", aliases=("--model_arch",))
     pretrained: str | None = option(
         None,
-        "open_clip tag, weights file or TAG=FILE (default: openai; for the tiny models stage 0's newest checkpoint)",
+        "open_clip tag, weights file, TAG=FILE or stage4 (default: openai; for models that stage 0 makes its newest)",
     )
     image_size: int | tuple[int, int] | None = option(
         None,
