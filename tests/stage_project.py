@@ -107,6 +107,11 @@ def make_project(folder: Path) -> Project:
     for name in ("src", "model", "preprocessing"):
         left_out = shutil.ignore_patterns("checkpoints", "logs", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, root / name, ignore=left_out)
+    paths = root / "src" / "clipfh" / "core" / "paths.py"
+    code = paths.read_text(encoding="utf-8")
+    assert "DEFAULT_MODEL = SMALL_MODEL" in code
+    # a model that starts in a second: what is tested here is the same for all
+    paths.write_text(code.replace("DEFAULT_MODEL = SMALL_MODEL", "DEFAULT_MODEL = TINY_MODELS[0]"), encoding="utf-8")
     draw_photos(folder / "photos")
     server = ScriptServer(root, folder, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), TORCH_HOME=str(folder / "hub"))
     project = Project(root, folder / "photos", server, make_commit(root))

@@ -67,7 +67,7 @@ class Config:
         IN_FILE, "share of the train faces that become val, where there is no val split", above=0, at_most=0.5
     )
     model: str = option(
-        IN_FILE, "architecture of the CLIP, by its name in open_clip; tiny-rn and tiny-vit are stage 0's"
+        IN_FILE, "architecture of the CLIP, by its name in open_clip; small-clip, tiny-rn and tiny-vit are stage 0's"
     )
     pretrained: str | None = option(
         IN_FILE, "weights of the CLIP: open_clip tag or file; null: openai, or stage 0's newest of a tiny model"

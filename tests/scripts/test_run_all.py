@@ -1,5 +1,6 @@
 """run_all.sh: its options, and the steps that they come to; the scripts are stand-ins."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -98,12 +99,14 @@ def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
         ("--dataset", "--dataset: expected one argument"),
         ("--dataset --smoke", "--dataset: expected one argument"),
         ("--variant v5", "v1 v2 v3 v4"),
-        ("--model tiny-vti", "tiny-rn, tiny-vit"),
+        ("--model tiny-vti", "small-clip, tiny-rn, tiny-vit"),
+        ("--model small-clib", "small-clip, tiny-rn, tiny-vit"),
+        ("--pretrained stage4 --stages 1", "stage 4 has made no CLIP yet"),
         ("--stages 6", "0 to 5"),
         ("--stages 3-1", "0 to 5"),
         ("--stages one", "0 to 5"),
         ("--stages ,", "0 to 5"),
-        ("--captions cocoa", "synthetic coco flickr8k flickr30k grocery jsonl"),
+        ("--captions cocoa", "synthetic coco flickr8k flickr30k grocery jsonl identities"),
         ("--captions coco", "--captions_root"),
         ("--captions coco --captions_root nowhere", "nowhere"),
         ("--faces nowhere --stages 5", "nowhere"),
@@ -150,10 +153,10 @@ def test_default_run_takes_every_step_in_order(steps_of) -> None:
     steps = steps_of()
     assert list(steps) == sorted(steps)
     assert [name[3:] for name in steps] == [
-        *("prepare", "prompts", "analysis", "filter", "structured_prompts", "splits", "stage0_pretrain"),
+        *("prepare", "prompts", "analysis", "filter", "structured_prompts", "splits", "stage0_weights"),
         *("stage1_zeroshot", "stage2_train", "stage2_evaluate", "stage3_v4_train", "stage3_v4_evaluate", "report"),
     ]
-    assert "--pretrained made/by_10_stage0_pretrain.log_BEST.pth" in steps["20_stage1_zeroshot"]
+    assert "--pretrained made/by_10_stage0_weights.log_BEST.pth" in steps["20_stage1_zeroshot"]
     assert "--ckpt made/by_30_stage2_train.log_BEST.pth" in steps["31_stage2_evaluate"]
     assert "--init_ckpt made/by_30_stage2_train.log_BEST.pth" in steps["40_stage3_v4_train"]
     assert "--ckpt made/by_40_stage3_v4_train.log_BEST.pth" in steps["41_stage3_v4_evaluate"]
@@ -166,13 +169,16 @@ def test_chosen_stages(steps_of, stages: str) -> None:
 
 
 def test_stage_0_alone_needs_no_dataset(steps_of) -> None:
-    assert list(steps_of("--stages", "0", "--model", "tiny-vit")) == ["10_stage0_pretrain"]
+    (made,) = steps_of("--stages", "0").values()
+    assert made == "python model/stage0_pretrain/make_small_clip.py"
+    ((name, trained),) = steps_of("--stages", "0", "--model", "tiny-vit").items()
+    assert name == "10_stage0_weights" and "pretrain_tiny_clip.py --model tiny-vit --seed 0" in trained
 
 
 def test_options_reach_the_scripts(steps_of) -> None:
     options = "--dataset grocery --model ViT-B/16 --pretrained openai --epochs 3 --seed=7 --device cpu --variant v1"
     steps = steps_of(*options.split(), "--data_root", "my raw data")
-    assert "10_stage0_pretrain" not in steps
+    assert "10_stage0_weights" not in steps
     assert str(Path.cwd() / "my raw data") in steps["00_prepare(forced)"]  # sees new photos in a raw folder
     for name in ("30_stage2_train", "40_stage3_v1_train"):
         assert "--dataset grocery --device cpu --model ViT-B/16 --pretrained openai --seed 7 --epochs 3" in steps[name]
@@ -191,15 +197,17 @@ def test_photos_of_small_models_and_hands_have_files_of_their_own(steps_of) -> N
     for name in ("30_stage2_train", "40_stage3_v4_train"):
         assert re.findall(r"(\w+)\.yaml", steps[name]) == ["hands"]
     assert "--config" not in steps["20_stage1_zeroshot"]
-    steps = steps_of("--dataset", "hd", "--data_root", "my raw data")
+    steps = steps_of("--dataset", "hd", "--data_root", "my raw data", "--model", "tiny-rn")
     assert re.findall(r"(\w+)\.yaml", steps["20_stage1_zeroshot"]) == ["tiny_photos"]
     assert re.findall(r"(\w+)\.yaml", steps["30_stage2_train"]) == ["tiny_photos", "hands"]
 
 
 def test_the_files_that_a_run_chooses_exist(steps_of) -> None:
     every = "--stages 0-5 --dataset hd --captions grocery --captions_root . --data_root ."
-    chosen = re.findall(r"model/\S+\.yaml", " ".join(steps_of(*every.split()).values()))
-    assert len(chosen) == 9 and all((ROOT / path).is_file() for path in chosen)
+    of_small = re.findall(r"model/\S+\.yaml", " ".join(steps_of(*every.split()).values()))
+    of_tiny = re.findall(r"model/\S+\.yaml", " ".join(steps_of(*every.split(), "--model", "tiny-rn").values()))
+    chosen = of_small + of_tiny
+    assert (len(of_small), len(of_tiny)) == (6, 9) and all((ROOT / path).is_file() for path in chosen)
 
 
 def test_v3_trains_v2_first_and_goes_on_from_it(steps_of) -> None:
@@ -211,8 +219,8 @@ def test_v3_trains_v2_first_and_goes_on_from_it(steps_of) -> None:
 
 def test_stage_4_takes_captions_and_no_identities(steps_of) -> None:
     steps = steps_of("--stages", "4")
-    assert [name[3:] for name in steps] == ["stage0_pretrain", "stage4_captions", "stage4_train", "stage4_evaluate"]
-    assert "--model tiny-rn --pretrained made/by_10_stage0_pretrain.log_BEST.pth" in steps["51_stage4_train"]
+    assert [name[3:] for name in steps] == ["stage0_weights", "stage4_captions", "stage4_train", "stage4_evaluate"]
+    assert "--model small-clip --pretrained made/by_10_stage0_weights.log_BEST.pth" in steps["51_stage4_train"]
     assert "--ckpt made/by_51_stage4_train.log_BEST.pth" in steps["52_stage4_evaluate"]
 
 
@@ -223,6 +231,27 @@ def test_stage_4_on_real_captions(steps_of) -> None:
     assert steps["50_stage4_captions(forced)"].endswith(raw)  # sees new captions
     assert f"{raw} --device auto --model ViT-B/32 --pretrained openai --seed 0 --epochs 3" in steps["51_stage4_train"]
     assert "90_report" in steps  # of stage 1
+
+
+def test_stage_4_on_the_photos_of_the_identities(steps_of) -> None:
+    steps = steps_of("--stages", "4", "--captions", "identities", "--dataset", "folder", "--data_root", "my raw data")
+    assert list(steps)[5:7] == ["05_splits", "10_stage0_weights"]
+    captions = "--dataset identities --data_root metadata/folder --name folder_identities"
+    assert steps["50_stage4_captions(forced)"].endswith(captions) and captions in steps["51_stage4_train"]
+    assert re.findall(r"(\w+)\.yaml", steps["51_stage4_train"]) == ["small_clip_products"]
+
+
+def test_what_stage_4_has_aligned_is_a_start(steps_of, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pipeline, "stage_dir", lambda stage: tmp_path / f"stage{stage}")
+    (tmp_path / "stage4" / "checkpoints").mkdir(parents=True)
+    for second, name in enumerate(("new_CLIP.pth", "old_CLIP.pth", "newer_BEST.pth")):
+        path = tmp_path / "stage4" / "checkpoints" / name
+        path.touch()
+        os.utime(path, (1000 - second if "CLIP" in name else 2000,) * 2)
+    steps = steps_of("--pretrained", "stage4", "--stages", "1-2")
+    assert "10_stage0_weights" not in steps
+    for name in ("20_stage1_zeroshot", "30_stage2_train"):
+        assert f"--model small-clip --pretrained {tmp_path}/stage4/checkpoints/new_CLIP.pth" in steps[name]
 
 
 def test_stage_4_keeps_a_smoke_run_apart(steps_of) -> None:
@@ -237,10 +266,10 @@ def test_stage_5_compares_with_a_baseline_on_the_same_faces(steps_of) -> None:
     options = "--stages 5 --epochs 3 --seed 7 --faces"
     steps = steps_of(*options.split(), "my raw data")
     assert [name[3:] for name in steps] == [
-        *("stage0_pretrain", "stage5_train", "stage5_baseline", "stage5_evaluate"),
+        *("stage0_weights", "stage5_train", "stage5_baseline", "stage5_evaluate"),
     ]
     for name in ("60_stage5_train", "61_stage5_baseline"):
-        assert "--seed 7 --model tiny-rn --pretrained made/by_10_stage0_pretrain.log_BEST.pth" in steps[name]
+        assert "--seed 7 --model small-clip --pretrained made/by_10_stage0_weights.log_BEST.pth" in steps[name]
         assert f"--dataset {Path.cwd() / 'my raw data'} --img2text.epochs 3 --text2img.epochs 3" in steps[name]
     small, plain = (f"model/stage5_text_image_gan/config/{name}.yaml" for name in ("small", "plain"))
     assert steps["60_stage5_train"].endswith(f"--config {small}")
@@ -264,7 +293,7 @@ def test_stage_5_keeps_a_smoke_run_apart(steps_of) -> None:
 
 def test_smoke_run_keeps_to_folders_of_its_own(steps_of) -> None:
     for name, command in steps_of("--smoke").items():
-        if "pretrain" not in name and "report" not in name:
+        if "stage0" not in name and "report" not in name:
             assert "synthetic_smoke" in command, name
         if "train" in name:
             assert "--smoke" in command and "/checkpoints/smoke" in command and "/logs/smoke" in command, name

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[3]
 RESULTS_DIR = ROOT / "results"
 SMALL_MODEL = "small-clip"  # of pretrained parts, which stage 0 puts together
 TINY_MODELS = ("tiny-rn", "tiny-vit")  # which stage 0 trains on generated garments
-DEFAULT_MODEL = "tiny-rn"
+DEFAULT_MODEL = SMALL_MODEL
 STAGE0_SCRIPTS = {SMALL_MODEL: "make_small_clip.py", **dict.fromkeys(TINY_MODELS, "pretrain_tiny_clip.py")}
 STAGES = {
     0: "stage0_pretrain",

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError
-from clipfh.core.paths import ROOT, TINY_MODELS
+from clipfh.core.paths import DEFAULT_MODEL, ROOT, STAGE0_SCRIPTS
 
 # names of other rooms, written out: those import what a bare Python lacks
 DATASETS = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")
-CAPTIONS = ("synthetic", "coco", "flickr8k", "flickr30k", "grocery", "jsonl")
+CAPTIONS = ("synthetic", "coco", "flickr8k", "flickr30k", "grocery", "jsonl", "identities")
 LAST_STAGE = 5
 HELP = """The staged pipeline of `bash run_all.sh`: data, stages, summary table.
 
@@ -21,11 +21,11 @@ garments, a small CLIP, stages 0 to 3; no download of data or weights, no GPU. S
 are finished and whose outputs are untouched. Every step's output is kept in results/logs/<run>/.
 
 stages:
-  0  pretrain a small CLIP       2  fine-tune the image encoder
+  0  make a small CLIP           2  fine-tune the image encoder
   1  evaluate zero-shot          3  fine-tune both encoders
   4  align an image encoder to the frozen text encoder, on captions
   5  text-image GANs around the frozen CLIP, on faces
-A tiny model without weights is always pretrained first.
+Weights that stage 0 makes (of small-clip, tiny-rn, tiny-vit) are always made first, where --pretrained names no others.
 
 PYTHON=/path/to/python3 in the environment chooses the Python (3.10 or newer) that .venv is made with. In an activated
 environment that satisfies constraints.txt nothing is installed.
@@ -38,11 +38,14 @@ class Options:
 
     dataset: str = option("synthetic", "photos of identities", choices=DATASETS)
     data_root: Path | None = option(None, "folder of the raw dataset; needed by all but synthetic")
-    model: str = option("tiny-rn", "tiny-rn, tiny-vit, ViT-B/16, ViT-L/14, RN50, or another open_clip name")
+    model: str = option(
+        DEFAULT_MODEL, f"{', '.join(STAGE0_SCRIPTS)}, ViT-B/16, ViT-L/14, RN50, or another open_clip name"
+    )
     pretrained: str | None = option(
         None,
-        "weights to start from: a tag of open_clip, a weights file, or TAG=FILE for a file of such a tag whose name "
-        "does not hold it (default: stage 0's for the tiny models, else openai)",
+        "weights to start from: a tag of open_clip, a weights file, TAG=FILE for a file of such a tag whose name does "
+        "not hold it, or stage4, what stage 4 has aligned (default: stage 0's for the models that it makes, else "
+        "openai)",
     )
     stages: str | None = option(
         None, "which ones: 1-3, 2, 1,3 or 0-5 (default: 0-3 where stage 0 makes the weights, else 1-3)"
@@ -62,8 +65,10 @@ class Options:
         0, "of the training; identities and splits stay the same, so that several seeds can be compared", at_least=0
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
-    captions: str = option("synthetic", "captioned images of stage 4", choices=CAPTIONS)
-    captions_root: Path | None = option(None, "folder of those; needed by all but synthetic")
+    captions: str = option(
+        "synthetic", "captioned images of stage 4; identities: the photos and prompts of --dataset", choices=CAPTIONS
+    )
+    captions_root: Path | None = option(None, "folder of those; needed by all but synthetic and identities")
     captions_val: int | None = option(None, "how many of them choose BEST, where the layout does not say", at_least=1)
     captions_test: int | None = option(None, "how many of them are held out, where the layout does not say", at_least=1)
     faces: Path | None = option(
@@ -78,7 +83,7 @@ class Options:
     @property
     def makes_weights(self) -> bool:
         """Whether stage 0 makes the weights to start from."""
-        return self.model in TINY_MODELS and self.pretrained is None
+        return self.model in STAGE0_SCRIPTS and self.pretrained is None
 
     @property
     def wanted(self) -> list[int]:
@@ -107,18 +112,19 @@ def checked(options: Options) -> Options:
     Raises:
         InputError: options that are wrong, or do not fit together.
     """
-    if options.model.startswith("tiny-") and options.model not in TINY_MODELS:
-        raise InputError(f"--model {options.model} is unknown; valid: {', '.join(TINY_MODELS)}")
+    made = ", ".join(STAGE0_SCRIPTS)
+    if options.model.startswith(("tiny-", "small-")) and options.model not in STAGE0_SCRIPTS:
+        raise InputError(f"--model {options.model} is unknown; valid: {made}, or a name of open_clip")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d)?", options.device):
         raise InputError(f"--device {options.device} is unknown; valid: auto, cpu, cuda, cuda:N, mps")
     wanted = options.wanted
     if 0 in wanted and not options.makes_weights:
-        raise InputError("stage 0 makes the weights of tiny-rn and tiny-vit; leave it out here: --stages 1-3")
+        raise InputError(f"stage 0 makes the weights of {made}; leave it out here: --stages 1-3")
     for flag, name, root in (
         ("data_root", options.dataset, options.data_root),
         ("captions_root", options.captions, options.captions_root),
     ):
-        if name == "synthetic":
+        if name in ("synthetic", "identities"):
             continue
         if root is None:
             raise InputError(f"{name} needs --{flag} DIR, the folder of the raw data")

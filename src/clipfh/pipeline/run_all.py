@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipfh.core.cli import run_script
-from clipfh.core.paths import ROOT, TINY_MODELS
+from clipfh.core.errors import InputError
+from clipfh.core.paths import ROOT, SMALL_MODEL, STAGE0_SCRIPTS, TINY_MODELS, display, stage_dir
 from clipfh.pipeline.options import HELP, Options, checked
 from clipfh.pipeline.steps import Step, duration, end_on_signals, recorded, run_step
 
@@ -25,7 +26,8 @@ class Pipeline:
         self.metadata = f"metadata/{self.name}"
         seed = f"_seed{options.seed}" if options.seed else ""
         self.logs = Path("results", "logs", f"{self.name}_{options.model.replace('/', '-')}{seed}")
-        self.weights = flags(model=options.model, pretrained=options.pretrained)
+        pretrained = of_stage4() if options.pretrained == "stage4" else options.pretrained
+        self.weights = flags(model=options.model, pretrained=pretrained)
         self.on_data = flags(dataset=self.name, device=options.device)
         self.on_data += [] if options.exclude_same_camera else ["--no-exclude_same_camera"]
         self.evaluating = [*self.on_data, *(flags(results_dir=f"results{self.apart}") if options.smoke else [])]
@@ -66,6 +68,14 @@ def flags(**values: object) -> Flags:
     return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
 
 
+def of_stage4() -> str:
+    """The newest CLIP of stage 4 by its path, so that steps that used an older one are run again."""
+    found = sorted((stage_dir(4) / "checkpoints").glob("*_CLIP.pth"), key=lambda path: path.stat().st_mtime_ns)
+    if not found:
+        raise InputError("--pretrained stage4: stage 4 has made no CLIP yet; see its README, 'A start of your own'")
+    return display(found[-1])
+
+
 def prepare_data(run: Pipeline) -> None:
     """Scripts 00 to 05: the dataset's metadata."""
     options, metadata = run.options, run.metadata
@@ -96,20 +106,22 @@ def prepare_data(run: Pipeline) -> None:
 
 
 def stage0(run: Pipeline) -> None:
-    """Weights of a tiny model."""
+    """Weights of a small CLIP: pretrained parts put together, or a tiny one trained on generated garments."""
     options, folder = run.options, "model/stage0_pretrain"
-    arguments = flags(model=options.model, seed=options.seed, device=options.device) + run.where(folder)
+    arguments: Flags = []
+    if options.model != SMALL_MODEL:
+        arguments = flags(model=options.model, seed=options.seed, device=options.device) + run.where(folder)
     arguments += [f"--{name}" for name in ("force", "smoke") if getattr(options, name)]
     outputs = [f"{folder}/checkpoints{run.apart}/{options.model}_*.pth"]
-    run.step("10_stage0_pretrain", f"{folder}/pretrain_tiny_clip.py", arguments, outputs=outputs)
-    run.weights += flags(pretrained=run.made_by("10_stage0_pretrain", "*.pth"))
+    run.step("10_stage0_weights", f"{folder}/{STAGE0_SCRIPTS[options.model]}", arguments, outputs=outputs)
+    run.weights += flags(pretrained=run.made_by("10_stage0_weights", "*.pth"))
 
 
 def stage1(run: Pipeline) -> None:
     """Zero-shot."""
     folder = "model/stage1_zeroshot"
     arguments = run.evaluating + run.weights + run.recipe(folder)
-    before = ["04_structured_prompts", "05_splits", "10_stage0_pretrain"]
+    before = ["04_structured_prompts", "05_splits", "10_stage0_weights"]
     evaluate(run, "20_stage1_zeroshot", f"{folder}/evaluate_clip_zeroshot.py", 1, arguments, after=before)
 
 
@@ -148,7 +160,7 @@ def train(run: Pipeline, name: str, script: str, arguments: Flags, *, after: lis
     folder = str(Path(script).parent)
     arguments = arguments + run.on_data + run.weights + run.training + run.recipe(folder) + run.where(folder)
     arguments += ["--final_fit"] if run.options.final_fit else []
-    after = ["03_filter", "04_structured_prompts", "10_stage0_pretrain", *after]
+    after = ["03_filter", "04_structured_prompts", "10_stage0_weights", *after]
     run.step(name, script, arguments, after=after, outputs=[f"{folder}/checkpoints{run.apart}/*_BEST.pth"])
 
 
@@ -162,9 +174,11 @@ def evaluate(run: Pipeline, name: str, script: str, stage: int, arguments: Flags
 def stage4(run: Pipeline) -> None:
     """An image encoder to the frozen text encoder, on captions."""
     options, folder = run.options, "model/stage4_frozen_text_alignment"
-    is_synthetic = options.captions == "synthetic"
     name = f"{options.captions}_captions{'_smoke' if options.smoke else ''}"
     captions = flags(dataset=options.captions, data_root=options.captions_root)
+    if options.captions == "identities":
+        name = f"{run.name}_identities"
+        captions = flags(dataset=options.captions, data_root=run.metadata, name=name)
     captions += flags(num_val=options.captions_val, num_test=options.captions_test)
     # quick where nothing has changed: it looks at the raw files
     run.step(
@@ -172,16 +186,18 @@ def stage4(run: Pipeline) -> None:
         f"{folder}/prepare_captions.py",
         captions + (["--smoke"] if options.smoke else []),
         outputs=[f"metadata/{name}/captions.json"],
-        forced=not is_synthetic,
+        forced=options.captions != "synthetic",
     )
-    products = flags(config=f"{folder}/config/products.yaml") if options.captions == "grocery" else []
+    # of photos of things, which have no left and right
+    things = "small_clip_products" if options.model == SMALL_MODEL else "products"
+    products = flags(config=f"{folder}/config/{things}.yaml") if options.captions in ("grocery", "identities") else []
     arguments = captions + flags(device=options.device) + run.weights + run.training + products + run.where(folder)
     checkpoints = f"{folder}/checkpoints{run.apart}"
     run.step(
         "51_stage4_train",
         f"{folder}/train_frozen_text_alignment.py",
         arguments,
-        after=["50_stage4_captions", "10_stage0_pretrain"],
+        after=["50_stage4_captions", "10_stage0_weights"],
         outputs=[f"{checkpoints}/*_BEST.pth", f"{checkpoints}/*_LINEAR.pth"],
     )
     arguments = flags(dataset=options.captions, device=options.device, results_dir=f"results{run.apart}")
@@ -199,10 +215,10 @@ def stage5(run: Pipeline) -> None:
         arguments += ["--img2text.epochs", str(options.epochs), "--text2img.epochs", str(options.epochs)]
     arguments += ["--smoke"] if options.smoke else []
     # also on a machine with a GPU, whose defaults are for ViT-B/32 and large photos
-    suits = {"small": options.model in TINY_MODELS, "any_clip": options.model not in ("ViT-B/32", "ViT-B-32")}
+    suits = {"small": options.model in STAGE0_SCRIPTS, "any_clip": options.model not in ("ViT-B/32", "ViT-B-32")}
     config = [f"{folder}/config/{name}.yaml" for name in suits if suits[name]][:1]
     generators = [f"{folder}/checkpoints{run.apart}/text_image_gan_*/text2img_generator_*.pth"]
-    made = {"after": ["10_stage0_pretrain"], "outputs": generators}
+    made = {"after": ["10_stage0_weights"], "outputs": generators}
     run.step("60_stage5_train", f"{folder}/train.py", arguments + (["--config", *config] if config else []), **made)
     plain = ["--gans", "text2img", "--config", *config, f"{folder}/config/plain.yaml"]
     run.step("61_stage5_baseline", f"{folder}/train.py", arguments + plain, **made)
@@ -228,7 +244,7 @@ def main(options: Options) -> None:
     run, started = Pipeline(options), time.monotonic()
     end_on_signals()
     on_identities = not {1, 2, 3}.isdisjoint(options.wanted)
-    if on_identities:
+    if on_identities or options.captions == "identities":
         prepare_data(run)
     for number in sorted({*options.wanted, *([0] if options.makes_weights else [])}):
         STAGES[number](run)
