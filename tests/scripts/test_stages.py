@@ -142,8 +142,11 @@ def test_variants_start_where_they_say(project, stage2, stage3):
     assert "token_safe prompts" in project.runs["v4"].stdout and "cosine" in project.runs["v4"].stdout
 
 
+PARTLY = ("--freeze_until", 0, "--head_epochs", 2, "--keep_start", 0.2, "--eval_image_size", 96)
+
+
 @pytest.mark.parametrize(
-    ("script", "further"), [(STAGE2, ()), (STAGE3, ()), (STAGE3, ("--grad_cache_chunk", 3))], ids=str
+    ("script", "further"), [(STAGE2, PARTLY), (STAGE3, ()), (STAGE3, ("--grad_cache_chunk", 3))], ids=str
 )
 def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script, further):
     flags = ["--epochs", 4, *SMALL, "--seed", 3, *further]
