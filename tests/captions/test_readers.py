@@ -216,14 +216,13 @@ def test_prepared_identities_keep_their_splits(tmp_path):
     files = {
         "dataset.json": {"name": "mine", "image_dir": str(tmp_path)},
         "image_paths.json": rows,
-        "descriptions.json": {"a": {"lines": ["It is red.", "a red thing"]}, "b": {}},
         "image_prompts_cleaned_for_v4.json": {"a": "a red thing", "b": ["a blue thing", "blue"], "c": "c"},
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     raw = read_captions("identities", tmp_path)
     found = {image.image: (image.split, image.captions) for image in raw.images}
-    assert found["a/0.jpg"] == ("train", ("a red thing", "It is red."))
+    assert found["a/0.jpg"] == ("train", ("a red thing",))
     assert found["b/1.jpg"] == ("val", ("a blue thing", "blue"))
     assert found["c/0.jpg"] == found["c/1.jpg"] == ("test", ("c",))
     assert list(raw.seen_identities.values()) == [["a", "b"]]

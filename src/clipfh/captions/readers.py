@@ -19,7 +19,6 @@ from clipfh.core.files import json_problem
 from clipfh.core.values import leaves_root, normal_path, text_of
 from clipfh.datasets import grocery
 from clipfh.datasets.layout import read_raw_json, read_raw_lines, require_folder
-from clipfh.prompts.description import read_descriptions
 from clipfh.prompts.plain import readable_name
 from clipfh.tables.digest import Seen, seen_with
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS, WHOLE_TABLE, load_prepared, load_prompts
@@ -41,7 +40,7 @@ LAYOUTS = {
     "grocery": grocery.LAYOUT,
     "identities": """\
     DATA_ROOT/dataset.json               a folder metadata/<dataset>/ that the scripts of preprocessing/ wrote
-    DATA_ROOT/image_paths.json           with descriptions.json and prompts; splits stay as they are""",
+    DATA_ROOT/image_paths.json           with prompts; its splits stay as they are""",
 }
 
 
@@ -89,7 +88,7 @@ def caption_files(dataset: str, data_root: Path) -> list[Path]:
         "flickr30k": ("captions.txt", "results.csv", "results_20130124.token"),
         "jsonl": ("captions.jsonl",),
         "grocery": ("classes.csv", "train.txt", "val.txt", "test.txt"),
-        "identities": ("dataset.json", WHOLE_TABLE, "descriptions.json", TOKEN_SAFE_PROMPTS),
+        "identities": ("dataset.json", WHOLE_TABLE, TOKEN_SAFE_PROMPTS),
     }
     if data_root.is_file():
         return [data_root]
@@ -259,22 +258,16 @@ def read_grocery(data_root: Path) -> RawCaptions:
 def read_identities(folder: Path) -> RawCaptions:
     """Photos of a dataset that was prepared for stages 1 to 3; `folder` is its `metadata/<dataset>`.
 
-    The prompts of an identity and the sentences of its description are the captions of each of its photos. Its splits
-    stay: test are the photos of query and gallery, so that what is aligned here has seen no identity that stages 1 to 3
-    measure.
+    The prompts of an identity are the captions of each of its photos. Its splits stay: test are the photos of query and
+    gallery, so that what is aligned here has seen no identity that stages 1 to 3 measure.
     """
     require_folder(folder, LAYOUTS["identities"])
     data = load_prepared(None, folder=folder)
-    descriptions = read_descriptions(folder / "descriptions.json")
     prompts = load_prompts(data, None, TOKEN_SAFE_PROMPTS, *data.table["split"].unique())
-    captions = {
-        item_id: tuple(dict.fromkeys((*texts, *(descriptions[item_id].lines if item_id in descriptions else ()))))
-        for item_id, texts in prompts.items()
-    }
     images = [
         CaptionedImage(
             row.image,
-            captions[row.item_id],
+            tuple(dict.fromkeys(prompts[row.item_id])),
             row.split if row.split in SPLITS else "test",
             readable_name(row.item_id),
         )
