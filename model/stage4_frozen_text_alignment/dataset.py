@@ -83,7 +83,13 @@ class CaptionedPixels:
         if not self.images:
             raise InputError(f"{data.name} has no {split} images; prepare it again")
         cache_dir = processed_dir(data.name) / split
-        decoded = load_pixels(data.image_dir, [image.image for image in self.images], image_size, cache_dir)
+        decoded = load_pixels(
+            data.image_dir,
+            [image.image for image in self.images],
+            image_size,
+            cache_dir,
+            resize_mode=data.resize_mode or model.image_encoder.resize_mode,
+        )
         if decoded.unreadable:
             image, reason = decoded.unreadable[0]
             raise InputError(

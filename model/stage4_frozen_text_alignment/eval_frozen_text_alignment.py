@@ -79,7 +79,8 @@ def load_model(path: Path, content: dict[str, Any], device: torch.device) -> CLI
     if content["image_encoder"] == OWN and content["variant"] == "linear":
         out, features = content["state_dict"]["image_encoder.head.0.weight"].shape
         model.image_encoder.head = nn.Sequential(nn.Linear(features, out)).to(device)
-    model.image_encoder.mean, model.image_encoder.std = content["mean"], content["std"]
+    image = model.image_encoder
+    image.mean, image.std, image.resize_mode = content["mean"], content["std"], content.get("resize_mode", "shortest")
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -93,6 +94,8 @@ def find_checkpoint(config: Config) -> tuple[Path, dict[str, Any]]:
     """`config.ckpt`, or the newest BEST of the dataset; and its content."""
     path = config.ckpt
     if path is None:
+        if config.dataset == "identities" and config.name is None:
+            raise InputError("--dataset identities needs --name, such as folder_identities, or --ckpt")
         name = config.name or f"{config.dataset}_captions"
         path = newest_checkpoint(
             STAGE, "*_BEST.pth", made_by=f"{TRAIN} --dataset {config.dataset}", stage=STAGE, dataset=name

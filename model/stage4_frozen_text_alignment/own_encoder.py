@@ -11,27 +11,36 @@ from clipfh.models.checkpoint import read_stage_checkpoint, write_checkpoint
 from clipfh.models.frozen_text_clip import CLIP, OWN, create_clip_model
 
 STAGE = 4
-_KEPT = ("image_size", "mean", "std", "quick_gelu", "stage", "dataset", "data_digest", "seen_identities", "epoch")
+_KEPT = ("image_size", "resize_mode", "mean", "std", "quick_gelu")
+_KEPT += ("stage", "dataset", "data_digest", "seen_identities", "epoch")
 
 
-def save_as_clip(best: Path, model: CLIP) -> Path:
-    """Save a checkpoint of this stage, `<run>_BEST.pth`, as an ordinary CLIP: `<run>_CLIP.pth` beside it."""
-    content = read_stage_checkpoint(best, STAGE)
+def save_as_clip(best: Path, model: CLIP, resumed: Path | None) -> Path:
+    """Save a checkpoint of this stage, `<run>_BEST.pth`, as an ordinary CLIP: `<run>_<model>_CLIP.pth` beside it.
+
+    A run that was continued in another folder may have had its best epoch before: then it lies beside `resumed`.
+    """
+    content = read_stage_checkpoint(best if best.exists() or not resumed else resumed.with_name(best.name), STAGE)
     recorded = {"model": content["text_model"], **{name: content[name] for name in _KEPT}}
-    path = best.with_name(best.name.replace("_BEST", "_CLIP"))
+    path = best.with_name(best.name.replace("_BEST", f"_{content['text_model'].replace('/', '-')}_CLIP"))
     write_checkpoint(path, {**recorded, "state_dict": model.as_clip(content["state_dict"])})
     return path
 
 
 def own_start(content: dict[str, Any], device: torch.device) -> CLIP | None:
-    """The CLIP whose own image encoder was trained, as it was before; None of other encoders."""
-    if content["image_encoder"] != OWN:
+    """The CLIP whose own image encoder was trained, as it was before; None of other encoders, and of random weights."""
+    if content["image_encoder"] != OWN or content["image_weights"] == "random":
         return None
     size, source = content["image_size"], content["image_weights"]
     source = str(ROOT / source) if (ROOT / source).is_file() else source
     try:
         return create_clip_model(
-            device, image_encoder=OWN, text_model=content["text_model"], text_weights=source, image_size=size
+            device,
+            image_encoder=OWN,
+            text_model=content["text_model"],
+            text_weights=source,
+            image_size=size,
+            quick_gelu=content["quick_gelu"],
         ).eval()
     except InputError as error:
         print(f"note: the weights that it started from are not here, so they are not measured ({error})")

@@ -11,7 +11,7 @@ from clipfh.core.cli import option, section
 from clipfh.core.config_file import IN_FILE, flag_value
 from clipfh.core.errors import InputError
 from clipfh.core.paths import DEFAULT_MODEL, SMALL_MODEL, TINY_MODELS
-from clipfh.models.frozen_text_clip import HEAD_NORMS
+from clipfh.models.frozen_text_clip import HEAD_NORMS, OWN
 from clipfh.models.names import canonical_model_name
 from clipfh.training.settings import Optimisation, Run, Views
 
@@ -26,7 +26,9 @@ class ImageEncoder:
         aliases=("--image_backbone",),
     )
     image_weights: str = option(IN_FILE, "pretrained, a torchvision name as IMAGENET1K_V2, a file, or random")
-    image_size: int = option(IN_FILE, "pixels of the views; and of whole images without --eval_image_size", at_least=32)
+    image_size: int | None = option(
+        IN_FILE, "pixels of the views, and of whole images without --eval_image_size; null: the CLIP's own", at_least=32
+    )
     head_layers: int = option(IN_FILE, "linear layers of the projection head", at_least=1, at_most=6)
     head_norm: str = option(IN_FILE, "norm in the head, between its layers", choices=HEAD_NORMS)
     head_dropout: float = option(IN_FILE, "dropout in the head, between its layers", at_least=0, at_most=0.9)
@@ -69,10 +71,10 @@ def text_model(dataset: str, model: str | None) -> str:
     return canonical_model_name(model or (DEFAULT_MODEL if dataset == "synthetic" else "ViT-B/32"))
 
 
-def eval_size(config: Config) -> int:
-    """Pixels at which images are found, in val and test."""
+def eval_size(config: Config) -> int | None:
+    """Pixels at which images are found, in val and test; None: the CLIP's own."""
     size = config.views.eval_image_size or config.encoder.image_size
-    if not isinstance(size, int):
+    if isinstance(size, tuple):
         raise InputError(f"--eval_image_size {size[0]}x{size[1]}: the images of this stage are square, give one number")
     return size
 
@@ -83,8 +85,11 @@ def recipe(arguments: Sequence[str]) -> list[Path]:
     model = text_model(dataset, flag_value(arguments, "--model", "--model_arch", default="") or None)
     is_tiny, is_small = model in TINY_MODELS, model == SMALL_MODEL
     has_gpu = torch.cuda.is_available() and flag_value(arguments, "--device", default="auto") != "cpu"
+    encoder = flag_value(arguments, "--image_encoder", "--image_backbone", default=OWN if is_small else "")
+    is_own = encoder == OWN  # starts from the CLIP's weights, at its size
     weights = flag_value(arguments, "--image_weights", default="random" if is_tiny else "pretrained")
-    chosen = {"small": is_tiny or not (has_gpu or is_small), "tiny": is_tiny, "small_clip": is_small}
-    chosen |= {"from_random": weights == "random"}
+    weights = flag_value(arguments, "--pretrained", default="") if is_own else weights
+    chosen = {"small": (is_tiny or not has_gpu) and not is_own, "tiny": is_tiny and not is_own, "own": is_own}
+    chosen |= {"small_clip": is_small and is_own, "from_random": weights == "random"}
     folder = Path(__file__).parent / "config"
     return [folder / f"{name}.yaml" for name in ("default", *(name for name in chosen if chosen[name]))]

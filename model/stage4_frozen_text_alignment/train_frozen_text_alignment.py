@@ -38,17 +38,17 @@ from own_encoder import save_as_clip
 from settings import Config, eval_size, recipe, text_model
 from torch import Tensor, nn
 
-from clipfh.captions.table import captions_digest
+from clipfh.captions.table import CaptionDataset, captions_digest
 from clipfh.core.cli import run_script
 from clipfh.core.config_file import parse_with_files
 from clipfh.core.errors import InputError
 from clipfh.core.paths import display
 from clipfh.core.run import autocast
-from clipfh.models.checkpoint import write_checkpoint
-from clipfh.models.frozen_text_clip import CLIP, OWN, create_clip_model
+from clipfh.models.checkpoint import read_stage_checkpoint, write_checkpoint
+from clipfh.models.clip import require_any_size
+from clipfh.models.frozen_text_clip import CLIP, OWN, CLIPImageEncoder, create_clip_model
 from clipfh.models.image_layers import hold_image_layers
 from clipfh.prompts.tokens import token_counter
-from clipfh.tables.digest import Seen
 from clipfh.tables.prepared import prepare_weights
 from clipfh.training.identities import augmentation
 from clipfh.training.loop import Loop
@@ -131,24 +131,24 @@ def main(config: Config) -> None:
         text_model=config.model,
         text_weights=config.pretrained,
         temperature=config.temperature,
-        **asdict(encoder),
+        **{**asdict(encoder), "image_size": eval_size(config)},
     )
-    image = model.image_encoder
-    image.backbone.requires_grad_(not config.freeze_backbone)
-    hold_image_layers(image, config.freeze_until)
+    image, view_size = model.image_encoder, config.encoder.image_size or model.image_encoder.image_size
+    if view_size != image.image_size:
+        require_any_size(image, view_size, encoder.image_encoder)
+    require_head(config, image)
+    hold(config, image)
     text_digest = model.text_encoder.digest()
 
     # ---- data: decoded images, and the frozen features of their captions
-    view_size, size = config.encoder.image_size, eval_size(config)
-    train, val = (CaptionedPixels(data, split, size, model, text_digest) for split in ("train", "val"))
+    train, val = (CaptionedPixels(data, split, image.image_size, model, text_digest) for split in ("train", "val"))
     if len(train.images) < 2:
         raise InputError(f"{data.name} has {len(train.images)} train image; a caption needs others to differ from")
     ranks = (place.seed, place.rank, place.world_size)
     sampler = RandomBatchSampler(len(train.images), config.batch_size, *ranks)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        image.hold_backbone(config.freeze_backbone or epoch <= config.head_warmup_epochs)
-        hold_image_layers(image, config.freeze_until)
+        hold(config, image, epoch)
         where = (place.seed, place.rank, epoch)
         views = augmentation(config.views)
         return make_batches(
@@ -166,7 +166,7 @@ def main(config: Config) -> None:
 
     # ---- the run: the baseline before anything moves, then the loop
     recorded = {
-        **record(config, model, text_digest, data.seen_identities),
+        **record(config, model, text_digest, data),
         "dataset": data.name,
         "data_digest": captions_digest(data),
     }
@@ -181,27 +181,49 @@ def main(config: Config) -> None:
         raise RuntimeError("the text encoder has changed: it must stay as it was loaded")
     run.log.say(f"text encoder unchanged, bit for bit: sha256 {text_digest[:16]} before and after")
     if config.encoder.image_encoder == OWN:
-        path = save_as_clip(run.best, model)
+        path = save_as_clip(run.best, model, config.run.resume_ckpt)
         run.log.say(f"the same as a CLIP for stages 1 to 3, --pretrained stage4 or its path: {display(path)}")
     run.log.close()
 
 
-def record(config: Config, model: CLIP, text_digest: str, seen: Seen) -> dict[str, Any]:
+def require_head(config: Config, image: CLIPImageEncoder) -> None:
+    """Refuse to train the head alone where there is none."""
+    if (config.freeze_backbone or config.head_warmup_epochs) and not any(True for _ in image.head.parameters()):
+        raise InputError(
+            f"the image encoder of {config.model} has no projection apart from its blocks: leave --freeze_backbone and "
+            "--head_warmup_epochs out; --freeze_until holds blocks"
+        )
+
+
+def hold(config: Config, image: CLIPImageEncoder, epoch: int = 0) -> None:
+    """Let what learns in `epoch` (from 1 on; 0: what learns in any) learn."""
+    image.backbone.requires_grad_(not config.freeze_backbone)
+    image.hold_backbone(config.freeze_backbone or 0 < epoch <= config.head_warmup_epochs)
+    if not config.freeze_backbone:
+        hold_image_layers(image, config.freeze_until)
+
+
+def record(config: Config, model: CLIP, text_digest: str, data: CaptionDataset) -> dict[str, Any]:
     """What every checkpoint says of the model."""
     encoder, text, image = config.encoder, model.text_encoder, model.image_encoder
     record = {**asdict(encoder), "stage": STAGE, "model": f"{encoder.image_encoder}+{config.model}", "variant": ""}
     record |= {"text_model": config.model, "text_digest": text_digest, "quick_gelu": text.quick_gelu}
-    record |= {"image_size": eval_size(config), "mean": image.mean, "std": image.std, "seen_identities": dict(seen)}
-    return record if encoder.image_encoder != OWN else {**record, "image_weights": text.source}
+    record |= {"image_size": image.image_size, "resize_mode": data.resize_mode or image.resize_mode}
+    record |= {"mean": image.mean, "std": image.std, "seen_identities": dict(data.seen_identities)}
+    if encoder.image_encoder != OWN:
+        return record
+    resumed = config.run.resume_ckpt and read_stage_checkpoint(config.run.resume_ckpt, STAGE)
+    record |= {"image_weights": resumed["image_weights"] if resumed else text.source}
+    return {**record, "seen_identities": {**text.seen_identities, **data.seen_identities}}
 
 
 def say_what_trains(run: TrainingRun, config: Config, model: CLIP, train: CaptionedPixels, num_batches: int) -> None:
     """The first lines of the log."""
     model.print_parameter_summary()
-    encoder, text = config.encoder, model.text_encoder
+    name, text = config.encoder.image_encoder, model.text_encoder
     run.log.say(
-        f"{run.name}: {encoder.image_encoder} ({run.recorded['image_weights']}, {encoder.image_size} px) to the text "
-        f"tower of {run.recorded['text_model']} ({text.source}), {run.recorded['dataset']}: {len(train.images):,} "
+        f"{run.name}: {name} ({run.recorded['image_weights']}, {run.recorded['image_size']} px) to the "
+        f"text tower of {run.recorded['text_model']} ({text.source}), {run.recorded['dataset']}: {len(train.images):,} "
         f"images, {len(train.texts):,} captions, {num_batches} batches of {config.batch_size}, {run.place.device}"
     )
     counter = token_counter(text.tokenizer)

@@ -101,13 +101,14 @@ def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
         ("--variant v5", "v1 v2 v3 v4"),
         ("--model tiny-vti", "small-clip, tiny-rn, tiny-vit"),
         ("--model small-clib", "small-clip, tiny-rn, tiny-vit"),
-        ("--pretrained stage4 --stages 1", "stage 4 has made no CLIP yet"),
+        ("--pretrained stage4 --stages 1", "stage 4 has made no small-clip yet"),
         ("--stages 6", "0 to 5"),
         ("--stages 3-1", "0 to 5"),
         ("--stages one", "0 to 5"),
         ("--stages ,", "0 to 5"),
         ("--captions cocoa", "synthetic coco flickr8k flickr30k grocery jsonl identities"),
         ("--captions coco", "--captions_root"),
+        ("--captions identities --captions_root . --stages 4", "leave --captions_root out"),
         ("--captions coco --captions_root nowhere", "nowhere"),
         ("--faces nowhere --stages 5", "nowhere"),
         ("--faces . --stages 0-4", "--faces is for stage 5"),
@@ -238,20 +239,23 @@ def test_stage_4_on_the_photos_of_the_identities(steps_of) -> None:
     assert list(steps)[5:7] == ["05_splits", "10_stage0_weights"]
     captions = "--dataset identities --data_root metadata/folder --name folder_identities"
     assert steps["50_stage4_captions(forced)"].endswith(captions) and captions in steps["51_stage4_train"]
-    assert re.findall(r"(\w+)\.yaml", steps["51_stage4_train"]) == ["small_clip_products"]
+    assert re.findall(r"(\w+)\.yaml", steps["51_stage4_train"]) == ["own_products"]
+    assert "--image_encoder clip" in steps["51_stage4_train"]
+    steps = steps_of("--stages", "4", "--captions", "identities", "--dataset", "hd", "--data_root", "my raw data")
+    assert re.findall(r"(\w+)\.yaml", steps["51_stage4_train"]) == ["own_products", "hands"]
 
 
 def test_what_stage_4_has_aligned_is_a_start(steps_of, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pipeline, "stage_dir", lambda stage: tmp_path / f"stage{stage}")
     (tmp_path / "stage4" / "checkpoints").mkdir(parents=True)
-    for second, name in enumerate(("new_CLIP.pth", "old_CLIP.pth", "newer_BEST.pth")):
+    for second, name in enumerate(("new_small-clip_CLIP.pth", "old_small-clip_CLIP.pth", "newer_tiny-rn_CLIP.pth")):
         path = tmp_path / "stage4" / "checkpoints" / name
         path.touch()
-        os.utime(path, (1000 - second if "CLIP" in name else 2000,) * 2)
+        os.utime(path, (2000 if "tiny" in name else 1000 - second,) * 2)
     steps = steps_of("--pretrained", "stage4", "--stages", "1-2")
     assert "10_stage0_weights" not in steps
     for name in ("20_stage1_zeroshot", "30_stage2_train"):
-        assert f"--model small-clip --pretrained {tmp_path}/stage4/checkpoints/new_CLIP.pth" in steps[name]
+        assert f"--model small-clip --pretrained {tmp_path}/stage4/checkpoints/new_small-clip_CLIP.pth" in steps[name]
 
 
 def test_stage_4_keeps_a_smoke_run_apart(steps_of) -> None:

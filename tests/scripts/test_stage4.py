@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stage_project import STAGE0, STAGE1, STAGE2, load, read_json
+from stage_project import STAGE0, STAGE1, STAGE2, STAGE3, load, read_json
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STAGE4 = "model/stage4_frozen_text_alignment/train_frozen_text_alignment.py"
@@ -131,10 +131,10 @@ def test_ablations_that_train_the_head_alone(project, stage4, tmp_path, flags):
 
 def test_a_clip_aligned_on_the_train_identities_is_a_start_of_the_other_stages(project, tmp_path):
     flags = ("--data_root", project.metadata, "--model", "tiny-rn", "--image_encoder", "clip", "--eval_image_size", 80)
-    flags += ("--image_weights", "pretrained", "--image_size", 64, "--freeze_until", 1, "--epochs", 2)
+    flags += ("--image_size", 64, "--freeze_until", 1, "--epochs", 2)
     folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
     project.run(STAGE4, *flags, *folders, "--batch_size", 16, name="identities")
-    (best,), (clip,) = tmp_path.glob("*_BEST.pth"), tmp_path.glob("*_CLIP.pth")
+    (best,), (clip,) = tmp_path.glob("*_BEST.pth"), tmp_path.glob("*_tiny-rn_CLIP.pth")
     (start,) = project.checkpoints(STAGE0).glob("tiny-rn_*.pth")
     before, state, content = load(start)["state_dict"], load(best)["state_dict"], load(clip)
     assert (content["model"], content["stage"], content["image_size"]) == ("tiny-rn", 4, 80)
@@ -160,7 +160,62 @@ def test_a_clip_aligned_on_the_train_identities_is_a_start_of_the_other_stages(p
     shutil.copy(clip, project.checkpoints(STAGE4))
     told = project.run(STAGE2, "--smoke", "--pretrained", "stage4", *folders).stdout
     assert clip.name in told
+    result = project.run(STAGE3, "--smoke", "--init_ckpt", "stage4", *folders)
+    assert clip.name in result.stdout
     (project.checkpoints(STAGE4) / clip.name).unlink()
+    prepared = project.server.run(
+        "preprocessing/00_prepare_dataset.py",
+        "--dataset",
+        "folder",
+        "--data_root",
+        project.photos,
+        "--seed",
+        1,
+        "--metadata_dir",
+        tmp_path / "other",
+        "--name",
+        "other",
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    splits = project.server.run(
+        "preprocessing/05_make_retrieval_splits.py", "--dataset", "folder", "--metadata_dir", tmp_path / "other"
+    )
+    assert splits.returncode == 0, splits.stderr
+    project.refused(
+        STAGE1, "--metadata_dir", tmp_path / "other", "--pretrained", clip, says=["were trained or validated on"]
+    )
+    resumed = project.run(
+        STAGE4, *flags, "--batch_size", 16, "--save_path", tmp_path / "on", "--log_dir", tmp_path / "on",
+        "--resume_ckpt", next(tmp_path.glob("*_LAST.pth")), name="identities",
+    )  # fmt: skip
+    (again,) = (tmp_path / "on").glob("*_CLIP.pth")
+    assert all(torch.equal(value, after[name]) for name, value in load(again)["state_dict"].items())
+    assert again.name in resumed.stdout
+
+
+def test_a_clip_without_a_head_of_its_own_is_aligned_as_well(project, tmp_path):
+    flags = (
+        "--data_root",
+        project.metadata,
+        "--model",
+        "tiny-vit",
+        "--pretrained",
+        "random",
+        "--image_encoder",
+        "clip",
+    )
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    told = project.run(STAGE4, *flags, *folders, "--epochs", 1, "--batch_size", 16, name="identities").stdout
+    (clip,) = tmp_path.glob("*_tiny-vit_CLIP.pth")
+    assert load(clip)["image_size"] == 64 and "clip (random, 64 px)" in told  # the CLIP's own size
+    told = project.run(
+        STAGE1, "--model", "tiny-vit", "--pretrained", clip, "--results_dir", tmp_path / "results"
+    ).stdout
+    assert clip.name in told
+    alone = ("--dataset", "identities", *flags, *folders)
+    project.refused(STAGE4, *alone, "--freeze_backbone", says=["no projection apart from its blocks"])
+    sizes = ("--image_size", 32, "--eval_image_size", 64)
+    project.refused(STAGE4, *alone, *sizes, says=["takes photos of one size"])
 
 
 def metrics_of(folder: Path) -> list[dict]:

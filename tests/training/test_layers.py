@@ -151,7 +151,7 @@ def test_the_average_of_what_is_held_for_an_epoch_follows_later():
 
 def test_only_convolutions_take_photos_of_another_size(towers):
     clip = load_clip("tiny-rn", "random", image_size=32)
-    require_any_size(clip, 48)
-    require_any_size(clip, (64, 32))
+    require_any_size(clip.model.visual, 48, clip.name)
+    require_any_size(clip.model.visual, (64, 32), clip.name)
     with pytest.raises(InputError, match="tiny-vit takes photos of one size"):
-        require_any_size(load_clip("tiny-vit", "random"), 48)
+        require_any_size(load_clip("tiny-vit", "random").model.visual, 48, "tiny-vit")

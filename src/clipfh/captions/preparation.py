@@ -57,7 +57,7 @@ def prepare_captions(
     Args:
         dataset: one of `DATASETS`.
         data_root: the raw dataset; None for the generated pictures and for one that was prepared before.
-        name: the folder under `metadata/`; by default `<dataset>_captions`.
+        name: the folder under `metadata/`; by default `<dataset>_captions`, of identities `<their folder>_identities`.
         sizes: images of a split, where not those of `SIZES`.
         seed: draws the splits, and the generated pictures.
         force: prepare again.
@@ -65,7 +65,8 @@ def prepare_captions(
     Raises:
         InputError: what the readers raise, no captions at all, or most images missing or unreadable.
     """
-    name = require_name(name or f"{dataset}_captions", "--name")
+    of_identities = f"{Path(data_root).resolve().name}_identities" if dataset == "identities" and data_root else None
+    name = require_name(name or of_identities or f"{dataset}_captions", "--name")
     folder = metadata_dir(name)
     usual = {split: size for split, size in SIZES[dataset].items() if not (sizes or {}).get(split)}
     sizes = {**SIZES[dataset], **{split: size for split, size in (sizes or {}).items() if size is not None}}
@@ -95,7 +96,9 @@ def prepare_captions(
     images = tuple(assign_splits(cleaned, sizes, seed, usual=usual))
     drawn = {image.image for image in images}
     left_out += [(image.image, "not drawn: more than were asked for") for image in cleaned if image.image not in drawn]
-    data = check_images(CaptionDataset(name, raw.image_dir, images, (*raw.left_out, *left_out), raw.seen_identities))
+    left_out = [*raw.left_out, *left_out]
+    data = CaptionDataset(name, raw.image_dir, images, tuple(left_out), raw.seen_identities, raw.resize_mode)
+    data = check_images(data)
     data = replace(data, left_out=(*data.left_out, *files_without_captions(raw)))
     write_left_out(folder / "left_out.csv", data.left_out)
     write_caption_dataset(folder, data, source)

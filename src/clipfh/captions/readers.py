@@ -51,6 +51,7 @@ class RawCaptions(NamedTuple):
     images: list[CaptionedImage]
     left_out: list[tuple[str, str]]
     seen_identities: Seen = MappingProxyType({})
+    resize_mode: str | None = None
 
 
 def read_captions(dataset: str, data_root: Path) -> RawCaptions:
@@ -273,4 +274,4 @@ def read_identities(folder: Path) -> RawCaptions:
         )
         for row in data.table.itertuples()
     ]
-    return RawCaptions(data.image_dir, images, [], seen_with({}, data.digest, data.table))
+    return RawCaptions(data.image_dir, images, [], seen_with({}, data.digest, data.table), data.resize_mode)

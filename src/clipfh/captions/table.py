@@ -17,6 +17,7 @@ from clipfh.core.files import read_json, write_json
 from clipfh.core.names import require_name
 from clipfh.core.paths import ROOT, display
 from clipfh.core.values import is_texts, leaves_root, text_of
+from clipfh.images.transforms import RESIZE_MODES
 from clipfh.tables.digest import Seen, digest_of, size_of
 
 SPLITS = ("train", "val", "test")
@@ -49,6 +50,7 @@ class CaptionDataset:
         images: sorted by split and path.
         left_out: (what, reason) of every image, caption or line that is not in `images`.
         seen_identities: whom the images of train and val show, see `clipfh.tables.digest`; empty where nobody says.
+        resize_mode: how photos become squares; None: as the image encoder was trained.
     """
 
     name: str
@@ -56,6 +58,7 @@ class CaptionDataset:
     images: tuple[CaptionedImage, ...]
     left_out: tuple[tuple[str, str], ...] = ()
     seen_identities: Seen = field(default_factory=dict)
+    resize_mode: str | None = None
 
     def rows(self, split: str) -> list[CaptionedImage]:
         """The images of one split."""
@@ -152,7 +155,7 @@ def write_caption_dataset(folder: Path, data: CaptionDataset, source: dict[str, 
     image_dir = data.image_dir.resolve()
     image_dir = image_dir.relative_to(ROOT) if image_dir.is_relative_to(ROOT) else image_dir
     description = {"name": data.name, "kind": "captions", "image_dir": str(image_dir), "num_images": dict(counts)}
-    description["seen_identities"] = dict(data.seen_identities)
+    description |= {"seen_identities": dict(data.seen_identities), "resize_mode": data.resize_mode}
     write_json(folder / "dataset.json", {**description, "source": source})
 
 
@@ -190,4 +193,7 @@ def read_caption_dataset(folder: Path, made_by: str) -> CaptionDataset:
     seen = description.get("seen_identities", {})
     if not isinstance(seen, dict) or not all(map(is_texts, seen.values())):
         raise InputError(f"{folder / 'dataset.json'}: seen_identities is {shown(seen)}. Make it with: {made_by}")
-    return CaptionDataset(name, ROOT / image_dir, tuple(images), seen_identities=seen)
+    mode = description.get("resize_mode")
+    if mode not in (None, *RESIZE_MODES):
+        raise InputError(f"{folder / 'dataset.json'}: resize_mode is {shown(mode)}; valid: {', '.join(RESIZE_MODES)}")
+    return CaptionDataset(name, ROOT / image_dir, tuple(images), seen_identities=seen, resize_mode=mode)

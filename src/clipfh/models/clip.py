@@ -166,25 +166,25 @@ def without_padding(tower: HFTextEncoder, inputs: tuple[torch.Tensor]) -> tuple[
     return (token_ids[:, : max(1, length)],)
 
 
-def require_any_size(clip: LoadedClip, size: ImageSize) -> None:
-    """Check that the image encoder also takes photos of another size than it was built for.
+def require_any_size(image_encoder: nn.Module, size: ImageSize, name: str) -> None:
+    """Check that an image encoder, called `name`, also takes photos of another size than it was built for.
 
     Raises:
         InputError: it has position embeddings, or parts of a fixed size.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    parameter = next(clip.model.visual.parameters())
-    was_training = clip.model.training
-    clip.model.eval()
+    parameter = next(image_encoder.parameters())
+    was_training = image_encoder.training
+    image_encoder.eval()
     try:
         with torch.inference_mode():
-            clip.model.encode_image(parameter.new_zeros(1, 3, height, width))
+            image_encoder(parameter.new_zeros(1, 3, height, width))
     except (AssertionError, RuntimeError, ValueError) as error:  # timm asserts, torch's products do not fit
         raise InputError(
-            f"{clip.name} takes photos of one size, that of its position embeddings: leave --eval_image_size out"
+            f"{name} takes photos of one size, that of its position embeddings: leave --eval_image_size out"
         ) from error
     finally:
-        clip.model.train(was_training)
+        image_encoder.train(was_training)
 
 
 def is_image_parameter(name: str) -> bool:

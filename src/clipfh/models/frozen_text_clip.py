@@ -39,9 +39,12 @@ class CLIPImageEncoder(nn.Module):
         backbone: images (B, 3, S, S) to (B, F).
         head: (B, F) to (B, D), not yet of unit length.
         mean, std: of the normalisation, on 0..1 RGB.
+        image_size: S that it was built for.
+        resize_mode: how photos become squares, see `clipfh.images.transforms`.
     """
 
     mean, std = MEAN, STD
+    resize_mode = "shortest"
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class CLIPImageEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, num_features = build_backbone(name, image_size)
+        self.image_size = image_size
         self.head = projection_head(num_features, embed_dim, head_layers, head_norm, head_dropout)
         self.backbone.to(memory_format=torch.channels_last)
         self._backbone_is_held = False
@@ -70,6 +74,7 @@ class CLIPImageEncoder(nn.Module):
         is_timm = hasattr(visual, "trunk")
         encoder.backbone, encoder.head = (visual.trunk, visual.head) if is_timm else (visual, nn.Identity())
         encoder.mean, encoder.std = clip.mean, clip.std
+        encoder.image_size, encoder.resize_mode = clip.image_size, clip.resize_mode
         encoder._backbone_is_held = False
         return encoder
 
@@ -98,6 +103,7 @@ class CLIPTextEncoder(nn.Module):
         source: where its weights came from.
         quick_gelu: whether it uses QuickGELU, which no weight tells.
         tokenizer: open_clip's, of the model.
+        seen_identities: whom the weights were fine-tuned on.
     """
 
     def __init__(self, clip: LoadedClip) -> None:
@@ -105,7 +111,7 @@ class CLIPTextEncoder(nn.Module):
         self.tower, self.tokenizer = clip.model, clip.tokenizer
         transformers_tokenizer = getattr(clip.tokenizer, "tokenizer", None)  # inside of open_clip's, such as SigLIP's
         self._pad = None if transformers_tokenizer is None else transformers_tokenizer.pad_token_id
-        self.source, self.quick_gelu = clip.pretrained, clip.quick_gelu
+        self.source, self.quick_gelu, self.seen_identities = clip.pretrained, clip.quick_gelu, clip.seen_identities
         for name in ("visual", "logit_scale", "logit_bias"):  # only the text tower stays
             if getattr(self.tower, name, None) is not None:
                 setattr(self.tower, name, None)
@@ -243,7 +249,7 @@ def create_clip_model(
     text_model: str = "ViT-B/32",
     text_weights: str | None = None,
     quick_gelu: bool | None = None,
-    image_size: int = 224,
+    image_size: int | None = None,
     head_layers: int = 2,
     head_norm: str = "none",
     head_dropout: float = 0.0,
@@ -260,7 +266,7 @@ def create_clip_model(
         text_weights: as of `clipfh.models.clip.load_clip`: a tag, a file, `random`, or None: OpenAI's, and for the tiny
             models the newest checkpoint of stage 0.
         quick_gelu: of the text tower, where a checkpoint recorded it; None: as the weights were trained.
-        image_size: S, pixels.
+        image_size: S, pixels; None: the CLIP's own of `clip`, else 224.
         head_layers, head_norm, head_dropout: of the projection head.
         temperature: first value of the learned temperature.
 
@@ -280,7 +286,7 @@ def create_clip_model(
             head_layers=head_layers,
             head_norm=head_norm,
             head_dropout=head_dropout,
-            image_size=image_size,
+            image_size=image_size or 224,
         )
         load_backbone_weights(encoder.backbone, image_encoder, image_weights)
         encoder.mean, encoder.std = normalisation_of(image_encoder, image_weights)

@@ -130,6 +130,8 @@ def checked(options: Options) -> Options:
             raise InputError(f"{name} needs --{flag} DIR, the folder of the raw data")
         if not root.is_dir():
             raise InputError(f"--{flag}: there is no folder {root}")
+    if options.captions == "identities" and options.captions_root:
+        raise InputError("--captions identities are those of --dataset: leave --captions_root out")
     if options.faces and not options.faces.exists():
         raise InputError(f"--faces: there is no {options.faces}")
     for flag, stage, given in (

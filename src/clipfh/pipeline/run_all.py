@@ -26,7 +26,7 @@ class Pipeline:
         self.metadata = f"metadata/{self.name}"
         seed = f"_seed{options.seed}" if options.seed else ""
         self.logs = Path("results", "logs", f"{self.name}_{options.model.replace('/', '-')}{seed}")
-        pretrained = of_stage4() if options.pretrained == "stage4" else options.pretrained
+        pretrained = of_stage4(options.model) if options.pretrained == "stage4" else options.pretrained
         self.weights = flags(model=options.model, pretrained=pretrained)
         self.on_data = flags(dataset=self.name, device=options.device)
         self.on_data += [] if options.exclude_same_camera else ["--no-exclude_same_camera"]
@@ -68,11 +68,12 @@ def flags(**values: object) -> Flags:
     return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
 
 
-def of_stage4() -> str:
-    """The newest CLIP of stage 4 by its path, so that steps that used an older one are run again."""
-    found = sorted((stage_dir(4) / "checkpoints").glob("*_CLIP.pth"), key=lambda path: path.stat().st_mtime_ns)
+def of_stage4(model: str) -> str:
+    """The newest CLIP of stage 4 of a model by its path, so that steps that used an older one are run again."""
+    name = f"*_{model.replace('/', '-')}_CLIP.pth"
+    found = sorted((stage_dir(4) / "checkpoints").glob(name), key=lambda path: path.stat().st_mtime_ns)
     if not found:
-        raise InputError("--pretrained stage4: stage 4 has made no CLIP yet; see its README, 'A start of your own'")
+        raise InputError(f"--pretrained stage4: stage 4 has made no {model} yet; see its README, 'A start of your own'")
     return display(found[-1])
 
 
@@ -188,10 +189,15 @@ def stage4(run: Pipeline) -> None:
         outputs=[f"metadata/{name}/captions.json"],
         forced=options.captions != "synthetic",
     )
-    # of photos of things, which have no left and right
-    things = "small_clip_products" if options.model == SMALL_MODEL else "products"
-    products = flags(config=f"{folder}/config/{things}.yaml") if options.captions in ("grocery", "identities") else []
-    arguments = captions + flags(device=options.device) + run.weights + run.training + products + run.where(folder)
+    files, encoder = [], []
+    if options.captions in ("grocery", "identities"):  # photos of things, which have no left and right
+        is_own = options.model == SMALL_MODEL or options.captions == "identities"
+        files = ["own_products" if is_own else "products"]
+    if options.captions == "identities":
+        encoder = flags(image_encoder="clip")  # becomes a start of stages 1 to 3
+        files += ["hands"] if options.dataset in ("hands11k", "hd") else []
+    suited = encoder + (["--config", *(f"{folder}/config/{name}.yaml" for name in files)] if files else [])
+    arguments = captions + flags(device=options.device) + run.weights + run.training + suited + run.where(folder)
     checkpoints = f"{folder}/checkpoints{run.apart}"
     run.step(
         "51_stage4_train",

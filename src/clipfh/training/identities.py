@@ -115,7 +115,7 @@ def load_identities(
     )
     view_size = None if start.image_size in (None, clip.image_size) else start.image_size
     if view_size:
-        require_any_size(clip, view_size)
+        require_any_size(clip.model.visual, view_size, clip.name)
     say_cut_prompts(texts, clip.tokenizer, clip.name)
     require_unseen(
         clip.seen_identities,
