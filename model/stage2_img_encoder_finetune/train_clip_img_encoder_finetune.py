@@ -7,7 +7,8 @@
 Each batch holds P identities with K photos each. The prompts of the train identities go through the frozen text
 encoder once; their features are the classes of the image-to-text term. BEST is chosen by mAP on the val identities.
 
-Values are read from config/default.yaml, for tiny models then tiny.yaml, then from the files of --config; flags win.
+Values are read from config/default.yaml, for the models of stage 0 then small_clip.yaml or tiny.yaml, then from the
+files of --config; flags win.
 
 Reads:   metadata/<dataset>/ (scripts 00 to 04)
 Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ beside this script,

@@ -10,8 +10,9 @@ Four variants, from the naive one to the one to use (config/v1.yaml to v4.yaml s
     v3  v2 continued from its BEST with a higher learning rate
     v4  SupCon on P x K batches, token-safe prompts, warm-up then cosine, early stopping (default)
 
-BEST is chosen by mAP on the val identities. Values are read from config/default.yaml, for tiny models then tiny.yaml,
-then the variant's file (and tiny_<variant>.yaml), then the files of --config; flags win.
+BEST is chosen by mAP on the val identities. Values are read from config/default.yaml, for the models of stage 0 then
+small_clip.yaml or tiny.yaml, then the variant's file and the model's own of the variant (small_clip_v4.yaml: InfoNCE),
+then the files of --config; flags win.
 
 Reads:   metadata/<dataset>/ (scripts 00 to 04)
 Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ beside this script,

@@ -70,7 +70,7 @@ class Config:
         IN_FILE, "architecture of the CLIP, by its name in open_clip; small-clip, tiny-rn and tiny-vit are stage 0's"
     )
     pretrained: str | None = option(
-        IN_FILE, "weights of the CLIP: open_clip tag or file; null: openai, or stage 0's newest of a tiny model"
+        IN_FILE, "weights of the CLIP: open_clip tag or file; null: openai, or stage 0's newest of its model"
     )
     clip: str = option(
         IN_FILE, "frozen, finetuned before the GANs, or joint: a copy is trained along", choices=CLIP_MODES

@@ -85,7 +85,7 @@ def load_clip(
         model_name: any spelling that `canonical_model_name` takes.
         pretrained: an open_clip tag (`openai`, `laion2b_s34b_b88k`, ...), a weights file (ours, open_clip's `.pt` or
             `.safetensors`, OpenAI's TorchScript archive), `TAG=FILE` for a file of such a tag whose name does not say
-            so, `random`, or None: `openai`, and for the tiny models the newest checkpoint of stage 0.
+            so, `random`, or None: `stage4`, or None: `openai`, and for the models of stage 0 its newest.
         image_size: input size in pixels, S or (H, W), if not the architecture's own; position embeddings are
             interpolated.
         resize_mode: one of `clipfh.images.transforms.RESIZE_MODES`; None: that of the fine-tuning that the weights went
