@@ -172,6 +172,11 @@ def test_step_that_reuses_a_file_records_the_one_that_it_names() -> None:
     assert made_or_changed("x*.pth", before, "nothing to do") == ["x1.pth", "x2.pth"]
     Path("x2.pth").write_text("changed")
     assert made_or_changed("x*.pth", before, "x1.pth") == ["x2.pth"]
+    Path("run").mkdir()
+    for name in ("x3.pth", "run/y1.pth", "y2.pth"):
+        Path(name).write_bytes(b"made beside")
+    assert made_or_changed("x*.pth", before, "BEST: epoch 3: x2.pth") == ["x2.pth"]  # x3 is another run's
+    assert made_or_changed("**/y*.pth", before, "wrote run\n") == ["run/y1.pth"]
 
 
 def test_force_of_the_command_is_no_other_command() -> None:

@@ -124,13 +124,14 @@ def state_of(path: str) -> tuple[int, int, int]:
 
 
 def made_or_changed(pattern: str, before: dict[str, tuple[int, int, int]], said: str) -> list[str]:
-    """The files of a pattern that differ from `before`.
+    """The files of a pattern that differ from `before`; of several those that the step's output `said` names.
 
-    If none does, the step found its work done: then those that its output `said` names, or else all of them. What is
-    no pattern stands for all its files.
+    Another run may have written its own beside them. If none differs, the step found its work done: then those that
+    its output names, or else all of them. What is no pattern stands for all its files.
     """
     paths = expand(pattern)
     if not glob.has_magic(pattern):
         return paths
     changed = [path for path in paths if before.get(path) != state_of(path)]
-    return changed or [path for path in paths if path in said] or paths
+    named = [path for path in changed or paths if path in said or f"{Path(path).parent.as_posix()}\n" in said]
+    return named or changed or paths
