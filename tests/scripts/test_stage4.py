@@ -186,7 +186,7 @@ def test_a_clip_aligned_on_the_train_identities_is_a_start_of_the_other_stages(p
     )
     resumed = project.run(
         STAGE4, *flags, "--batch_size", 16, "--save_path", tmp_path / "on", "--log_dir", tmp_path / "on",
-        "--resume_ckpt", next(tmp_path.glob("*_LAST.pth")), name="identities",
+        "--resume_ckpt", next(tmp_path.glob("clip_frozen_text_*_LAST.pth")), name="identities",
     )  # fmt: skip
     (again,) = (tmp_path / "on").glob("*_CLIP.pth")
     assert all(torch.equal(value, after[name]) for name, value in load(again)["state_dict"].items())
