@@ -157,6 +157,7 @@ def test_a_clip_aligned_on_the_train_identities_is_a_start_of_the_other_stages(p
     told = project.run(STAGE1, "--pretrained", clip, "--results_dir", results, "--no-clustering").stdout
     assert f"{clip.name}), 80 px" in told
     project.refused(STAGE1, "--dataset", "shapes", "--pretrained", "stage4", says=["--image_encoder clip"])
+    project.checkpoints(STAGE4).mkdir(exist_ok=True)
     shutil.copy(clip, project.checkpoints(STAGE4))
     told = project.run(STAGE2, "--smoke", "--pretrained", "stage4", *folders).stdout
     assert clip.name in told
