@@ -76,7 +76,7 @@ class Options:
         "faces of stage 5: a folder in FER2013's layout, or fer2013.csv (default: data/fer2013 if it is there, else "
         "generated faces)",
     )
-    smoke: bool = option(False, "every step on very little data, in about a minute, in folders of its own")
+    smoke: bool = option(False, "every step on very little data, in a few minutes, in folders of its own")
     force: bool = option(False, "run finished steps again")
     setup_only: bool = option(False, "set up and stop", aliases=("--setup-only",))
 
