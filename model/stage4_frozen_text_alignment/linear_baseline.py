@@ -6,20 +6,24 @@ Shapes: N images, F backbone features, D embedding, B batch.
 """
 
 import math
+import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from dataset import CaptionedPixels, draw_captions, encode_pixels
 from loss import caption_info_nce_loss, is_caption_of
+from settings import Config
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from clipfh.captions.retrieval import CaptionRecall, caption_recall
 from clipfh.images.augment import view_generator
+from clipfh.models.checkpoint import write_checkpoint
 from clipfh.models.clip import MAX_LOGIT_SCALE
-from clipfh.models.frozen_text_clip import CLIPImageEncoder
+from clipfh.models.frozen_text_clip import CLIP, CLIPImageEncoder
+from clipfh.training.runs import TrainingRun
 from clipfh.training.sampler import RandomBatchSampler
 from clipfh.training.schedule import cosine_with_warmup
 
@@ -102,3 +106,31 @@ def with_linear_head(encoder: CLIPImageEncoder, head: nn.Linear) -> dict[str, to
     """The state of an image encoder of one layer that has the backbone of `encoder` and the head."""
     backbone = {f"backbone.{name}": value for name, value in encoder.backbone.state_dict().items()}
     return {**backbone, "head.0.weight": head.weight.detach().cpu(), "head.0.bias": head.bias.detach().cpu()}
+
+
+def full_state(model: CLIP, image_encoder: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state of the whole model with the given one of the image encoder."""
+    rest = {name: value for name, value in model.state_dict().items() if not name.startswith("image_encoder.")}
+    return {**rest, **{f"image_encoder.{name}": value for name, value in image_encoder.items()}}
+
+
+def train_baseline(config: Config, model: CLIP, train: CaptionedPixels, val: CaptionedPixels, run: TrainingRun) -> None:
+    """Train a linear head on the backbone as it is now, and save both as a model of their own."""
+    started = time.perf_counter()
+    head, value, epoch = train_linear_head(
+        model.image_encoder.backbone,
+        train,
+        val,
+        epochs=config.optimisation.epochs,
+        batch_size=config.batch_size,
+        temperature=config.temperature,
+        further=config.further_captions,
+        seed=run.place.seed,
+        device=run.place.device,
+    )
+    state = full_state(model, with_linear_head(model.image_encoder, head))
+    content = {**run.recorded, "head_layers": 1, "head_norm": "none", "head_dropout": 0.0, "variant": "linear"}
+    path = run.place.checkpoints / f"{run.name}_LINEAR.pth"
+    write_checkpoint(path, {**content, "epoch": epoch, "val_recall": value, "state_dict": state})
+    seconds = time.perf_counter() - started
+    run.log.say(f"baseline, a linear head on the frozen backbone: val recall {100 * value:.1f}  {seconds:.1f} s")

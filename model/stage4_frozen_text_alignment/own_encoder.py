@@ -4,15 +4,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from settings import Config
 
 from clipfh.core.errors import InputError
 from clipfh.core.paths import ROOT
 from clipfh.models.checkpoint import read_stage_checkpoint, write_checkpoint
-from clipfh.models.frozen_text_clip import CLIP, OWN, create_clip_model
+from clipfh.models.frozen_text_clip import CLIP, OWN, CLIPImageEncoder, create_clip_model
 
 STAGE = 4
 _KEPT = ("image_size", "resize_mode", "mean", "std", "quick_gelu")
 _KEPT += ("stage", "dataset", "data_digest", "seen_identities", "epoch")
+
+
+def require_head(config: Config, image: CLIPImageEncoder) -> None:
+    """Refuse to train the head alone where there is none."""
+    if (config.freeze_backbone or config.head_warmup_epochs) and not any(True for _ in image.head.parameters()):
+        raise InputError(
+            f"the image encoder of {config.model} has no projection apart from its blocks: leave --freeze_backbone and "
+            "--head_warmup_epochs out; --freeze_until holds blocks"
+        )
 
 
 def save_as_clip(best: Path, model: CLIP, resumed: Path | None) -> Path:

@@ -67,7 +67,7 @@ class Config:
 
 
 def text_model(dataset: str, model: str | None) -> str:
-    """The CLIP whose text tower suits the data; stage 0's has read what the generated pictures are called."""
+    """The CLIP whose text tower is used; that of the generated pictures needs no download."""
     return canonical_model_name(model or (DEFAULT_MODEL if dataset == "synthetic" else "ViT-B/32"))
 
 

@@ -18,7 +18,6 @@ Writes:  checkpoints/<run>_BEST.pth, _LAST.pth and _LINEAR.pth (the baseline), l
 """
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -32,9 +31,9 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 import torch
 from dataset import Batch, CaptionedPixels, make_batches, prepare, smaller
-from linear_baseline import mean_recall, recall_of, train_linear_head, with_linear_head
+from linear_baseline import full_state, mean_recall, recall_of, train_baseline
 from loss import caption_info_nce_loss, is_caption_of
-from own_encoder import save_as_clip
+from own_encoder import require_head, save_as_clip
 from settings import Config, eval_size, recipe, text_model
 from torch import Tensor, nn
 
@@ -44,7 +43,7 @@ from clipfh.core.config_file import parse_with_files
 from clipfh.core.errors import InputError
 from clipfh.core.paths import display
 from clipfh.core.run import autocast
-from clipfh.models.checkpoint import read_stage_checkpoint, write_checkpoint
+from clipfh.models.checkpoint import read_stage_checkpoint
 from clipfh.models.clip import require_any_size
 from clipfh.models.frozen_text_clip import CLIP, OWN, CLIPImageEncoder, create_clip_model
 from clipfh.models.image_layers import hold_image_layers
@@ -85,34 +84,6 @@ def validate(encoder: nn.Module, val: CaptionedPixels, device: torch.device) -> 
     }
     text = f"val recall {100 * value:.1f} R@1 to text {100 * to_text:.1f} to image {100 * to_image:.1f}"
     return Validation(value, figures, text)
-
-
-def full_state(model: CLIP, image_encoder: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of the whole model with the given one of the image encoder."""
-    rest = {name: value for name, value in model.state_dict().items() if not name.startswith("image_encoder.")}
-    return {**rest, **{f"image_encoder.{name}": value for name, value in image_encoder.items()}}
-
-
-def train_baseline(config: Config, model: CLIP, train: CaptionedPixels, val: CaptionedPixels, run: TrainingRun) -> None:
-    """Train a linear head on the backbone as it is now, and save both as a model of their own."""
-    started = time.perf_counter()
-    head, value, epoch = train_linear_head(
-        model.image_encoder.backbone,
-        train,
-        val,
-        epochs=config.optimisation.epochs,
-        batch_size=config.batch_size,
-        temperature=config.temperature,
-        further=config.further_captions,
-        seed=run.place.seed,
-        device=run.place.device,
-    )
-    state = full_state(model, with_linear_head(model.image_encoder, head))
-    content = {**run.recorded, "head_layers": 1, "head_norm": "none", "head_dropout": 0.0, "variant": "linear"}
-    path = run.place.checkpoints / f"{run.name}_LINEAR.pth"
-    write_checkpoint(path, {**content, "epoch": epoch, "val_recall": value, "state_dict": state})
-    seconds = time.perf_counter() - started
-    run.log.say(f"baseline, a linear head on the frozen backbone: val recall {100 * value:.1f}  {seconds:.1f} s")
 
 
 def main(config: Config) -> None:
@@ -165,11 +136,7 @@ def main(config: Config) -> None:
     loop = Loop(model, groups, modules, sampler, names, config.optimisation, averaged=image, chosen_by="val_recall")
 
     # ---- the run: the baseline before anything moves, then the loop
-    recorded = {
-        **record(config, model, text_digest, data),
-        "dataset": data.name,
-        "data_digest": captions_digest(data),
-    }
+    recorded = record(config, model, text_digest, data)
     run = start_run(place, config, recorded, prefix="clip_frozen_text", restore=loop.load_state)
     say_what_trains(run, config, model, train, len(sampler))
     if loop.epoch == 0 and config.baseline:
@@ -186,15 +153,6 @@ def main(config: Config) -> None:
     run.log.close()
 
 
-def require_head(config: Config, image: CLIPImageEncoder) -> None:
-    """Refuse to train the head alone where there is none."""
-    if (config.freeze_backbone or config.head_warmup_epochs) and not any(True for _ in image.head.parameters()):
-        raise InputError(
-            f"the image encoder of {config.model} has no projection apart from its blocks: leave --freeze_backbone and "
-            "--head_warmup_epochs out; --freeze_until holds blocks"
-        )
-
-
 def hold(config: Config, image: CLIPImageEncoder, epoch: int = 0) -> None:
     """Let what learns in `epoch` (from 1 on; 0: what learns in any) learn."""
     image.backbone.requires_grad_(not config.freeze_backbone)
@@ -209,6 +167,7 @@ def record(config: Config, model: CLIP, text_digest: str, data: CaptionDataset) 
     record = {**asdict(encoder), "stage": STAGE, "model": f"{encoder.image_encoder}+{config.model}", "variant": ""}
     record |= {"text_model": config.model, "text_digest": text_digest, "quick_gelu": text.quick_gelu}
     record |= {"image_size": image.image_size, "resize_mode": data.resize_mode or image.resize_mode}
+    record |= {"dataset": data.name, "data_digest": captions_digest(data)}
     record |= {"mean": image.mean, "std": image.std, "seen_identities": dict(data.seen_identities)}
     if encoder.image_encoder != OWN:
         return record

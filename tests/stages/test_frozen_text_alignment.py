@@ -19,7 +19,7 @@ FOLDER = ROOT / "model" / "stage4_frozen_text_alignment"
 
 def load_modules() -> SimpleNamespace:
     """The stage's modules by their own names, which other stages use as well: they are forgotten afterwards."""
-    names = ("loss", "dataset", "linear_baseline")
+    names = ("loss", "dataset", "settings", "linear_baseline")
     sys.path.insert(0, str(FOLDER))
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     try:

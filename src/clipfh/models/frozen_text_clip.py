@@ -45,6 +45,7 @@ class CLIPImageEncoder(nn.Module):
 
     mean, std = MEAN, STD
     resize_mode = "shortest"
+    _backbone_is_held = False
 
     def __init__(
         self,
@@ -61,7 +62,6 @@ class CLIPImageEncoder(nn.Module):
         self.image_size = image_size
         self.head = projection_head(num_features, embed_dim, head_layers, head_norm, head_dropout)
         self.backbone.to(memory_format=torch.channels_last)
-        self._backbone_is_held = False
 
     @classmethod
     def of(cls, clip: LoadedClip) -> "CLIPImageEncoder":
@@ -75,7 +75,6 @@ class CLIPImageEncoder(nn.Module):
         encoder.backbone, encoder.head = (visual.trunk, visual.head) if is_timm else (visual, nn.Identity())
         encoder.mean, encoder.std = clip.mean, clip.std
         encoder.image_size, encoder.resize_mode = clip.image_size, clip.resize_mode
-        encoder._backbone_is_held = False
         return encoder
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

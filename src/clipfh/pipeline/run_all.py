@@ -52,13 +52,13 @@ class Pipeline:
             return []
         return flags(save_path=f"{folder}/checkpoints{self.apart}", log_dir=f"{folder}/logs{self.apart}")
 
-    def recipe(self, folder: str) -> Flags:
-        """The files of a stage's values that suit model and photos, over those that it reads by itself."""
+    def recipe(self, folder: str, *first: str) -> Flags:
+        """The files `first`, then those that suit model and photos, over those that a stage reads by itself."""
         suits = {
             "tiny_photos": self.options.model in TINY_MODELS and self.options.dataset != "synthetic",
             "hands": self.options.dataset in ("hands11k", "hd"),
         }
-        files = [f"{folder}/config/{name}.yaml" for name in suits if suits[name]]
+        files = [f"{folder}/config/{name}.yaml" for name in (*first, *(name for name in suits if suits[name]))]
         files = [file for file in files if (ROOT / file).is_file()]
         return ["--config", *files] if files else []
 
@@ -189,14 +189,12 @@ def stage4(run: Pipeline) -> None:
         outputs=[f"metadata/{name}/captions.json"],
         forced=options.captions != "synthetic",
     )
-    files, encoder = [], []
-    if options.captions in ("grocery", "identities"):  # photos of things, which have no left and right
-        is_own = options.model == SMALL_MODEL or options.captions == "identities"
-        files = ["own_products" if is_own else "products"]
-    if options.captions == "identities":
-        encoder = flags(image_encoder="clip")  # becomes a start of stages 1 to 3
-        files += ["hands"] if options.dataset in ("hands11k", "hd") else []
-    suited = encoder + (["--config", *(f"{folder}/config/{name}.yaml" for name in files)] if files else [])
+    suited: Flags = []
+    if options.captions == "identities":  # becomes a start of stages 1 to 3
+        suited = flags(image_encoder="clip") + run.recipe(folder, "own_products")
+    elif options.captions == "grocery":
+        products = "own_products" if options.model == SMALL_MODEL else "products"
+        suited = flags(config=f"{folder}/config/{products}.yaml")
     arguments = captions + flags(device=options.device) + run.weights + run.training + suited + run.where(folder)
     checkpoints = f"{folder}/checkpoints{run.apart}"
     run.step(
