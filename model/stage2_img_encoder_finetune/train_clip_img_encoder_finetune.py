@@ -37,6 +37,7 @@ from clipfh.models.clip import LoadedClip, freeze_text_encoder
 from clipfh.models.settings import Start
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
 from clipfh.training.identities import load_identities, load_source
+from clipfh.training.interpolation import Interpolation, choose_between
 from clipfh.training.layers import Layers
 from clipfh.training.loop import Loop
 from clipfh.training.runs import prepare_run, start_run
@@ -63,6 +64,7 @@ class Config:
     optimisation: Optimisation = section()
     views: Views = section()
     layers: Layers = section()
+    interpolation: Interpolation = section()
     run: Run = section()
 
 
@@ -105,7 +107,8 @@ def main(config: Config) -> None:
     groups = config.layers.groups(clip.model, config.lr, config.optimisation.weight_decay)
     groups += decay_groups(objective, config.lr, config.optimisation.weight_decay)
     modules = {"clip": clip.model, "objective": objective}
-    loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation)
+    remember_start = config.interpolation.wise_ft > 0
+    loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation, remember_start=remember_start)
     recorded = identities.record(config.loss)
     run = start_run(place, config, recorded, prefix="clip_img_encoder", restore=loop.load_state)
     run.log.say(
@@ -121,6 +124,7 @@ def main(config: Config) -> None:
 
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, clip, objective), validate)
+    choose_between(loop, run, validate, config.interpolation.wise_ft)
     run.log.close()
 
 

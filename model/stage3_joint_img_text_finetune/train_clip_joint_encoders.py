@@ -46,6 +46,7 @@ from clipfh.models.settings import Start
 from clipfh.tables.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS
 from clipfh.training.data import made_ahead
 from clipfh.training.identities import load_identities, load_source
+from clipfh.training.interpolation import Interpolation, choose_between
 from clipfh.training.layers import Layers
 from clipfh.training.loop import Loop
 from clipfh.training.runs import prepare_run, start_run
@@ -87,6 +88,7 @@ class Config:
     optimisation: Optimisation = section()
     views: Views = section()
     layers: Layers = section()
+    interpolation: Interpolation = section()
     text_lr_scale: float = option(IN_FILE, "learning rate of the text encoder, relative to --lr", above=0)
     run: Run = section()
 
@@ -165,8 +167,16 @@ def main(config: Config) -> None:
     decay = config.optimisation.weight_decay
     groups = config.layers.groups(clip.model, config.lr, decay, text_lr_scale=config.text_lr_scale)
     groups += decay_groups(objective, config.lr, decay)
-    modules, is_constant = {"clip": clip.model, "objective": objective}, config.schedule == "constant"
-    loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation, constant_lr=is_constant)
+    loop = Loop(
+        clip.model,
+        groups,
+        {"clip": clip.model, "objective": objective},
+        sampler,
+        photos.images,
+        config.optimisation,
+        constant_lr=config.schedule == "constant",
+        remember_start=config.interpolation.wise_ft > 0,
+    )
     recorded = identities.record(config.variant)
     run = start_run(place, config, recorded, prefix="clip_joint", restore=loop.load_state)
     run.log.say(
@@ -185,6 +195,7 @@ def main(config: Config) -> None:
 
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, clip.model, pairs, objective), validate)
+    choose_between(loop, run, validate, config.interpolation.wise_ft)
     run.log.close()
 
 

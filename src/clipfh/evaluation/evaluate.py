@@ -22,6 +22,7 @@ from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, Evalu
 from clipfh.features.store import load_features
 from clipfh.models.checkpoint import newest_checkpoint, read_stage_checkpoint
 from clipfh.models.clip import LoadedClip, canonical_model_name, load_clip
+from clipfh.reports.charts import interpolation_figure
 from clipfh.reports.printed_figures import print_figures
 from clipfh.reports.run_page import write_run_report
 from clipfh.reports.summary import append_rows, require_summary, utc_now
@@ -45,12 +46,15 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     model = canonical_model_name(config.model) if config.model else content["model"]
     device = pick_device(config.device)
     val = f"val mAP {100 * content['val_mAP']:.1f}" if "val_mAP" in content else "no val: a final fit"
+    if content.get("alpha", 1) != 1:
+        val += f" at {content['alpha']:g} of the way from its first weights"
     print(
         f"checkpoint: {display(path)} ({content['model']}, {content['variant']}, trained on {content['dataset']}, "
         f"epoch {content['epoch']}, {val})"
     )
     clip = load_clip(model, str(path), resize_mode=config.resize_mode, device=str(device))
-    return evaluate_clip(clip, data, EvaluationLabels(stage, content["variant"], clip.pretrained), device, config)
+    labels = EvaluationLabels(stage, content["variant"], clip.pretrained, content.get("interpolation", {}))
+    return evaluate_clip(clip, data, labels, device, config)
 
 
 def _newest_best(stage: int, dataset: str, data_digest: str | None, variant: str | None, made_by: str) -> Path:
@@ -119,7 +123,7 @@ def evaluate_clip(
         **environment(),
     }
     write_json(run_dir / "metrics.json", result)
-    drawn = _draw(run_dir, data, test, features, measured, labels.stage_name, with_map=config.clustering)
+    drawn = _draw(run_dir, data, test, features, measured, labels, with_map=config.clustering)
     _write(run_dir, config.results_dir, result, measured.rows, drawn)
     print_figures(measured.official, measured.random, measured.text and measured.text.figures, measured.clusters)
     if result["images_left_out"]:
@@ -145,11 +149,12 @@ def _draw(
     test: EvaluationData,
     features: torch.Tensor,
     measured: Measured,
-    stage_name: str,
+    labels: EvaluationLabels,
     *,
     with_map: bool,
 ) -> list[tuple[Path, str]]:
     """Write the rankings and draw them: pictures with their captions."""
+    stage_name = labels.stage_name
     rankings = ranking_table(features, test.table, test.official, exclude_same_camera=data.exclude_same_camera)
     with replace_atomically(run_dir / "rankings.csv") as temporary:
         rankings.to_csv(temporary, index=False, float_format="%.6f")
@@ -158,6 +163,10 @@ def _draw(
     if with_map:
         same_camera = data.exclude_same_camera
         drawn += draw_map(run_dir, data.image_dir, features, test.table, stage_name, exclude_same_camera=same_camera)
+    if labels.interpolation:
+        interpolation_figure(run_dir / "interpolation.png", labels.interpolation)
+        caption = "Val mAP of the weights between the first ones and the best epoch's: the best of them were measured"
+        drawn.append((run_dir / "interpolation.png", caption))
     return drawn
 
 

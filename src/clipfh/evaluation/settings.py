@@ -1,6 +1,6 @@
 """The flags of an evaluation, and what its rows say of the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipfh.core.cli import option
@@ -54,11 +54,17 @@ class CheckpointConfig(EvaluationConfig):
 
 @dataclass(frozen=True)
 class EvaluationLabels:
-    """What the rows in `results/summary.csv` say of an evaluation, besides its figures."""
+    """What the rows in `results/summary.csv` say of an evaluation, besides its figures.
+
+    Attributes:
+        stage, variant, checkpoint: of the weights.
+        interpolation: {share of the fine-tuned weights: val mAP} by which they were chosen, for the report.
+    """
 
     stage: int
     variant: str
     checkpoint: str
+    interpolation: dict[float, float] = field(default_factory=dict)
 
     @property
     def stage_name(self) -> str:

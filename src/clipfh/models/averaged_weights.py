@@ -15,13 +15,16 @@ class AveragedWeights(AveragedModel):
     Frozen parameters stay bit-identical. A decay of 0 follows the model itself.
 
     `keep_start` is the share of the model's first weights in the average: what was fine-tuned, and between it and the
-    start, is often better on what was not seen than what was fine-tuned alone (WiSE-FT, Wortsman et al. 2022).
+    start, is often better on what was not seen than what was fine-tuned alone (WiSE-FT, Wortsman et al. 2022). With
+    `remember_start` they are at hand for `move_between` without a share in the average.
     """
 
-    def __init__(self, model: nn.Module, decay: float, keep_start: float = 0.0) -> None:
+    def __init__(
+        self, model: nn.Module, decay: float, keep_start: float = 0.0, *, remember_start: bool = False
+    ) -> None:
         super().__init__(model, use_buffers=True)
         self._keep_start = keep_start
-        learning = self._learning(model) if keep_start else []
+        learning = self._learning(model) if keep_start or remember_start else []
         # among what is saved: a continued run needs it again
         self.start = nn.ParameterList(nn.Parameter(value.detach().clone(), requires_grad=False) for value in learning)
         self._decay, self._steps = decay, 0  # steps since the average was brought up to date
@@ -58,6 +61,22 @@ class AveragedWeights(AveragedModel):
         if self._keep_start:
             theirs = torch._foreach_lerp(theirs, list(self.start), self._keep_start)
         torch._foreach_lerp_(ours, theirs, share)
+
+    @torch.no_grad()
+    def move_between(self, end: dict[str, torch.Tensor], alpha: float) -> None:
+        """Give `module` the weights at `alpha` of the way from the first ones to `end`, a state of it.
+
+        Of 1 and 0 they are those of the ends to the bit. Running statistics lie between, too; counters are the end's.
+
+        Raises:
+            ValueError: the first weights were not kept.
+        """
+        self.module.load_state_dict(end)
+        ours = self._learning(self.module)
+        if len(ours) != len(self.start):
+            raise ValueError("the first weights were not kept: make it with remember_start")
+        if alpha != 1:
+            torch._foreach_lerp_(ours, list(self.start), 1 - alpha)
 
     def _pair_up(self, model: nn.Module) -> None:
         self._averaged = list(zip(self._learning(self.module), self._learning(model), strict=True))

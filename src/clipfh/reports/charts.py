@@ -132,6 +132,35 @@ def _mark_best(axes: Axes, series: Mapping[str, list[tuple[float, float]]], best
     axes.plot([epoch], [value], color=ORANGE, label=f"BEST {value:.3f} (epoch {epoch:g})", zorder=4, **style)
 
 
+def interpolation_figure(path: Path, curve: Mapping[float, float], *, title: str = "") -> None:
+    """Draw the val mAP of the weights between a run's first ones and its best epoch's, with the chosen ones marked.
+
+    Args:
+        path: the picture to write.
+        curve: share of the best epoch's weights, 0 to 1, to val mAP, a fraction.
+        title: above the figure.
+
+    Raises:
+        InputError: `path` cannot be written.
+    """
+    figure = new_figure(4.2, 3.1)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
+    axes = figure.subplots()
+    points = sorted(curve.items())
+    _draw_series(axes, {"val_mAP": points}, "val")
+    alpha, value = max(points, key=lambda point: (point[1], point[0]))
+    style = {"marker": "*", "markersize": 13, "markeredgecolor": INK, "markeredgewidth": 0.7, "linestyle": "none"}
+    axes.plot([alpha], [value], color=ORANGE, label=f"chosen: {alpha:g}, {value:.3f}", zorder=4, **style)
+    axes.set_xlim(-0.04, 1.04)
+    axes.set_xticks([at for at, _ in points] if len(points) <= 11 else [0, 0.25, 0.5, 0.75, 1])
+    axes.set_xlabel("share of the fine-tuned weights", fontsize=9, color=GREY, family=FONT)
+    axes.set_title("validation", loc="left", fontsize=10, fontweight="bold", color=INK, family=FONT)
+    axes.legend(fontsize=8, edgecolor="none", framealpha=0.85)
+    if title:
+        figure.suptitle(printable(title), fontsize=11, fontweight="bold", x=0.01, ha="left", color=INK, family=FONT)
+    save_figure(figure, path)
+
+
 def stage_comparison_figure(path: Path, summary: pd.DataFrame) -> None:
     """Draw Rank-1 and mAP of the newest evaluation of each stage as dots, one panel a dataset.
 

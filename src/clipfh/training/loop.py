@@ -58,6 +58,7 @@ class Loop:
         settings: how long, how fast, what is kept.
         averaged: the part of `model` whose average is kept; default: all of it.
         constant_lr: stay at the peak instead of warming up and falling along a cosine.
+        remember_start: keep the first weights of what learns, for `clipfh.training.interpolation`.
         chosen_by: the val figure that `validate` gives, as checkpoints record it.
 
     Attributes:
@@ -76,12 +77,15 @@ class Loop:
         *,
         averaged: nn.Module | None = None,
         constant_lr: bool = False,
+        remember_start: bool = False,
         chosen_by: str = "val_mAP",
     ) -> None:
         self.model, self.settings, self.sampler, self.images = model, settings, sampler, images
         self._chosen_by = chosen_by
         self._averaged = model if averaged is None else averaged
-        self.average = AveragedWeights(self._averaged, settings.ema_decay, settings.keep_start)
+        self.average = AveragedWeights(
+            self._averaged, settings.ema_decay, settings.keep_start, remember_start=remember_start
+        )
         self._modules = {**modules, "ema": self.average}
         self.optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
         total_steps = settings.epochs * -(-len(sampler) // settings.accumulate)
@@ -110,7 +114,9 @@ class Loop:
         if self.sampler.note:
             run.log.say(self.sampler.note)
         if self.epoch == 0 and validate:  # where it starts from
-            run.log.say(f"before training  {validate().text}")
+            start = validate()
+            self.best.start = start.value
+            run.log.say(f"before training  {start.text}")
         for epoch in range(self.epoch + 1, epochs + 1):
             if validate and self.best.should_stop(epoch - 1):  # also where the run that is continued had stopped
                 run.log.say(
@@ -188,7 +194,7 @@ class Loop:
             "scheduler": scheduler,
             "sampler": self.sampler.state_dict(),
             "random": random_state(),
-            "best": {"value": self.best.value, "epoch": self.best.epoch},
+            "best": {"value": self.best.value, "epoch": self.best.epoch, "start": self.best.start},
             "epoch": self.epoch,
             "step": self.step,
         }
@@ -204,6 +210,7 @@ class Loop:
         lambdas = [None] * len(self.scheduler.lr_lambdas)
         self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": lambdas})
         self.sampler.load_state_dict(state["sampler"])
-        self.best.value, self.best.epoch = state["best"]["value"], state["best"]["epoch"]
+        best = state["best"]
+        self.best.value, self.best.epoch, self.best.start = best["value"], best["epoch"], best.get("start")
         restore_random_state(state["random"])
         self.epoch, self.step = state["epoch"], state["step"]

@@ -46,11 +46,13 @@ class BestSoFar:
         patience: epochs without a new best after which training stops; 0 never stops.
         value: the best so far, -1 before the first.
         epoch: its epoch.
+        start: the figure before training, where it was measured.
     """
 
     patience: int
     value: float = -1.0
     epoch: int = 0
+    start: float | None = None
 
     def update(self, value: float, epoch: int) -> bool:
         """Take the figure of `epoch`; True where it is a new best."""

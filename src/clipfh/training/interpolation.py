@@ -1,0 +1,71 @@
+"""Weights between those that a run began with and those of its best epoch (WiSE-FT, Wortsman et al. 2022).
+
+Fine-tuning moves a pretrained model towards the train identities and away from what it knew; somewhere between the two
+is often better at both. It costs no training: each point of the line is measured once on val.
+"""
+
+from dataclasses import dataclass
+
+from clipfh.core.cli import option
+from clipfh.core.config_file import IN_FILE
+from clipfh.models.checkpoint import read_stage_checkpoint, write_checkpoint
+from clipfh.reports.charts import interpolation_figure
+from clipfh.training.loop import Loop, Validate
+from clipfh.training.runs import TrainingRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolation:
+    """The flag that says how closely the line is looked at."""
+
+    wise_ft: int = option(
+        IN_FILE,
+        "steps from the first weights to the best epoch's; val is measured after each, and the best is BEST; 0: the "
+        "best epoch's",
+        at_least=0,
+        at_most=100,
+    )
+
+
+def choose_between(loop: Loop, run: TrainingRun, validate: Validate | None, steps: int) -> None:
+    """Measure the weights at alpha = 0, 1 / steps, ..., 1 on val; the best of them becomes the run's BEST.
+
+    alpha is the share of the best epoch's weights; 0 are the first ones, so that what is chosen is never worse on val
+    than what the run began with. Equal figures: the larger alpha. The checkpoint records `alpha` and `interpolation`,
+    {alpha: val mAP}; `interpolation.png` beside the log shows it. A run that is continued after this is left as it is.
+
+    Args:
+        loop: after `fit`; made with `remember_start`.
+        run: whose BEST is read, and written again.
+        validate: measures `loop.average.module`; None, as there is no val: nothing is done then.
+        steps: from 0 to 1; with 0 nothing is done.
+
+    Raises:
+        InputError: BEST is missing, or cannot be written.
+    """
+    if validate is None or steps == 0:
+        return
+    best = read_stage_checkpoint(run.best, run.place.stage)
+    if "alpha" in best:
+        return
+    figures = {1.0: best["val_mAP"]}
+    for step in reversed(range(steps)):
+        alpha = step / steps
+        if alpha == 0 and loop.best.start is not None:  # measured before training
+            figures[alpha] = loop.best.start
+            continue
+        loop.average.move_between(best["state_dict"], alpha)
+        figures[alpha] = validate().value
+    alpha = max(figures, key=lambda alpha: (figures[alpha], alpha))
+    loop.average.move_between(best["state_dict"], alpha)
+    curve = dict(sorted(figures.items()))
+    best |= {"alpha": alpha, "interpolation": curve, "val_mAP": figures[alpha]}
+    run.log.say(
+        "weights between the first (0) and the best epoch's (1), val mAP: "
+        + ", ".join(f"{at:g}: {100 * value:.1f}" for at, value in curve.items())
+        + f"; BEST is now {alpha:g}"
+        + (": nothing that was learned helps on val" if alpha == 0 else "")
+    )
+    if run.place.rank == 0:
+        write_checkpoint(run.best, {**best, "state_dict": loop.average.module.state_dict()})
+        interpolation_figure(run.log.folder / "interpolation.png", curve, title=run.name)
