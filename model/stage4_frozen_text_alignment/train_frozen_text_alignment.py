@@ -30,8 +30,8 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 
 # isort: split
 import torch
-from dataset import Batch, CaptionedPixels, make_batches, prepare, smaller
-from linear_baseline import full_state, mean_recall, recall_of, train_baseline
+from dataset import Batch, CaptionedPixels, encode_pixels, make_batches, prepare, smaller
+from linear_baseline import full_state, mean_recall, train_baseline, val_recall
 from loss import caption_info_nce_loss, is_caption_of
 from own_encoder import require_head, save_as_clip
 from settings import Config, eval_size, recipe, text_model
@@ -73,9 +73,9 @@ def make_step(config: Config, model: CLIP) -> Callable[[Batch], dict[str, Tensor
     return step
 
 
-def validate(encoder: nn.Module, val: CaptionedPixels, device: torch.device) -> Validation:
-    """Recall on val, of its images for captions and its captions for images."""
-    both_ways = recall_of(encoder, val, device)
+def validate(encoder: nn.Module, val: CaptionedPixels, train: CaptionedPixels, device: torch.device) -> Validation:
+    """Recall on val, of its images for captions, with those of train in the way, and its captions for images."""
+    both_ways = val_recall(encode_pixels(encoder, val, device), val, train)
     value, (to_text, to_image) = mean_recall(both_ways), (figures.recall[1] for figures in both_ways)
     figures = {
         "val_recall": value,
@@ -142,7 +142,7 @@ def main(config: Config) -> None:
     if loop.epoch == 0 and config.baseline:
         train_baseline(config, model, train, val, run)
     average = loop.average.module
-    validation = partial(validate, average, val, place.device)
+    validation = partial(validate, average, val, train, place.device)
     loop.fit(run, batches, make_step(config, model), validation, lambda: full_state(model, average.state_dict()))
     if model.text_encoder.digest() != text_digest:
         raise RuntimeError("the text encoder has changed: it must stay as it was loaded")

@@ -52,6 +52,19 @@ def test_as_a_naive_loop(seed):
     assert to_image.first_match_rank.tolist() == naive_ranks(texts, images, owners)
 
 
+def test_other_texts_are_in_the_way_of_images_alone():
+    images, texts, captions = random_pairs(5, 40, 30)
+    others = F.normalize(torch.randn(50, 8, generator=torch.Generator().manual_seed(1)), dim=1)
+    to_text, to_image = caption_recall(images, texts, captions, other_texts=others)
+    naive = naive_ranks(images, torch.cat([texts, others]), [set(own.tolist()) for own in captions])
+    assert to_text.first_match_rank.tolist() == naive and to_text.num_gallery == 80
+    plain_to_text, plain_to_image = caption_recall(images, texts, captions)
+    assert to_image.first_match_rank.tolist() == plain_to_image.first_match_rank.tolist()
+    assert (to_text.first_match_rank >= plain_to_text.first_match_rank).all()
+    none = caption_recall(images, texts, captions, other_texts=others[:0])[0]
+    assert none.first_match_rank.tolist() == plain_to_text.first_match_rank.tolist()
+
+
 def test_chunks_do_not_change_ranks(monkeypatch):
     images, texts, captions = random_pairs(9, 50, 70)
     whole = [figures.first_match_rank.tolist() for figures in caption_recall(images, texts, captions)]

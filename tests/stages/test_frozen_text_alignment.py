@@ -232,6 +232,7 @@ def split_of(N: int, seed: int, directions: torch.Tensor, marks: torch.Tensor) -
     texts = F.normalize(directions[np.repeat(kinds, 2)] + noise, dim=1).numpy()
     captions = np.arange(2 * N).reshape(N, 2)
     told = {"captions_of_image": list(captions), "normalisation": (frozen_text_clip.MEAN, frozen_text_clip.STD)}
+    told["texts"] = [f"caption {number} of {seed}" for number in range(2 * N)]
     return SimpleNamespace(pixels=pixels, text_features=texts, captions=captions, **told)
 
 
@@ -294,8 +295,24 @@ def test_the_linear_head_learns_what_is_linear_and_leaves_the_backbone(splits):
         def forward(self, images):
             return F.normalize(head(Mean()(images)), dim=1)
 
-    recall = stage.linear_baseline.recall_of(WithHead(), val, torch.device("cpu"))
+    features = stage.dataset.encode_pixels(WithHead(), val, torch.device("cpu"))
+    recall = stage.linear_baseline.val_recall(features, val, train)
     assert stage.linear_baseline.mean_recall(recall) == pytest.approx(value, abs=0.02)
+
+
+def test_train_captions_are_in_the_way_of_few_val_captions(splits, monkeypatch):
+    train, val = splits
+    features = F.normalize(torch.randn(len(val.pixels), val.text_features.shape[1]), dim=1)
+    to_text, to_image = stage.linear_baseline.val_recall(features, val, train)
+    assert to_text.num_gallery == len(val.texts) + len(train.texts) == 256 and to_image.num_gallery == 32
+    shared = SimpleNamespace(texts=[*val.texts[:10], *train.texts[10:]], text_features=train.text_features)
+    assert (
+        stage.linear_baseline.val_recall(features, val, shared)[0].num_gallery == 246
+    )  # val's own are in nobody's way
+    for enough in (1, len(val.texts), len(val.texts) + 3):
+        monkeypatch.setattr(stage.linear_baseline, "ENOUGH_CAPTIONS", enough)
+        to_text, _ = stage.linear_baseline.val_recall(features, val, train)
+        assert to_text.num_gallery == max(len(val.texts), enough)
 
 
 def test_the_baselines_state_is_that_of_a_head_of_one_layer():

@@ -45,7 +45,11 @@ class CaptionRecall:
 
 
 def caption_recall(
-    image_features: torch.Tensor, text_features: torch.Tensor, captions_of_image: Sequence[np.ndarray]
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    captions_of_image: Sequence[np.ndarray],
+    *,
+    other_texts: torch.Tensor | None = None,
 ) -> tuple[CaptionRecall, CaptionRecall]:
     """Image to text and text to image, by cosine similarity.
 
@@ -57,6 +61,7 @@ def caption_recall(
         image_features: (N, D) unit rows.
         text_features: (T, D) unit rows, one a distinct caption.
         captions_of_image: for each image the rows of its captions in `text_features`, at least one.
+        other_texts: (O, D) unit rows of captions of none of the images, which are in the way of image to text.
 
     Raises:
         ValueError: lengths that do not fit, an image without a caption, features that are not finite.
@@ -79,8 +84,9 @@ def caption_recall(
     image_features, text_features = image_features.detach().float(), text_features.detach().float()
     if not (torch.isfinite(image_features).all() and torch.isfinite(text_features).all()):
         raise ValueError("features are not finite")
+    all_texts = text_features if other_texts is None else torch.cat([text_features, other_texts.to(text_features)])
     return (
-        _recall(first_match_ranks(image_features, text_features, images, texts), len(text_features)),
+        _recall(first_match_ranks(image_features, all_texts, images, texts), len(all_texts)),
         _recall(first_match_ranks(text_features, image_features, texts, images), len(image_features)),
     )
 
