@@ -34,9 +34,7 @@ from clipfh.core.files import writable_folder
 from clipfh.core.paths import SMALL_MODEL, display, stage_dir
 from clipfh.models.checkpoint import write_checkpoint
 from clipfh.models.clip import LoadedClip, encode_texts, load_clip
-from clipfh.models.parts import IMAGE_MEAN, IMAGE_STD, image_weights, text_weights
-
-from timm.data import ImageNetInfo  # isort: skip  (after clipfh.models, which guards its import)
+from clipfh.models.parts import IMAGE_MEAN, IMAGE_STD, class_names, image_weights, text_weights
 
 SETTINGS_VERSION = 1  # raise it when a change of this script changes the weights
 LINEAR_SHIFT = 8.0  # GELU(x + 8) = x + 8 to seven digits for x above -3
@@ -63,8 +61,7 @@ def digest(config: Config) -> str:
 
 def class_texts() -> list[list[str]]:
     """Three texts for each of ImageNet's 1,000 classes: its first name, a prompt with it, and all of its names."""
-    info = ImageNetInfo()
-    names = [info.index_to_description(index) for index in range(info.num_classes())]
+    names = class_names()
     first = [name.split(",")[0] for name in names]
     return [[name, f"a photo of {name}", all_names] for name, all_names in zip(first, names, strict=True)]
 

@@ -13,7 +13,7 @@ from clipfh.models.frozen_text_clip import CLIP, OWN, CLIPImageEncoder, create_c
 
 STAGE = 4
 _KEPT = ("image_size", "resize_mode", "mean", "std", "quick_gelu")
-_KEPT += ("stage", "dataset", "data_digest", "seen_identities", "epoch")
+_KEPT += ("stage", "dataset", "data_digest", "seen_identities", "first_weights", "epoch")
 
 
 def require_head(config: Config, image: CLIPImageEncoder) -> None:

@@ -173,6 +173,7 @@ def record(config: Config, model: CLIP, text_digest: str, data: CaptionDataset) 
         return record
     resumed = config.run.resume_ckpt and read_stage_checkpoint(config.run.resume_ckpt, STAGE)
     record |= {"image_weights": resumed["image_weights"] if resumed else text.source}
+    record |= {"first_weights": text.first_weights}
     return {**record, "seen_identities": {**text.seen_identities, **data.seen_identities}}
 
 

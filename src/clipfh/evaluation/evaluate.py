@@ -16,6 +16,7 @@ from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
 from clipfh.evaluation.embedding_map import draw_map
+from clipfh.evaluation.kept import measure_kept
 from clipfh.evaluation.measure import Measured, measure
 from clipfh.evaluation.rankings import draw_rankings, ranking_table
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
@@ -113,19 +114,23 @@ def evaluate_clip(
     )
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
     measured = measure(clip, test, features, device, config, exclude_same_camera=data.exclude_same_camera)
+    kept = measure_kept(clip, config.probe, test.pixels.array, features, device)
     result = {
         **_labels(clip, data, labels),
         "exclude_same_camera": data.exclude_same_camera,
         "images_left_out": len(test.pixels.unreadable),
         **measured.as_dict(test, config.seed),
+        "kept": kept.as_dict(),
         "seconds": round(time.perf_counter() - started, 2),
         "configuration": jsonable(config),
         **environment(),
     }
     write_json(run_dir / "metrics.json", result)
     drawn = _draw(run_dir, data, test, features, measured, labels, with_map=config.clustering)
-    _write(run_dir, config.results_dir, result, measured.rows, drawn)
+    _write(run_dir, config.results_dir, result, [*measured.rows, *kept.rows()], drawn)
     print_figures(measured.official, measured.random, measured.text and measured.text.figures, measured.clusters)
+    if told := str(kept):
+        print(told)
     if result["images_left_out"]:
         print(f"left out: {result['images_left_out']:,} unreadable images")
     print(f"details: {display(run_dir)}\n")

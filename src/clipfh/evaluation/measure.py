@@ -56,14 +56,14 @@ def measure(
         start = time.perf_counter()
         measured = image_to_image(features, test.table, **split, exclude_same_camera=exclude_same_camera)
         figures.append(measured)
-        rows.append(_summary_row(measured, protocol, number, time.perf_counter() - start))
+        rows.append(summary_row(measured, protocol, number, time.perf_counter() - start))
     start, text = time.perf_counter(), None
     query_ids = set(test.table.loc[test.table["image"].isin(test.official["query"]), "item_id"])
     if len(query_ids) > 1 and len({tuple(test.prompts[item_id]) for item_id in query_ids}) == 1:
         print(f"no text-to-image figures: all {len(query_ids):,} query identities have the same prompt")
     else:
         text = text_to_image(clip, features, test.table, test.official["gallery"], query_ids, test.prompts, device)
-        rows.append(_summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
+        rows.append(summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
     clusters = None
     if config.clustering and len(query_ids) > 1:
         of_queries = test.table["item_id"].isin(query_ids).to_numpy()  # distractors are no clusters
@@ -72,7 +72,8 @@ def measure(
     return Measured(figures[0], figures[1:], text, clusters, rows)
 
 
-def _summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds: float) -> dict[str, Any]:
+def summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds: float) -> dict[str, Any]:
+    """The figures as a row of the summary, without what says of which model they are."""
     row = figures.as_dict()
     del row["num_without_match"]
     return {"protocol": protocol, "split": number, **row, "seconds": round(seconds, 3)}

@@ -55,6 +55,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "epoch": _is_count,
     "val_mAP": _is_number,
     "val_recall": _is_number,
+    "first_weights": _is_text,
     "alpha": _is_number,
     "interpolation": lambda value: isinstance(value, dict) and all(map(_is_number, [*value, *value.values()])),
     "image_size": _is_size,

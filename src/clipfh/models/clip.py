@@ -44,6 +44,7 @@ class LoadedClip:
         mean, std: of the normalisation, on 0..1 RGB.
         quick_gelu: whether the towers use QuickGELU, as OpenAI's weights do.
         seen_identities: what the weights were fine-tuned on, see `clipfh.tables.digest`; empty for pretrained ones.
+        first_weights: those that all fine-tuning began with, as `--pretrained` takes them; empty for pretrained ones.
     """
 
     name: str
@@ -56,6 +57,7 @@ class LoadedClip:
     std: tuple[float, float, float]
     quick_gelu: bool
     seen_identities: dict[str, list[str]] = field(default_factory=dict)
+    first_weights: str = ""
 
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint records beside the weights, so that they are never loaded into anything else."""
@@ -67,6 +69,11 @@ def shown_size(clip: LoadedClip) -> str:
     """How photos become its input, for a line of a log: `224 px, shortest` or `256 x 128 px, squash`."""
     size = clip.image_size if isinstance(clip.image_size, int) else " x ".join(map(str, clip.image_size))
     return f"{size} px, {clip.resize_mode}"
+
+
+def first_weights_of(clip: LoadedClip) -> str:
+    """What a fine-tuning of `clip` records as its first weights; empty where fine-tuned ones do not say."""
+    return clip.first_weights or ("" if clip.seen_identities else clip.pretrained)
 
 
 def load_clip(
@@ -126,6 +133,7 @@ def load_clip(
         std=tuple(recorded.get("std") or preprocess["std"]),
         quick_gelu=quick_gelu,
         seen_identities=recorded.get("seen_identities", {}),
+        first_weights=recorded.get("first_weights", ""),
     )
 
 

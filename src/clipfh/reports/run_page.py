@@ -11,6 +11,7 @@ from clipfh.metrics.statistics import mean_and_std
 from clipfh.reports.summary import FRACTIONS, PROTOCOLS
 
 _PROTOCOL_NAMES = {"official": "official split", "random": "random splits", "text_to_image": "text to image"}
+_PROTOCOL_NAMES |= {"probe": "classes of the probe"}
 _HEADINGS = ("protocol", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP", "queries", "gallery")
 _STYLE = """
 :root { color-scheme: light dark; }

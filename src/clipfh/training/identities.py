@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from clipfh.images.augment import Augmentation
-from clipfh.models.clip import LoadedClip, load_clip, require_any_size, shown_size
+from clipfh.models.clip import LoadedClip, first_weights_of, load_clip, require_any_size, shown_size
 from clipfh.models.settings import Start
 from clipfh.tables.digest import require_unseen, seen_with
 from clipfh.tables.prepared import (
@@ -68,6 +68,7 @@ class Identities:
         """What every checkpoint says: what it is of, how it was trained, and what it has seen."""
         record = {**self.clip.architecture(), "stage": self.place.stage, "variant": variant}
         record |= {"dataset": self.data.name, "data_digest": self.data.digest}
+        record |= {"first_weights": first_weights_of(self.clip)}
         seen = seen_with(self.clip.seen_identities, self.data.digest, self.data.table)
         return {**record, "seen_identities": seen}
 

@@ -1,0 +1,152 @@
+"""What is kept of the first weights: the probe, the features' likeness, the weights' distance."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipfh.core.errors import InputError
+from clipfh.evaluation import kept as module
+from clipfh.evaluation.kept import Kept, linear_cka, measure_kept, zero_shot_probe
+from clipfh.models.checkpoint import write_checkpoint
+from clipfh.models.clip import first_weights_of, load_clip
+from clipfh.models.parts import has_parts
+
+CPU = torch.device("cpu")
+RECORDED = {"stage": 0, "dataset": "photos", "variant": "", "epoch": 1}
+
+
+@pytest.fixture
+def clip():
+    torch.manual_seed(0)
+    return load_clip("tiny-rn", "random", image_size=32)
+
+
+@pytest.fixture
+def fine_tuned(clip, tmp_path):
+    """(before, after): the second records a checkpoint of the first as its first weights."""
+    path = tmp_path / "start.pth"
+    write_checkpoint(path, {**RECORDED, **clip.architecture(), "state_dict": clip.model.state_dict()})
+    start = load_clip("tiny-rn", str(path))
+    tuned = load_clip("tiny-rn", str(path))
+    with torch.no_grad():
+        for parameter in tuned.model.visual.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return start, replace(tuned, first_weights=str(path), seen_identities={"0": ["a"]})
+
+
+@pytest.fixture
+def probe_folder(tmp_path, monkeypatch):
+    """Three photos of each of two classes, and what belongs to none."""
+    monkeypatch.setattr(module, "processed_dir", lambda name: tmp_path / "processed" / name)
+    folder = tmp_path / "probe"
+    for name, color in (("red-thing", (200, 0, 0)), ("blue_thing", (0, 0, 200))):
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (40, 40), color).save(folder / name / f"{number}.png")
+    Image.new("RGB", (40, 40)).save(folder / "of_no_class.png")
+    return folder
+
+
+def pixels(N: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (N, 32, 32, 3), dtype=np.uint8)
+
+
+def features_of(clip, images: np.ndarray) -> torch.Tensor:
+    return module.extract_features(clip, images, CPU, quiet=True)
+
+
+def test_a_clip_that_was_not_fine_tuned_has_nothing_to_compare_with(clip):
+    result = measure_kept(clip, None, pixels(), features_of(clip, pixels()), CPU)
+    assert (result.probe, result.moved, result.rows(), result.as_dict(), str(result)) == (None, None, [], None, "")
+
+
+def test_what_moved_is_measured_against_the_first_weights(fine_tuned):
+    start, tuned = fine_tuned
+    result = measure_kept(tuned, None, pixels(), features_of(tuned, pixels()), CPU)
+    names = [name for name, _ in start.model.visual.named_parameters()]
+    before, after = (
+        torch.cat([dict(clip.model.visual.named_parameters())[name].detach().flatten() for name in names])
+        for clip in fine_tuned
+    )
+    assert result.moved.weights == pytest.approx(
+        float((after - before).double().norm() / before.double().norm()), rel=1e-5
+    )
+    assert result.moved.cka == pytest.approx(linear_cka(features_of(start, pixels()), features_of(tuned, pixels())))
+    assert 0 < result.moved.cka < 1 and result.moved.start in str(result)
+    same = measure_kept(
+        replace(start, first_weights=tuned.first_weights), None, pixels(), features_of(start, pixels()), CPU
+    )
+    assert same.moved.cka == pytest.approx(1) and same.moved.weights == 0
+
+
+def test_first_weights_that_are_gone_are_said(fine_tuned, capsys, tmp_path):
+    _, tuned = fine_tuned
+    (tmp_path / "start.pth").unlink()
+    result = measure_kept(tuned, None, pixels(), features_of(tuned, pixels()), CPU)
+    assert result.moved is None and "are not here" in capsys.readouterr().out
+
+
+def test_what_a_fine_tuning_records_as_its_first_weights(clip):
+    assert first_weights_of(replace(clip, pretrained="openai")) == "openai"
+    assert first_weights_of(replace(clip, pretrained="stage2.pth", first_weights="openai")) == "openai"
+    assert first_weights_of(replace(clip, pretrained="old.pth", seen_identities={"0": ["a"]})) == ""
+
+
+def test_a_folder_of_photos_is_classified_by_its_folders_names(clip, probe_folder, monkeypatch):
+    texts = []
+    directions = {"red": features_of(clip, flat(200, 0, 0))[0], "blu": features_of(clip, flat(0, 0, 200))[0]}
+
+    def encode(_clip, given, _device):
+        texts.extend(given)
+        return torch.stack([directions["red" if "red" in text else "blu"] for text in given])
+
+    monkeypatch.setattr(module, "encode_texts", encode)
+    probe = zero_shot_probe(clip, probe_folder, CPU)
+    assert texts == ["a photo of a blue thing", "blue thing", "a photo of a red thing", "red thing"]
+    assert (probe.figures.rank1, probe.figures.num_query, probe.figures.num_gallery) == (1, 6, 2)
+    assert probe.name.startswith("6 photos of 2 classes") and probe.name.endswith("1 files left out")
+    directions["red"], directions["blu"] = directions["blu"], directions["red"]
+    assert zero_shot_probe(clip, probe_folder, CPU).figures.rank1 == 0
+    (row,) = Kept(probe, None, 0.1).rows()
+    assert row["protocol"] == "probe" and row["rank1"] == 1
+
+
+def flat(*color: int) -> np.ndarray:
+    return np.full((1, 32, 32, 3), color, dtype=np.uint8)
+
+
+def test_the_probe_of_both_is_compared(fine_tuned, probe_folder):
+    start, tuned = fine_tuned
+    result = measure_kept(tuned, probe_folder, pixels(), features_of(tuned, pixels()), CPU)
+    assert result.as_dict()["start_top1"] == zero_shot_probe(start, probe_folder, CPU).figures.rank1
+    assert result.as_dict()["top1"] == result.probe.figures.rank1 and " -> " in str(result)
+
+
+def test_bad_probes(clip, probe_folder, tmp_path):
+    with pytest.raises(InputError, match="is no folder"):
+        zero_shot_probe(clip, tmp_path / "nowhere", CPU)
+    with pytest.raises(InputError, match="two classes or more"):
+        zero_shot_probe(clip, probe_folder / "red-thing", CPU)
+    (probe_folder / "red-thing" / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"red-thing/broken\.png cannot be read"):
+        zero_shot_probe(clip, probe_folder, CPU)
+
+
+def test_cka_by_hand():
+    X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))[0]
+    assert linear_cka(X, 3 * X @ rotation + 1) == pytest.approx(1)
+    K, L = (features @ features.T for features in (X - X.mean(0), X[:, :2] - X[:, :2].mean(0)))
+    assert linear_cka(X, X[:, :2]) == pytest.approx(float((K * L).sum() / (K.norm() * L.norm())), rel=1e-5)
+    assert linear_cka(X, torch.ones(50, 3)) == 0
+
+
+@pytest.mark.skipif(not has_parts(), reason="the packages of small-clip's parts are not installed")
+def test_small_clip_has_a_probe_of_its_own():
+    clip = load_clip("small-clip", "random")
+    probe = zero_shot_probe(clip, None, CPU)
+    assert (probe.figures.num_query, probe.figures.num_gallery) == (1000, 1000)
+    assert probe.figures.rank1 < 0.05  # random weights know no class
