@@ -168,7 +168,8 @@ def main(config: Config) -> None:
     modules, is_constant = {"clip": clip.model, "objective": objective}, config.schedule == "constant"
     loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation, constant_lr=is_constant)
     recorded = identities.record(config.variant)
-    run = start_run(place, config, recorded, prefix="clip_joint", restore=loop.load_state)
+    origin = identities.origin()
+    run = start_run(place, config, recorded, prefix="clip_joint", restore=loop.load_state, origin=origin)
     run.log.say(
         f"{run.name}: {config.variant}, {identities}; {len(sampler)} batches of {config.p} x {config.k} "
         f"({config.batches}), loss {config.loss}, {config.prompts} prompts, lr {config.lr:g} {config.schedule}"

@@ -44,6 +44,7 @@ class LoadedClip:
         mean, std: of the normalisation, on 0..1 RGB.
         quick_gelu: whether the towers use QuickGELU, as OpenAI's weights do.
         seen_identities: what the weights were fine-tuned on, see `clipfh.tables.digest`; empty for pretrained ones.
+        train_seed, recipe: of that fine-tuning, see `clipfh.training.recipe`; None and empty for pretrained ones.
     """
 
     name: str
@@ -56,6 +57,8 @@ class LoadedClip:
     std: tuple[float, float, float]
     quick_gelu: bool
     seen_identities: dict[str, list[str]] = field(default_factory=dict)
+    train_seed: int | None = None
+    recipe: str = ""
 
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint records beside the weights, so that they are never loaded into anything else."""
@@ -126,6 +129,8 @@ def load_clip(
         std=tuple(recorded.get("std") or preprocess["std"]),
         quick_gelu=quick_gelu,
         seen_identities=recorded.get("seen_identities", {}),
+        train_seed=recorded.get("train_seed"),
+        recipe=recorded.get("recipe", ""),
     )
 
 
