@@ -54,11 +54,18 @@ class CheckpointConfig(EvaluationConfig):
 
 @dataclass(frozen=True)
 class EvaluationLabels:
-    """What the rows in `results/summary.csv` say of an evaluation, besides its figures."""
+    """What the rows in `results/summary.csv` say of an evaluation, besides its figures.
+
+    Attributes:
+        stage, variant, checkpoint: what is measured.
+        seed, recipe: of the training that made it, see `clipfh.training.recipe`; None and empty without one.
+    """
 
     stage: int
     variant: str
     checkpoint: str
+    seed: int | None = None
+    recipe: str = ""
 
     @property
     def stage_name(self) -> str:

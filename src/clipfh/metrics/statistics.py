@@ -34,7 +34,7 @@ class Difference(NamedTuple):
         low, high: of its bootstrap interval.
         p: two-sided.
         num_query: queries that have both figures.
-        num_left_out: queries that lack one of them.
+        num_left_out: the others.
     """
 
     difference: float
