@@ -145,7 +145,7 @@ def paired_bootstrap_difference(
     return Difference(
         float(gains.mean()),
         *_percentiles(drawn, confidence),
-        p=min(1.0, 2 * (1 + fewer) / (num_resamples + 1)),
+        p=min(1.0, 2 * (1 + int(fewer)) / (num_resamples + 1)),
         num_query=len(gains),
         num_left_out=int((~has_both).sum()),
     )
