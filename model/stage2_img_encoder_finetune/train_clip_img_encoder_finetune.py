@@ -110,7 +110,8 @@ def main(config: Config) -> None:
     remember_start = config.interpolation.wise_ft > 0
     loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation, remember_start=remember_start)
     recorded = identities.record(config.loss)
-    run = start_run(place, config, recorded, prefix="clip_img_encoder", restore=loop.load_state)
+    origin = identities.origin()
+    run = start_run(place, config, recorded, prefix="clip_img_encoder", restore=loop.load_state, origin=origin)
     run.log.say(
         f"{run.name}: {identities}; {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
         f"lr {config.lr:g}"

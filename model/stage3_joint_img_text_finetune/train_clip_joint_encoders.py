@@ -178,7 +178,8 @@ def main(config: Config) -> None:
         remember_start=config.interpolation.wise_ft > 0,
     )
     recorded = identities.record(config.variant)
-    run = start_run(place, config, recorded, prefix="clip_joint", restore=loop.load_state)
+    origin = identities.origin()
+    run = start_run(place, config, recorded, prefix="clip_joint", restore=loop.load_state, origin=origin)
     run.log.say(
         f"{run.name}: {config.variant}, {identities}; {len(sampler)} batches of {config.p} x {config.k} "
         f"({config.batches}), loss {config.loss}, {config.prompts} prompts, lr {config.lr:g} {config.schedule}"

@@ -92,11 +92,22 @@ def test_every_file_of_an_evaluation(clip, dataset, capsys):
 
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
-        *("metrics.json", "rankings.csv", "report.html"),
+        *("metrics.json", "per_query.csv", "rankings.csv", "report.html"),
         *("best_queries.png", "worst_queries.png", "text_queries.png", "map.png"),
     }
-    rankings = pd.read_csv(run_dir / "rankings.csv")
     split = json.loads((dataset.metadata_dir / SPLITS).read_text())["official"]
+    assert set(summary["run"]) == {run_dir.name} and set(summary["seed"]) == set(summary["recipe"]) == {""}
+    per_query = pd.read_csv(run_dir / "per_query.csv")
+    images, prompts = (per_query[per_query["protocol"] == name] for name in ("official", "text_to_image"))
+    assert len(images) + len(prompts) == len(per_query) and images["query"].tolist() == split["query"]
+    assert images["average_precision"].mean() == pytest.approx(written["official"]["mAP"])
+    assert (images["first_match_rank"] == 1).mean() == pytest.approx(written["official"]["rank1"])
+    assert prompts["average_precision"].mean() == pytest.approx(written["text_to_image"]["mAP"])
+    assert prompts["query"].tolist() == [f"a {item_id}" for item_id in prompts["item_id"]]
+    ids = read_image_meta(dataset.metadata_dir / "image_paths.json").set_index("image")["item_id"]
+    assert images["item_id"].tolist() == ids[split["query"]].tolist()
+
+    rankings = pd.read_csv(run_dir / "rankings.csv")
     assert rankings["query"].unique().tolist() == split["query"]
     for _, ranking in rankings.groupby("query"):
         assert ranking["rank"].tolist() == list(range(1, 33))
@@ -216,8 +227,11 @@ def test_queries_without_a_match_are_said(clip, dataset, capsys):
     split = official_split(table)
     split["gallery"] = gallery.loc[gallery["item_id"] != lonely, "image"].tolist()
     write_json(dataset.metadata_dir / SPLITS, {"official": split, "random": []})
-    result, _ = evaluate(clip, dataset)
+    result, run_dir = evaluate(clip, dataset)
     assert result["official"]["num_without_match"] == 7 and result["official"]["num_query"] == 21
+    per_query = pd.read_csv(run_dir / "per_query.csv")
+    without = per_query[per_query["item_id"] == lonely]
+    assert len(without) == 7 and without["average_precision"].isna().all() and not without["first_match_rank"].any()
     assert result["text_to_image"]["num_query"] == 3  # an identity without gallery images is no text query
     assert "up to 7 queries without a match in the gallery (official split)" in capsys.readouterr().out
 
@@ -276,6 +290,21 @@ def test_a_checkpoint_gives_the_figures_of_its_model(clip, dataset, tmp_path, ca
         assert result[name] == expected[name]
     assert (result["stage"], result["variant"], result["checkpoint"]) == (2, "v1", str(path))
     assert "run_BEST.pth (tiny-rn, v1, trained on squares, epoch 4, val mAP 50.0)" in capsys.readouterr().out
+
+
+def test_rows_say_which_training_seed_and_recipe_they_are_of(clip, dataset, tmp_path, without_figures):
+    path = tmp_path / "run_BEST.pth"
+    config = CheckpointConfig(**{**vars(dataset), "ckpt": path, "seed": 5})  # of the intervals
+    for recorded in ({"train_seed": 3, "recipe": "f00d"}, {}):  # an older version recorded neither
+        write_checkpoint(path, checkpoint_content(clip, **recorded))
+        result = evaluate_checkpoint(config, stage=2, variant=None, made_by="")
+        expected = (recorded.get("train_seed"), recorded.get("recipe", ""))
+        assert (result["seed"], result["recipe"]) == expected
+        row = read_summary(dataset.results_dir / "summary.csv").iloc[-1]
+        assert (row["seed"], row["recipe"]) == ("" if expected[0] is None else str(expected[0]), expected[1])
+    write_checkpoint(path, checkpoint_content(clip, train_seed=-1))
+    with pytest.raises(InputError, match="train_seed is -1"):
+        evaluate_checkpoint(config, stage=2, variant=None, made_by="")
 
 
 @pytest.mark.parametrize("stage", [1, 2])

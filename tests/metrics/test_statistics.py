@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clipfh.metrics import statistics
-from clipfh.metrics.statistics import bootstrap_interval, mean_and_std
+from clipfh.metrics.statistics import bootstrap_interval, mean_and_std, paired_bootstrap_difference
 
 
 def test_mean_and_std_agree_with_the_standard_library():
@@ -82,3 +82,112 @@ def test_impossible_options_are_refused(options):
 def test_a_query_without_an_identity_is_refused():
     with pytest.raises(ValueError, match="identities of 1 queries"):
         bootstrap_interval([0.1, 0.2], ["a"])
+
+
+def random_pair(num_query=60, num_identities=9):
+    rng = np.random.default_rng(4)
+    before = rng.random(num_query)
+    after = np.clip(before + rng.normal(0.05, 0.1, num_query), 0, 1)
+    return before, after, rng.choice([f"id{i}" for i in range(num_identities)], num_query)
+
+
+def test_difference_matches_a_plain_loop():
+    before, after, item_ids = random_pair()
+    names = np.unique(item_ids)
+    generator = np.random.default_rng(5)
+    drawn = []
+    for _ in range(500):
+        picked = [item_ids == names[i] for i in generator.integers(len(names), size=len(names))]
+        old, new = (np.concatenate([values[mask] for mask in picked]) for values in (before, after))
+        drawn.append(new.mean() - old.mean())
+    below, above = sum(d <= 0 for d in drawn), sum(d >= 0 for d in drawn)
+    found = paired_bootstrap_difference(before, after, item_ids, confidence=0.9, num_resamples=500, seed=5)
+    assert found.difference == pytest.approx(after.mean() - before.mean())
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.05, 0.95])))
+    assert found.p == pytest.approx(min(1, 2 * (1 + min(below, above)) / 501))
+    assert (found.num_query, found.num_left_out) == (60, 0)
+
+
+def test_difference_of_two_identities_by_hand():
+    # gains: a +0.2 on two queries, b -0.1 on one. Drawn are aa (+0.2), ab and ba (+0.1), bb (-0.1), each a quarter
+    found = paired_bootstrap_difference([0.1, 0.3, 0.5], [0.3, 0.5, 0.4], list("aab"), num_resamples=20_000)
+    assert found.difference == pytest.approx(0.1)
+    assert (found.low, found.high) == pytest.approx((-0.1, 0.2))
+    assert found.p == pytest.approx(0.5, abs=0.02)  # twice the share of bb
+
+
+def test_equal_figures_differ_by_nothing():
+    values, _, item_ids = random_pair()
+    assert paired_bootstrap_difference(values, values, item_ids)[:4] == (0, 0, 0, 1)
+
+
+def test_difference_turned_round_is_its_negative():
+    before, after, item_ids = random_pair()
+    there, back = (paired_bootstrap_difference(*pair, item_ids) for pair in ((before, after), (after, before)))
+    assert back[:4] == pytest.approx((-there.difference, -there.high, -there.low, there.p))
+
+
+def test_a_gain_of_every_query_has_the_smallest_p():
+    found = paired_bootstrap_difference([0.1, 0.2, 0.3], [0.2, 0.3, 0.4], list("abc"), num_resamples=199)
+    assert found[:4] == pytest.approx((0.1, 0.1, 0.1, 2 / 200))
+
+
+def test_pairs_are_more_certain_than_two_intervals():
+    before, _, item_ids = random_pair(400, 80)
+    after = before + np.random.default_rng(1).normal(0.02, 0.02, 400)
+    paired = paired_bootstrap_difference(before, after, item_ids)
+    alone = bootstrap_interval(before, item_ids)
+    assert paired.high - paired.low < (alone.high - alone.low) / 5
+    assert paired.p < 0.05 and paired.low > 0
+
+
+def test_p_is_below_5_percent_about_as_often_as_nothing_is_there():
+    rng = np.random.default_rng(7)
+    found = [
+        paired_bootstrap_difference(np.zeros(50), rng.normal(size=50), np.arange(50), num_resamples=400, seed=i)
+        for i in range(400)
+    ]
+    assert 0.02 < np.mean([difference.p < 0.05 for difference in found]) < 0.1
+    excluded = np.mean([difference.low > 0 or difference.high < 0 for difference in found])
+    assert np.mean([difference.p < 0.05 for difference in found]) == pytest.approx(excluded, abs=0.01)
+
+
+def test_queries_that_lack_a_figure_are_left_out_and_counted():
+    before, after, item_ids = random_pair()
+    whole = paired_bootstrap_difference(before, after, item_ids)
+    nan = math.nan
+    more = paired_bootstrap_difference(
+        [*before, nan, 0.5, nan], [*after, 0.9, nan, nan], [*item_ids, "id0", "other", "id1"]
+    )
+    assert more == (*whole[:5], 3)
+
+
+def test_seed_decides_and_chunks_do_not_of_a_difference(monkeypatch):
+    pair = random_pair()
+    whole = paired_bootstrap_difference(*pair, num_resamples=200, seed=1)
+    assert whole == paired_bootstrap_difference(*pair, num_resamples=200, seed=1)
+    assert whole != paired_bootstrap_difference(*pair, num_resamples=200, seed=2)
+    monkeypatch.setattr(statistics, "_DRAWS_PER_CHUNK", 70)
+    assert whole == pytest.approx(paired_bootstrap_difference(*pair, num_resamples=200, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "item_ids"),
+    [
+        ([0.1], [0.1, 0.2], ["a", "b"]),
+        ([0.1, 0.2], [0.1, 0.2], ["a"]),
+        ([[0.1]], [[0.1]], ["a"]),
+        ([], [], []),
+        ([0.1, math.nan], [math.nan, 0.2], ["a", "b"]),
+        ([0.1], [math.inf], ["a"]),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(before, after, item_ids):
+    with pytest.raises(ValueError, match=r"shape|in common"):
+        paired_bootstrap_difference(before, after, item_ids)
+
+
+@pytest.mark.parametrize("options", [{"confidence": 0}, {"confidence": 1.0}, {"num_resamples": 0}])
+def test_impossible_options_of_a_difference_are_refused(options):
+    with pytest.raises(ValueError, match="confidence"):
+        paired_bootstrap_difference([0.1, 0.2], [0.2, 0.1], ["a", "b"], **options)

@@ -11,14 +11,13 @@ from clipfh.reports.results_table import (
     Config,
     git_commit,
     main,
-    mean_ap_gain,
-    previous_stage,
-    render_table,
+    note_of,
     result_tables,
 )
 from clipfh.reports.run_page import write_run_report
 from clipfh.reports.stage_results import stage_results
 from clipfh.reports.summary import append_rows, read_summary
+from clipfh.reports.text_table import render_table
 
 
 @pytest.fixture
@@ -39,36 +38,41 @@ def test_table_holds_the_figures_by_hand(results_dir):
     hands, synthetic = result_tables(stage_results(read_summary(results_dir / "summary.csv")))
     assert (hands.title, hands.date) == ("hands · RN50|x", "2026-04-01")
     assert synthetic.columns == [
-        *[("", "stage"), ("", "variant"), ("random", "Rank-1"), ("random", "mAP"), ("random", "gain")],
-        *[("official", name) for name in ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")],
-        *[("text", "Rank-1"), ("text", "mAP")],
+        *[("", "stage"), ("", "variant")],
+        *[("official", name) for name in ("Rank-1", "Rank-5", "Rank-10", "mAP", "gain", "mINP")],
+        *[("random", "Rank-1"), ("random", "mAP"), ("text", "Rank-1"), ("text", "mAP")],
     ]
     fives = ["50.0"] * 3
     assert synthetic.rows == [
-        ["1 zero-shot", "", "50.0 ± 0.0", "31.0 ± 1.4", "", *fives, "25.0", "50.0", "", ""],
-        ["2 image encoder", "triplet", "50.0 ± 0.0", "46.0 ± 2.8", "+15.0", *fives, "40.0", "50.0", "", ""],
-        ["3 joint", "v4", "", "", "+15.0", *fives, "55.0", "50.0", "50.0", "50.0"],  # gain by the official split
+        ["1 zero-shot", "", *fives, "25.0", "", "50.0", "50.0 ± 0.0", "31.0 ± 1.4", "", ""],
+        ["2 image encoder", "triplet", *fives, "40.0", "+15.0", "50.0", "50.0 ± 0.0", "46.0 ± 2.8", "", ""],
+        ["3 joint", "v4", *fives, "55.0", "+15.0", "50.0", "", "", "50.0", "50.0"],
     ]
+    assert "seeds" not in note_of([hands, synthetic])
 
 
 def test_several_models_are_told_apart(tmp_path):
     append_rows(tmp_path / "s.csv", [make_row(model="a", stage=1), make_row(model="b", stage=2)])
     (table,) = result_tables(stage_results(read_summary(tmp_path / "s.csv")))
     assert table.title == "synthetic" and ("", "model") in table.columns
-    assert ("random", "gain") not in table.columns  # another model's stage is no stage before
+    assert ("official", "gain") not in table.columns  # another model's stage is no stage before
 
 
-def test_stage_before_is_the_same_variant_or_the_newest(tmp_path):
+def test_seeds_are_one_row_with_their_number_and_deviation(tmp_path):
     rows = [
-        make_row(stage=2, variant="a", mAP=0.2, time="2026-05-01T00:00:00Z"),
-        make_row(stage=2, variant="b", mAP=0.3),
+        make_row(seed=seed, recipe="a", run=f"r{seed}", mAP=mAP, rank1=mAP, rank5=mAP)
+        for seed, mAP in ((0, 0.5), (1, 0.54))
     ]
-    append_rows(tmp_path / "s.csv", [*rows, make_row(stage=3, variant="b"), make_row(stage=3, variant="c", mAP=0.1)])
-    results = stage_results(read_summary(tmp_path / "s.csv"))
-    before = {result.variant: previous_stage(result, results) for result in results if result.stage == "3"}
-    assert (before["b"].variant, before["c"].variant) == ("b", "a")
-    assert mean_ap_gain(results[-1], before["c"]) == pytest.approx(-0.1)
-    assert previous_stage(results[0], results) is None
+    append_rows(tmp_path / "summary.csv", [make_row(stage=1, mAP=0.4), *rows])
+    (table,) = result_tables(stage_results(read_summary(tmp_path / "summary.csv")), tmp_path)
+    places = [table.columns.index(column) for column in (("", "n"), ("official", "Rank-1"), ("official", "Rank-5"))]
+    assert [[row[place] for place in places] for row in table.rows] == [
+        ["1", "50.0", "50.0"],
+        ["2", "52.0 ± 2.8", "52.0"],
+    ]
+    assert table.rows[1][table.columns.index(("official", "gain"))] == "+12.0" and "n: training seeds" in note_of(
+        [table]
+    )
 
 
 def test_both_renderings_are_aligned(results_dir):
@@ -76,10 +80,22 @@ def test_both_renderings_are_aligned(results_dir):
         markdown = render_table(table, markdown=True).splitlines()
         assert len({len(line) for line in markdown}) == 1 and len(markdown) == 2 + len(table.rows)
         assert len({line.replace("\\|", "").count("|") for line in markdown}) == 1
-        group, header, rule, *rows, last_rule = render_table(table, markdown=False).splitlines()
-        assert len(group) == len(header) == len(rule) == len(last_rule) and len(rows) == len(table.rows)
-        assert max(map(len, rows)) <= len(rule)
-        assert header.index("Rank-1") >= group.index("─") > len("stage")
+        for width in (200, 80, 10):
+            for part in render_table(table, markdown=False, width=width).split("\n\n"):
+                group, header, rule, *rows, last_rule = part.splitlines()
+                assert len(group) == len(header) == len(rule) == len(last_rule) and len(rows) == len(table.rows)
+                assert max(map(len, rows)) <= len(rule) <= max(width, 80)
+                assert header.index("Rank-1") >= group.index("─") > len("stage")
+
+
+def test_a_terminal_gets_all_columns_however_narrow_it_is(results_dir):
+    (_, table) = result_tables(stage_results(read_summary(results_dir / "summary.csv")))
+    parts = {width: render_table(table, markdown=False, width=width).split("\n\n") for width in (200, 90, 10)}
+    assert [len(found) for found in parts.values()] == [1, 2, 3]
+    for found in parts.values():
+        heads = [part.splitlines()[0] for part in found]
+        assert [name for head in heads for name in head.replace("─", " ").split()] == ["official", "random", "text"]
+        assert all("stage" in part and "3 joint" in part for part in found)
 
 
 def test_command_prints_writes_and_repeats(results_dir):

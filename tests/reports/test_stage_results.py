@@ -32,7 +32,7 @@ def test_only_rows_of_what_a_dataset_holds_now_are_compared(tmp_path):
     append_rows(path, [make_row(stage=1, data_digest="new", mAP=0.2, time="2026-03-02T00:00:00Z")])
     append_rows(path, [make_row(stage=1, dataset="mugs", data_digest="old", mAP=0.3)])
     results = stage_results(read_summary(path))
-    assert [(r.dataset, r.stage, r.data_digest, r.official["mAP"]) for r in results] == [
+    assert [(r.dataset, r.stage, r.data_digest, r.official["mAP"].mean) for r in results] == [
         ("mugs", "1", "old", 0.3),
         ("synthetic", "1", "new", 0.2),
     ]
@@ -45,9 +45,57 @@ def test_stage_results_average_the_random_splits_and_sort_by_stage(tmp_path):
     two, ten = stage_results(read_summary(path))
     assert (two.stage, ten.stage) == ("2", "stage10_x")
     assert two.random == {} and two.num_random == 0
-    assert two.official["mAP"] == 0.25 and two.text_to_image["rank1"] == 0.125
+    assert two.official["mAP"].mean == 0.25 and two.text_to_image["rank1"].mean == 0.125
     assert ten.random["mAP"] == pytest.approx((0.7, 0.02**0.5)) and ten.num_random == 2
     assert ten.official == {}
+
+
+def of_seed(seed, mAP, **changes):
+    return make_row(seed=seed, mAP=mAP, **{"recipe": "a", "run": f"run{seed}_{mAP}", **changes})
+
+
+def results_of(tmp_path, *rows):
+    append_rows(tmp_path / "summary.csv", list(rows))
+    return stage_results(read_summary(tmp_path / "summary.csv"))
+
+
+def test_training_seeds_of_one_recipe_are_one_row(tmp_path):
+    rows = [of_seed(10, 0.3), of_seed(2, 0.5, time="2026-03-02T00:00:00Z"), of_seed(0, 0.7)]
+    text = [of_seed(seed, mAP, protocol="text_to_image") for seed, mAP in ((10, 0.1), (0, 0.2))]
+    text.append(of_seed(2, 0.6, protocol="text_to_image", time="2026-03-02T00:00:00Z"))
+    (result,) = results_of(tmp_path, *rows, *text, make_row(stage=1))[1:]
+    assert result.official["mAP"] == pytest.approx((0.5, 0.2))
+    assert result.text_to_image["mAP"] == pytest.approx((0.3, 0.07**0.5))
+    assert len(result.runs) == 3 and [run.split("_")[0] for run in result.runs] == ["run0", "run2", "run10"]
+    assert result.time == "2026-03-02T00:00:00Z"
+
+
+def test_random_splits_are_averaged_over_the_seeds_first(tmp_path):
+    rows = [*random_rows([0.1, 0.3], seed=0, recipe="a"), *random_rows([0.3, 0.7], seed=1, recipe="a")]
+    (result,) = results_of(tmp_path, *rows)
+    assert result.num_random == 2
+    assert result.random["mAP"] == pytest.approx((0.35, 0.3 / 2**0.5))  # of 0.2 and 0.5, not of four values
+
+
+def test_a_seed_that_was_evaluated_again_counts_once(tmp_path):
+    again = of_seed(0, 0.9, time="2026-03-02T00:00:00Z", run="later")
+    (result,) = results_of(tmp_path, of_seed(0, 0.1), of_seed(1, 0.5), again)
+    assert result.official["mAP"].mean == pytest.approx(0.7) and result.runs == ("later", "run1_0.5")
+
+
+def test_older_seeds_of_another_recipe_are_not_averaged_with_the_newest(tmp_path):
+    old = [of_seed(seed, 0.2) for seed in (0, 1, 2)]
+    changed = of_seed(0, 0.6, recipe="b", time="2026-03-02T00:00:00Z")
+    (result,) = results_of(tmp_path, changed, *old)  # whatever their order in the file
+    assert result.official["mAP"].mean == 0.6 and len(result.runs) == 1
+    (result,) = results_of(tmp_path, of_seed(1, 0.2, time="2026-03-03T00:00:00Z"))  # the old recipe again
+    assert len(result.runs) == 3
+
+
+def test_checkpoints_of_unknown_recipe_are_not_averaged(tmp_path):
+    rows = [make_row(seed=seed, mAP=mAP, time=f"2026-03-0{1 + seed}T00:00:00Z") for seed, mAP in ((0, 0.1), (1, 0.2))]
+    (result,) = results_of(tmp_path, *rows)
+    assert result.official["mAP"].mean == 0.2 and len(result.runs) == 1
 
 
 def test_stage_names():

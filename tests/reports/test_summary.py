@@ -18,7 +18,7 @@ def test_rows_come_back_as_written(tmp_path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == ",".join(COLUMNS)
     assert lines[0] == (
-        "time,dataset,data_digest,model,stage,variant,checkpoint,protocol,split,num_query,num_gallery,"
+        "time,dataset,data_digest,model,stage,variant,seed,recipe,checkpoint,run,protocol,split,num_query,num_gallery,"
         "rank1,rank5,rank10,mAP,mINP,seconds"
     )
     assert "0.666667" in lines[1] and len(lines) == 3
@@ -48,6 +48,10 @@ def test_time_of_now_is_accepted(tmp_path):
         ({"time": "yesterday"}, "yesterday"),
         ({"variant": "a\nb"}, "control character"),
         ({"colour": "red"}, "colour"),
+        ({"seed": "one"}, "seed is 'one'"),
+        ({"seed": -1}, "seed is -1"),
+        ({"run": "../elsewhere"}, "names no folder"),
+        ({"run": ".."}, "names no folder"),
     ],
 )
 def test_impossible_rows_are_refused_and_nothing_is_written(tmp_path, changes, message):
@@ -89,7 +93,7 @@ def test_missing_file_names_the_command(tmp_path):
         ("official", "unofficial", "unknown protocol 'unofficial'"),
         ("0.500000", "half", "rank1 is 'half'"),
         ("0.500000", "50.0", "rank1 is 50.0"),
-        (",tiny-vit", "", "16 cells instead of 17"),
+        (",tiny-vit", "", "19 cells instead of 20"),
         ("2026-03-01T09:30:00Z", "1 March", "1 March"),
     ],
 )
@@ -142,6 +146,8 @@ def test_a_summary_of_another_version_is_found_before_the_work(tmp_path):
     require_summary(path)
     append_rows(path, [make_row()])
     require_summary(path)
-    path.write_text(path.read_text().replace("data_digest,", ""))
-    with pytest.raises(InputError, match=r"is not a summary of this version: .*Move it away"):
-        require_summary(path)
+    whole = path.read_text()
+    for column in ("data_digest,", "seed,recipe,", "run,"):
+        path.write_text(whole.replace(column, ""))
+        with pytest.raises(InputError, match=r"is not a summary of this version: .*Move it away"):
+            require_summary(path)

@@ -31,6 +31,7 @@ OPTIONS = (
     "variant",
     "epochs",
     "seed",
+    "seeds",
     "device",
     "force",
     "smoke",
@@ -118,6 +119,18 @@ def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
         ("--epochs=ten", "invalid int value: 'ten'"),
         ("--seed -1", "at least 0"),
         ("--seed 1.5", "invalid int value"),
+        ("--seeds 2-0", "--seeds 2-0 is not understood; valid: as in 0-2, or 0,3"),
+        ("--seeds a", "--seeds a is not understood"),
+        ("--seeds 0,", "--seeds 0, is not understood"),
+        ("--seeds -1", "--seeds -1 is not understood"),
+        ("--seeds=-1", "--seeds -1 is not understood"),
+        ("--seeds 0-2.5", "is not understood"),
+        ("--seeds 0-100", "--seeds 0-100 are more than 100"),
+        ("--seeds 0-99,200", "are more than 100"),
+        ("--seeds 0-999999999", "are more than 100"),
+        ("--seeds 0,1 --seed 1", "--seed 1 and --seeds 0,1: give one of them"),
+        ("--seeds 0-1 --seed 0", "give one of them"),
+        ("--seeds 0-2 --stages 0-1", "--seeds is for stages 2 to 5"),
         ("--device gpu", "auto, cpu, cuda"),
         ("--smoke=yes", "ignored explicit argument"),
     ],
@@ -181,9 +194,69 @@ def test_options_reach_the_scripts(steps_of) -> None:
     steps = steps_of(*options.split(), "--data_root", "my raw data")
     assert "10_stage0_weights" not in steps
     assert str(Path.cwd() / "my raw data") in steps["00_prepare(forced)"]  # sees new photos in a raw folder
-    for name in ("30_stage2_train", "40_stage3_v1_train"):
+    for name in ("30_stage2_train_seed7", "40_stage3_v1_train_seed7"):
         assert "--dataset grocery --device cpu --model ViT-B/16 --pretrained openai --seed 7 --epochs 3" in steps[name]
-    assert "--variant v1" in steps["41_stage3_v1_evaluate"]
+    assert "--variant v1" in steps["41_stage3_v1_evaluate_seed7"]
+
+
+OF_SEEDS = ("30_stage2_train", "31_stage2_evaluate", "40_stage3_v4_train", "41_stage3_v4_evaluate")
+
+
+def test_several_seeds_share_data_and_stage_1_and_have_steps_of_their_own(steps_of) -> None:
+    one, several = steps_of(), steps_of("--seeds", "0,2-3")
+    shared = [name for name in one if name not in OF_SEEDS]
+    assert list(several) == [
+        *shared[:-1],
+        *(f"{name}{suffix}" for suffix in ("", "_seed2", "_seed3") for name in OF_SEEDS),
+        "90_report",
+    ]
+    assert all(several[name] == command for name, command in one.items())  # those of seed 0 are not run again
+    for suffix, seed in (("", 0), ("_seed2", 2), ("_seed3", 3)):
+        for name in ("30_stage2_train", "40_stage3_v4_train"):
+            assert f"--seed {seed}" in several[f"{name}{suffix}"]
+        start = f"made/by_30_stage2_train{suffix}.log_BEST.pth"
+        assert f"--ckpt {start}" in several[f"31_stage2_evaluate{suffix}"]
+        assert f"--init_ckpt {start}" in several[f"40_stage3_v4_train{suffix}"]
+        assert f"--ckpt made/by_40_stage3_v4_train{suffix}.log_BEST.pth" in several[f"41_stage3_v4_evaluate{suffix}"]
+    assert all("--seed" not in several[name] for name in shared)
+
+
+def test_steps_of_a_seed_wait_for_those_of_the_same_seed(steps_of, monkeypatch) -> None:
+    after = {}
+    monkeypatch.setattr(pipeline, "Step", lambda *values, **fields: after.update({values[0]: fields}) or Step(*values))
+    steps_of("--seeds", "1-2", "--variant", "v3")
+    assert after["31_stage2_evaluate_seed2"]["after"] == ["30_stage2_train_seed2", "05_splits"]
+    assert after["40_stage3_v2_train_seed2"]["after"][-1] == "30_stage2_train_seed2"
+    assert after["40_stage3_v3_train_seed2"]["after"][-1] == "40_stage3_v2_train_seed2"
+    assert after["41_stage3_v3_evaluate_seed1"]["after"] == ["40_stage3_v3_train_seed1", "05_splits"]
+
+
+def test_one_seed_is_the_same_by_either_option(steps_of) -> None:
+    assert steps_of("--seed", "2") == steps_of("--seeds", "2") == steps_of("--seeds", "2,2-2")
+    assert steps_of("--seed", "0") == steps_of("--seeds", "0") == steps_of()
+    assert (
+        steps_of("--model", "tiny-rn", "--seed", "2")["10_stage0_weights"].count("--seed 0") == 1
+    )  # one start for all
+
+
+def test_seeds_of_a_smoke_run_keep_to_its_folders(steps_of) -> None:
+    steps = steps_of("--smoke", "--seeds", "0-1")
+    assert (
+        "--seed 1 --smoke" in steps["30_stage2_train_seed1"] and "/checkpoints/smoke" in steps["30_stage2_train_seed1"]
+    )
+    assert "--results_dir results/smoke" in steps["41_stage3_v4_evaluate_seed1"]
+
+
+def test_stages_4_and_5_are_trained_with_every_seed_on_the_same_captions(steps_of) -> None:
+    options = "--stages 4-5 --seeds 0-1 --captions coco --captions_root"
+    steps = steps_of(*options.split(), "my raw data")
+    assert list(steps) == [
+        *("10_stage0_weights", "50_stage4_captions(forced)", "51_stage4_train", "52_stage4_evaluate"),
+        *("60_stage5_train", "61_stage5_baseline", "62_stage5_evaluate", "51_stage4_train_seed1"),
+        *("52_stage4_evaluate_seed1", "60_stage5_train_seed1", "61_stage5_baseline_seed1", "62_stage5_evaluate_seed1"),
+    ]
+    assert "--seed 1" in steps["51_stage4_train_seed1"] and "--seed 1" in steps["61_stage5_baseline_seed1"]
+    assert "--ckpt made/by_51_stage4_train_seed1.log_BEST.pth" in steps["52_stage4_evaluate_seed1"]
 
 
 def test_relative_data_root_is_taken_from_where_the_user_is(steps_of) -> None:
@@ -270,15 +343,15 @@ def test_stage_5_compares_with_a_baseline_on_the_same_faces(steps_of) -> None:
     options = "--stages 5 --epochs 3 --seed 7 --faces"
     steps = steps_of(*options.split(), "my raw data")
     assert [name[3:] for name in steps] == [
-        *("stage0_weights", "stage5_train", "stage5_baseline", "stage5_evaluate"),
+        *("stage0_weights", "stage5_train_seed7", "stage5_baseline_seed7", "stage5_evaluate_seed7"),
     ]
-    for name in ("60_stage5_train", "61_stage5_baseline"):
+    for name in ("60_stage5_train_seed7", "61_stage5_baseline_seed7"):
         assert "--seed 7 --model small-clip --pretrained made/by_10_stage0_weights.log_BEST.pth" in steps[name]
         assert f"--dataset {Path.cwd() / 'my raw data'} --img2text.epochs 3 --text2img.epochs 3" in steps[name]
     small, plain = (f"model/stage5_text_image_gan/config/{name}.yaml" for name in ("small", "plain"))
-    assert steps["60_stage5_train"].endswith(f"--config {small}")
-    assert steps["61_stage5_baseline"].endswith(f"--gans text2img --config {small} {plain}")
-    assert "--run_dir made --baseline_dir made" in steps["62_stage5_evaluate"]
+    assert steps["60_stage5_train_seed7"].endswith(f"--config {small}")
+    assert steps["61_stage5_baseline_seed7"].endswith(f"--gans text2img --config {small} {plain}")
+    assert "--run_dir made --baseline_dir made" in steps["62_stage5_evaluate_seed7"]
 
 
 def test_stage_5_of_a_large_model_takes_the_default_settings_and_the_faces_of_the_data_folder(steps_of) -> None:

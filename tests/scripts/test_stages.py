@@ -104,6 +104,7 @@ def check_run_files(project, script, best, seed, terms):
     last = load(best.with_name(f"{run}_LAST.pth"))
     assert load(best).keys() < last.keys() and last["training"]["epoch"] == 1
     assert rows[0]["val_mAP"] == last["val_mAP"]
+    assert last["train_seed"] == seed and len(last["recipe"]) == 12
 
 
 def test_stage2_leaves_the_files_of_a_run(project, stage2):
@@ -140,6 +141,23 @@ def test_variants_start_where_they_say(project, stage2, stage3):
     assert "(random)" in project.runs["v1"].stdout and "raw prompts" in project.runs["v1"].stdout
     assert "0.0015 constant" in project.runs["v3"].stdout  # three times v2's
     assert "token_safe prompts" in project.runs["v4"].stdout and "cosine" in project.runs["v4"].stdout
+
+
+def test_trainings_of_other_seeds_have_the_same_recipe_and_of_other_flags_another(project, stage2, stage3, tmp_path):
+    assert len({load(path)["recipe"] for path in (stage2, *stage3.values())}) == 5
+
+    def recipe_and_seed(name, script, *flags):
+        where = ("--save_path", tmp_path / name, "--log_dir", tmp_path / name)
+        project.run(script, "--smoke", *where, *flags)
+        (best,) = (tmp_path / name).glob("*_BEST.pth")
+        content = load(best)
+        return best, content["recipe"], content["train_seed"]
+
+    second, *recorded = recipe_and_seed("second", STAGE2, "--seed", 1)
+    assert recorded == [load(stage2)["recipe"], 1]
+    *_, recipe, seed = recipe_and_seed("third", STAGE3, "--seed", 1, "--init_ckpt", second)
+    assert (recipe, seed) == (load(stage3["v4"])["recipe"], 1)  # each from stage 2 of its own seed
+    assert recipe_and_seed("faster", STAGE2, "--lr", 2e-3)[1] != load(stage2)["recipe"]
 
 
 PARTLY = ("--freeze_until", 0, "--head_epochs", 2, "--keep_start", 0.2, "--eval_image_size", 96)

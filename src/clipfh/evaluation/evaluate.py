@@ -24,6 +24,7 @@ from clipfh.features.store import load_features
 from clipfh.models.checkpoint import newest_checkpoint, read_stage_checkpoint
 from clipfh.models.clip import LoadedClip, canonical_model_name, load_clip
 from clipfh.reports.charts import interpolation_figure
+from clipfh.reports.per_query import write_per_query
 from clipfh.reports.printed_figures import print_figures
 from clipfh.reports.run_page import write_run_report
 from clipfh.reports.summary import append_rows, require_summary, utc_now
@@ -54,7 +55,9 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
         f"epoch {content['epoch']}, {val})"
     )
     clip = load_clip(model, str(path), resize_mode=config.resize_mode, device=str(device))
-    labels = EvaluationLabels(stage, content["variant"], clip.pretrained, content.get("interpolation", {}))
+    labels = EvaluationLabels(
+        stage, content["variant"], clip.pretrained, clip.train_seed, clip.recipe, content.get("interpolation", {})
+    )
     return evaluate_clip(clip, data, labels, device, config)
 
 
@@ -83,8 +86,9 @@ def evaluate_clip(
 ) -> dict[str, Any]:
     """Measure `clip` on the test identities of `data`; write, print and return the figures.
 
-    Writes `results/<run>/`: `metrics.json`, `rankings.csv` (the first 50 images of every query of the official split),
-    figures of queries, and a map; appends rows to `results/summary.csv`.
+    Writes `results/<run>/`: `metrics.json`, `per_query.csv` (average precision and rank of the first match of every
+    query of the official split, and of every prompt), `rankings.csv` (the first 50 images of every query of the
+    official split), figures of queries, and a map; appends rows to `results/summary.csv`.
 
     Raises:
         InputError: unreadable images (unless skipped), missing splits or prompts, an output folder that cannot be
@@ -126,6 +130,7 @@ def evaluate_clip(
         **environment(),
     }
     write_json(run_dir / "metrics.json", result)
+    write_per_query(run_dir, measured.per_query(test))
     drawn = _draw(run_dir, data, test, features, measured, labels, with_map=config.clustering)
     _write(run_dir, config.results_dir, result, [*measured.rows, *kept.rows()], drawn)
     print_figures(measured.official, measured.random, measured.text and measured.text.figures, measured.clusters)
@@ -144,6 +149,8 @@ def _labels(clip: LoadedClip, data: PreparedDataset, labels: EvaluationLabels) -
         "model": clip.name,
         "stage": labels.stage,
         "variant": labels.variant,
+        "seed": labels.seed,
+        "recipe": labels.recipe,
         "checkpoint": labels.checkpoint,
     }
 
@@ -179,8 +186,9 @@ def _write(
     run_dir: Path, results_dir: Path, result: dict[str, Any], rows: list[dict[str, Any]], drawn: list[tuple[Path, str]]
 ) -> None:
     """Write the run's report, and append its rows to the summary."""
-    names = ("dataset", "data_digest", "model", "stage", "variant", "checkpoint")
-    rows = [{"time": utc_now(), **{name: result[name] for name in names}, **row} for row in rows]
+    names = ("dataset", "data_digest", "model", "stage", "variant", "seed", "recipe", "checkpoint")
+    labels = {"time": utc_now(), **{name: result[name] for name in names}, "run": run_dir.name}
+    rows = [{**labels, **row} for row in rows]
     write_run_report(
         run_dir,
         title=f"Stage {result['stage']} {result['variant']} on {result['dataset']}: {result['checkpoint']}",

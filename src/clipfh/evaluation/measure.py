@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
 from clipfh.evaluation.data import EvaluationData
@@ -14,6 +16,7 @@ from clipfh.metrics.clustering import ClusteringFigures, evaluate_clustering
 from clipfh.metrics.retrieval import RetrievalFigures
 from clipfh.metrics.statistics import bootstrap_interval
 from clipfh.models.clip import LoadedClip
+from clipfh.reports.per_query import per_query_rows
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class Measured:
             "text_to_image": self.text.figures.as_dict() if self.text else None,
             "clustering": self.clusters.as_dict() if self.clusters else None,
         }
+
+    def per_query(self, test: EvaluationData) -> list[pd.DataFrame]:
+        """For `per_query.csv`: the queries of the official split, and the prompts."""
+        tables = [per_query_rows("official", test.official["query"], query_ids(test), self.official)]
+        if self.text:
+            tables.append(per_query_rows("text_to_image", self.text.prompts, self.text.item_ids, self.text.figures))
+        return tables
+
+
+def query_ids(test: EvaluationData) -> list[str]:
+    """The identity of each query of the official split."""
+    return test.table.set_index("image").loc[test.official["query"], "item_id"].tolist()
 
 
 def measure(
@@ -58,15 +73,15 @@ def measure(
         figures.append(measured)
         rows.append(summary_row(measured, protocol, number, time.perf_counter() - start))
     start, text = time.perf_counter(), None
-    query_ids = set(test.table.loc[test.table["image"].isin(test.official["query"]), "item_id"])
-    if len(query_ids) > 1 and len({tuple(test.prompts[item_id]) for item_id in query_ids}) == 1:
-        print(f"no text-to-image figures: all {len(query_ids):,} query identities have the same prompt")
+    ids = set(query_ids(test))
+    if len(ids) > 1 and len({tuple(test.prompts[item_id]) for item_id in ids}) == 1:
+        print(f"no text-to-image figures: all {len(ids):,} query identities have the same prompt")
     else:
-        text = text_to_image(clip, features, test.table, test.official["gallery"], query_ids, test.prompts, device)
+        text = text_to_image(clip, features, test.table, test.official["gallery"], ids, test.prompts, device)
         rows.append(summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
     clusters = None
-    if config.clustering and len(query_ids) > 1:
-        of_queries = test.table["item_id"].isin(query_ids).to_numpy()  # distractors are no clusters
+    if config.clustering and len(ids) > 1:
+        of_queries = test.table["item_id"].isin(ids).to_numpy()  # distractors are no clusters
         item_ids = test.table["item_id"].to_numpy()[of_queries]
         clusters = evaluate_clustering(features[of_queries], item_ids, seed=config.seed)
     return Measured(figures[0], figures[1:], text, clusters, rows)
@@ -82,7 +97,7 @@ def summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds: 
 def _with_interval(figures: RetrievalFigures, test: EvaluationData, seed: int) -> dict[str, Any]:
     """The figures of the official split, with the 95% bootstrap interval over identities of mAP and Rank-1."""
     counted = figures.first_match_rank > 0
-    item_ids = test.table.set_index("image").loc[test.official["query"], "item_id"].to_numpy()[counted]
+    item_ids = np.asarray(query_ids(test), dtype=object)[counted]
     precision = bootstrap_interval(figures.average_precision[counted], item_ids, seed=seed)
     rank1 = bootstrap_interval((figures.first_match_rank[counted] == 1).astype(float), item_ids, seed=seed)
     return {

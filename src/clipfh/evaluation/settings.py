@@ -62,13 +62,16 @@ class EvaluationLabels:
     """What the rows in `results/summary.csv` say of an evaluation, besides its figures.
 
     Attributes:
-        stage, variant, checkpoint: of the weights.
+        stage, variant, checkpoint: what is measured.
+        seed, recipe: of the training that made it, see `clipfh.training.recipe`; None and empty without one.
         interpolation: {share of the fine-tuned weights: val mAP} by which they were chosen, for the report.
     """
 
     stage: int
     variant: str
     checkpoint: str
+    seed: int | None = None
+    recipe: str = ""
     interpolation: dict[float, float] = field(default_factory=dict)
 
     @property

@@ -29,6 +29,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
 def _is_size(value: Any) -> bool:
     sides = [value, value] if type(value) is int else value
     return (
@@ -76,6 +80,8 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "gan": _is_text,
     "part": _is_text,
     "run": is_name,
+    "train_seed": _is_seed,
+    "recipe": _is_text,
     "settings": lambda value: isinstance(value, dict),
     "captions": lambda value: isinstance(value, dict),
     "clip": lambda value: isinstance(value, dict),

@@ -45,6 +45,7 @@ class LoadedClip:
         quick_gelu: whether the towers use QuickGELU, as OpenAI's weights do.
         seen_identities: what the weights were fine-tuned on, see `clipfh.tables.digest`; empty for pretrained ones.
         first_weights: those that all fine-tuning began with, as `--pretrained` takes them; empty for pretrained ones.
+        train_seed, recipe: of that fine-tuning, see `clipfh.training.recipe`; None and empty for pretrained ones.
     """
 
     name: str
@@ -58,6 +59,8 @@ class LoadedClip:
     quick_gelu: bool
     seen_identities: dict[str, list[str]] = field(default_factory=dict)
     first_weights: str = ""
+    train_seed: int | None = None
+    recipe: str = ""
 
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint records beside the weights, so that they are never loaded into anything else."""
@@ -134,6 +137,8 @@ def load_clip(
         quick_gelu=quick_gelu,
         seen_identities=recorded.get("seen_identities", {}),
         first_weights=recorded.get("first_weights", ""),
+        train_seed=recorded.get("train_seed"),
+        recipe=recorded.get("recipe", ""),
     )
 
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipfh.core.cli import option, run_script
-from clipfh.core.errors import InputError
+from clipfh.core.errors import InputError, shortened
 from clipfh.core.paths import DEFAULT_MODEL, ROOT, STAGE0_SCRIPTS
 
 # names of other rooms, written out: those import what a bare Python lacks
 DATASETS = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")
 CAPTIONS = ("synthetic", "coco", "flickr8k", "flickr30k", "grocery", "jsonl", "identities")
 LAST_STAGE = 5
+MOST_SEEDS = 100  # more are a slip of the keyboard
 HELP = """The staged pipeline of `bash run_all.sh`: data, stages, summary table.
 
 Prepares a dataset, trains and evaluates the stages, and prints the table of results. Without options: the generated
@@ -61,8 +62,16 @@ class Options:
         "train stages 2 and 3 on the val identities too, for figures that compare with papers; the last epoch counts",
     )
     epochs: int | None = option(None, "of stages 2 to 5 (default: what each stage finds best)", at_least=1)
-    seed: int = option(
-        0, "of the training; identities and splits stay the same, so that several seeds can be compared", at_least=0
+    seed: int | None = option(
+        None,
+        "of the training (default: 0); data, splits and stage 0's weights stay the same, so that several seeds can be "
+        "compared",
+        at_least=0,
+    )
+    seeds: str | None = option(
+        None,
+        "train and evaluate stages 2 to 5 once with each of these seeds, stage 3 from stage 2 of the same seed: 0-2, "
+        "or 0,3; the table shows a row a stage, their mean and standard deviation",
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     captions: str = option(
@@ -105,6 +114,28 @@ class Options:
             raise InputError(f"--stages {text} is not understood; valid: 0 to {LAST_STAGE}, as in 1-3, 2 or 1,3")
         return sorted(chosen)
 
+    @property
+    def training_seeds(self) -> list[int]:
+        """The seeds to train with, in order.
+
+        Raises:
+            InputError: `seeds` is no list of seeds, or `seed` is given too.
+        """
+        if self.seeds is None:
+            return [self.seed or 0]
+        if self.seed is not None:
+            raise InputError(f"--seed {self.seed} and --seeds {self.seeds}: give one of them")
+        chosen: set[int] = set()
+        for part in self.seeds.split(","):
+            match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if first > last:
+                raise InputError(f"--seeds {shortened(self.seeds, 40)} is not understood; valid: as in 0-2, or 0,3")
+            if last - first >= MOST_SEEDS or len(chosen | set(range(first, last + 1))) > MOST_SEEDS:
+                raise InputError(f"--seeds {shortened(self.seeds, 40)} are more than {MOST_SEEDS}")
+            chosen.update(range(first, last + 1))
+        return sorted(chosen)
+
 
 def checked(options: Options) -> Options:
     """The options with absolute paths.
@@ -118,6 +149,8 @@ def checked(options: Options) -> Options:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d)?", options.device):
         raise InputError(f"--device {options.device} is unknown; valid: auto, cpu, cuda, cuda:N, mps")
     wanted = options.wanted
+    if len(options.training_seeds) > 1 and max(wanted) < 2:
+        raise InputError("--seeds is for stages 2 to 5, which --stages leaves out")
     if 0 in wanted and not options.makes_weights:
         raise InputError(f"stage 0 makes the weights of {made}; leave it out here: --stages 1-3")
     for flag, name, root in (

@@ -1,5 +1,6 @@
 """The staged pipeline of `bash run_all.sh`: which scripts run, with which flags, and what they leave."""
 
+import copy
 import os
 import sys
 import time
@@ -24,17 +25,39 @@ class Pipeline:
         self.name = f"{options.dataset}_smoke" if options.smoke else options.dataset
         self.apart = "/smoke" if options.smoke else ""
         self.metadata = f"metadata/{self.name}"
-        seed = f"_seed{options.seed}" if options.seed else ""
-        self.logs = Path("results", "logs", f"{self.name}_{options.model.replace('/', '-')}{seed}")
+        self.logs = Path("results", "logs", f"{self.name}_{options.model.replace('/', '-')}")
         pretrained = of_stage4(options.model) if options.pretrained == "stage4" else options.pretrained
         self.weights = flags(model=options.model, pretrained=pretrained)
         self.on_data = flags(dataset=self.name, device=options.device)
         self.on_data += [] if options.exclude_same_camera else ["--no-exclude_same_camera"]
         self.evaluating = [*self.on_data, *(flags(results_dir=f"results{self.apart}") if options.smoke else [])]
-        self.training = flags(seed=options.seed, epochs=options.epochs) + (["--smoke"] if options.smoke else [])
+        self.seed = 0
+        self.taken: set[str] = set()
+
+    def with_seed(self, seed: int) -> "Pipeline":
+        """The same run, for the stages that train with this seed."""
+        run = copy.copy(self)
+        run.seed = seed
+        return run
+
+    @property
+    def training(self) -> Flags:
+        """Flags of a training."""
+        options = self.options
+        return flags(seed=self.seed, epochs=options.epochs) + (["--smoke"] if options.smoke else [])
+
+    def named(self, step: str) -> str:
+        """The name of a step that is taken once for each training seed; for seed 0 it is the step's own."""
+        return f"{step}_seed{self.seed}" if self.seed else step
 
     def step(self, name: str, script: str, arguments: Flags, *, forced: bool = False, **files: list[str]) -> None:
-        """Run `python <script>`, unless it is finished; a failure ends the run with the script's exit code."""
+        """Run `python <script>`, unless it is finished; a failure ends the run with the script's exit code.
+
+        What several seeds share is taken once.
+        """
+        if name in self.taken:
+            return
+        self.taken.add(name)
         folder = Path(script).parent
         inputs = [f"{folder}/*.py", f"{folder}/config/*.yaml"] if folder.parent.name == "model" else []
         step = Step(name, self.logs / f"{name}.log", ["python", script, *arguments], inputs=inputs, **files)
@@ -111,7 +134,8 @@ def stage0(run: Pipeline) -> None:
     options, folder = run.options, "model/stage0_pretrain"
     arguments: Flags = []
     if options.model != SMALL_MODEL:
-        arguments = flags(model=options.model, seed=options.seed, device=options.device) + run.where(folder)
+        # one start for all seeds of the training: what is compared is the training
+        arguments = flags(model=options.model, seed=0, device=options.device) + run.where(folder)
     arguments += [f"--{name}" for name in ("force", "smoke") if getattr(options, name)]
     outputs = [f"{folder}/checkpoints{run.apart}/{options.model}_*.pth"]
     run.step("10_stage0_weights", f"{folder}/{STAGE0_SCRIPTS[options.model]}", arguments, outputs=outputs)
@@ -128,16 +152,16 @@ def stage1(run: Pipeline) -> None:
 
 def stage2(run: Pipeline) -> None:
     """The image encoder."""
-    folder = "model/stage2_img_encoder_finetune"
-    train(run, "30_stage2_train", f"{folder}/train_clip_img_encoder_finetune.py", [], after=[])
-    arguments = run.evaluating + flags(ckpt=run.made_by("30_stage2_train", "*_BEST.pth"))
-    before = ["30_stage2_train", "05_splits"]
-    evaluate(run, "31_stage2_evaluate", f"{folder}/eval_clip_img_encoder.py", 2, arguments, after=before)
+    folder, trained = "model/stage2_img_encoder_finetune", run.named("30_stage2_train")
+    train(run, trained, f"{folder}/train_clip_img_encoder_finetune.py", [], after=[])
+    arguments = run.evaluating + flags(ckpt=run.made_by(trained, "*_BEST.pth"))
+    name, before = run.named("31_stage2_evaluate"), [trained, "05_splits"]
+    evaluate(run, name, f"{folder}/eval_clip_img_encoder.py", 2, arguments, after=before)
 
 
 def stage3(run: Pipeline) -> None:
-    """Both encoders, from the checkpoint of stage 2; v3 goes on from v2."""
-    folder, before = "model/stage3_joint_img_text_finetune", "30_stage2_train"
+    """Both encoders, from the checkpoint of stage 2 with the same seed; v3 goes on from v2."""
+    folder, before = "model/stage3_joint_img_text_finetune", run.named("30_stage2_train")
     start = run.made_by(before, "*_BEST.pth")
     if start is None and (run.logs / f"{before}.json").exists():
         print("note: stage 2 was trained on other photos, splits or weights than there are now: it is trained again")
@@ -147,13 +171,12 @@ def stage3(run: Pipeline) -> None:
         print("note: stage 2 has not been run here; stage 3 starts from the pretrained weights")
     last = run.options.variant
     for variant in ("v2", "v3") if last == "v3" else (last,):
-        name, arguments = f"40_stage3_{variant}_train", flags(variant=variant, init_ckpt=start)
+        name, arguments = run.named(f"40_stage3_{variant}_train"), flags(variant=variant, init_ckpt=start)
         train(run, name, f"{folder}/train_clip_joint_encoders.py", arguments, after=[before])
         start, before = run.made_by(name, "*_BEST.pth"), name
     arguments = run.evaluating + flags(variant=last, ckpt=start)
-    evaluate(
-        run, f"41_stage3_{last}_evaluate", f"{folder}/eval_clip_joint.py", 3, arguments, after=[before, "05_splits"]
-    )
+    name = run.named(f"41_stage3_{last}_evaluate")
+    evaluate(run, name, f"{folder}/eval_clip_joint.py", 3, arguments, after=[before, "05_splits"])
 
 
 def train(run: Pipeline, name: str, script: str, arguments: Flags, *, after: list[str]) -> None:
@@ -197,24 +220,25 @@ def stage4(run: Pipeline) -> None:
         suited = flags(config=f"{folder}/config/{products}.yaml")
     arguments = captions + flags(device=options.device) + run.weights + run.training + suited + run.where(folder)
     checkpoints = f"{folder}/checkpoints{run.apart}"
+    trained = run.named("51_stage4_train")
     run.step(
-        "51_stage4_train",
+        trained,
         f"{folder}/train_frozen_text_alignment.py",
         arguments,
         after=["50_stage4_captions", "10_stage0_weights"],
         outputs=[f"{checkpoints}/*_BEST.pth", f"{checkpoints}/*_LINEAR.pth"],
     )
     arguments = flags(dataset=options.captions, device=options.device, results_dir=f"results{run.apart}")
-    arguments += flags(ckpt=run.made_by("51_stage4_train", "*_BEST.pth"))
+    arguments += flags(ckpt=run.made_by(trained, "*_BEST.pth"))
     outputs = [f"results{run.apart}/{name}_stage4_*/metrics.json"]
     script = f"{folder}/eval_frozen_text_alignment.py"
-    run.step("52_stage4_evaluate", script, arguments, after=["51_stage4_train"], outputs=outputs)
+    run.step(run.named("52_stage4_evaluate"), script, arguments, after=[trained], outputs=outputs)
 
 
 def stage5(run: Pipeline) -> None:
     """Two GANs around the frozen CLIP, and an unconditional one to compare with."""
     options, folder = run.options, "model/stage5_text_image_gan"
-    arguments = flags(device=options.device, seed=options.seed) + run.weights + flags(dataset=options.faces)
+    arguments = flags(device=options.device, seed=run.seed) + run.weights + flags(dataset=options.faces)
     if options.epochs:
         arguments += ["--img2text.epochs", str(options.epochs), "--text2img.epochs", str(options.epochs)]
     arguments += ["--smoke"] if options.smoke else []
@@ -223,23 +247,25 @@ def stage5(run: Pipeline) -> None:
     config = [f"{folder}/config/{name}.yaml" for name in suits if suits[name]][:1]
     generators = [f"{folder}/checkpoints{run.apart}/text_image_gan_*/text2img_generator_*.pth"]
     made = {"after": ["10_stage0_weights"], "outputs": generators}
-    run.step("60_stage5_train", f"{folder}/train.py", arguments + (["--config", *config] if config else []), **made)
+    trained, baseline = run.named("60_stage5_train"), run.named("61_stage5_baseline")
+    run.step(trained, f"{folder}/train.py", arguments + (["--config", *config] if config else []), **made)
     plain = ["--gans", "text2img", "--config", *config, f"{folder}/config/plain.yaml"]
-    run.step("61_stage5_baseline", f"{folder}/train.py", arguments + plain, **made)
+    run.step(baseline, f"{folder}/train.py", arguments + plain, **made)
     arguments = flags(device=options.device, results_dir=f"results{run.apart}")
-    for flag, name in (("run_dir", "60_stage5_train"), ("baseline_dir", "61_stage5_baseline")):
+    for flag, name in (("run_dir", trained), ("baseline_dir", baseline)):
         arguments += flags(**{flag: Path(run.made_by(name, "*text2img_generator_*.pth") or "").parent})
     if options.smoke:
         arguments += flags(classifier_dir=f"{folder}/checkpoints{run.apart}", classifier_epochs=1)
-    outputs, before = [f"results{run.apart}/*_stage5_*/metrics.json"], ["60_stage5_train", "61_stage5_baseline"]
-    run.step("62_stage5_evaluate", f"{folder}/evaluate.py", arguments, after=before, outputs=outputs)
+    outputs, name = [f"results{run.apart}/*_stage5_*/metrics.json"], run.named("62_stage5_evaluate")
+    run.step(name, f"{folder}/evaluate.py", arguments, after=[trained, baseline], outputs=outputs)
 
 
 STAGES: tuple[Callable[[Pipeline], None], ...] = (stage0, stage1, stage2, stage3, stage4, stage5)
+TRAINED = (2, 3, 4, 5)  # once with each seed
 
 
 def main(options: Options) -> None:
-    """Check the options; run the steps of the chosen stages, one after the other."""
+    """Check the options; run the steps of the chosen stages, one after the other, those that train for each seed."""
     options = checked(options)
     if options.setup_only:
         print(f"set-up is done: {sys.executable}")
@@ -250,8 +276,14 @@ def main(options: Options) -> None:
     on_identities = not {1, 2, 3}.isdisjoint(options.wanted)
     if on_identities or options.captions == "identities":
         prepare_data(run)
-    for number in sorted({*options.wanted, *([0] if options.makes_weights else [])}):
-        STAGES[number](run)
+    numbers = sorted({*options.wanted, *([0] if options.makes_weights else [])})
+    for number in numbers:
+        if number not in TRAINED:
+            STAGES[number](run)
+    for seed in options.training_seeds:  # one after the other: what is stopped early has whole seeds
+        for number in numbers:
+            if number in TRAINED:
+                STAGES[number](run.with_seed(seed))
     if on_identities:  # always: the table ends the run
         table = ["python", "-m", "clipfh.reports.results_table", "--results_dir", f"results{run.apart}"]
         if code := run_step(Step("90_report", run.logs / "90_report.log", table), force=True):

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.drawing import (
     BLUE,
     FONT,
@@ -165,7 +164,7 @@ def stage_comparison_figure(path: Path, summary: pd.DataFrame) -> None:
     """Draw Rank-1 and mAP of the newest evaluation of each stage as dots, one panel a dataset.
 
     Dots are means over the random splits with bars of one standard deviation, or the official split where no random
-    split was evaluated (hollow dots).
+    split was evaluated (hollow dots, bars over training seeds).
 
     Args:
         path: the picture to write.
@@ -208,7 +207,7 @@ def _draw_panel(axes: Axes, panel: Sequence[StageResult]) -> None:
             ("mAP", "mAP", BLUE, "o", -0.14),
             ("rank1", "Rank-1", ORANGE, "D", 0.14),
         ):
-            mean, std = result.random.get(name) or MeanStd(result.official.get(name, math.nan), math.nan)
+            mean, std = (result.random or result.official)[name]
             axes.errorbar(
                 [100 * mean],
                 [y + offset],

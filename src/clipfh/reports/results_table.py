@@ -4,14 +4,15 @@
     python -m clipfh.reports.results_table --dataset synthetic    # one dataset only
     python -m clipfh.reports.results_table --readme README.md     # also between the markers of the README
 
-The newest evaluation of every stage and variant is one row. All tables come from one function.
+The newest evaluation of every stage and variant is one row, with those of the same recipe's other training seeds. All
+tables come from one function.
 """
 
 import math
 import re
+import shutil
 import subprocess
 import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,21 @@ from clipfh.core.files import write_text
 from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.charts import stage_comparison_figure
-from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_number, stage_results
+from clipfh.reports.gains import Gain, mean_ap_gain, previous_stage
+from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_results
 from clipfh.reports.summary import read_summary
+from clipfh.reports.text_table import WIDTH, Table, render_table
 
 README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
 _FIGURE_LABELS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _NOTE = (
-    "Percent. Random: mean ± standard deviation over the random splits. Gain: points of mAP over the stage before "
-    "(random splits, or the official one where a stage has no random splits). Text: prompts as queries."
+    "Percent. Gain: points of mAP over the stage before, with the 95% interval and the two-sided p of a paired "
+    "bootstrap over test identities (a bare number where an evaluation's per_query.csv is missing). Random: mean ± "
+    "standard deviation over the random splits. Text: prompts as queries."
+)
+_SEEDS_NOTE = (
+    "n: training seeds of one recipe; figures are means over them, official and text ± their standard deviation. "
+    "Intervals average each query over the seeds first, and do not tell what other seeds would give."
 )
 
 
@@ -42,130 +50,79 @@ class Config:
     readme: Path | None = option(None, "also replace the block between the results markers of this file")
 
 
-@dataclass(frozen=True)
-class Table:
-    """The results on one dataset, every cell as text, ready for any rendering.
+def result_tables(results: Sequence[StageResult], results_dir: Path | None = None) -> list[Table]:
+    """One table a dataset, percent with one decimal; columns that would be empty are left out.
 
-    Attributes:
-        title: the dataset, and the model where there is only one.
-        date: of the newest evaluation, `YYYY-MM-DD`.
-        columns: (group, name) of each column; columns of one group stand together.
-        rows: one row a stage, variant and model.
+    Gains have intervals where `results_dir` holds the evaluations' own folders with the figures of single queries.
     """
-
-    title: str
-    date: str
-    columns: list[tuple[str, str]]
-    rows: list[list[str]]
-
-
-def result_tables(results: Sequence[StageResult]) -> list[Table]:
-    """One table a dataset, percent with one decimal; columns that would be empty are left out."""
     tables = []
     for dataset in dict.fromkeys(result.dataset for result in results):
         chosen = [result for result in results if result.dataset == dataset]
         models = list(dict.fromkeys(result.model for result in chosen))
-        cells: list[Mapping[tuple[str, str], str]] = [_cells(result, chosen) for result in chosen]
+        gains = [_gains(result, chosen, results_dir) for result in chosen]
+        cells: list[Mapping[tuple[str, str], str]] = [_cells(*both) for both in zip(chosen, gains, strict=True)]
         columns = [column for column in cells[0] if any(row[column] for row in cells)]
         if len(models) == 1:
             columns.remove(("", "model"))
+        if all(len(result.runs) == 1 for result in chosen):
+            columns.remove(("", "n"))
         title = f"{dataset} · {models[0]}" if len(models) == 1 else dataset
         date = max(result.time for result in chosen)[:10]
-        tables.append(Table(title, date, columns, [[row[column] for column in columns] for row in cells]))
+        rows = [[row[column] for column in columns] for row in cells]
+        tables.append(Table(title, date, columns, rows, _left_out(chosen, gains)))
     return tables
 
 
-def _cells(result: StageResult, others: Sequence[StageResult]) -> dict[tuple[str, str], str]:
+def _gains(result: StageResult, others: Sequence[StageResult], results_dir: Path | None) -> dict[str, Gain | None]:
+    before = previous_stage(result, others)
+    return {protocol: mean_ap_gain(result, before, protocol, results_dir) for protocol in ("official", "text_to_image")}
+
+
+def _cells(result: StageResult, gains: Mapping[str, Gain | None]) -> dict[tuple[str, str], str]:
     """The row of one result: (group, column) to text."""
     cells = {("", "stage"): stage_label(result.stage), ("", "variant"): result.variant, ("", "model"): result.model}
+    cells["", "n"] = str(len(result.runs))
+    for name in ("rank1", "rank5", "rank10", "mAP"):
+        cells["official", _FIGURE_LABELS[name]] = _percent(result.official.get(name), std=name in ("rank1", "mAP"))
+    cells["official", "gain"], cells["official", "p"] = _gain_and_p(gains["official"])
+    cells["official", _FIGURE_LABELS["mINP"]] = _percent(result.official.get("mINP"), std=False)
     for name in ("rank1", "mAP"):
-        cells["random", _FIGURE_LABELS[name]] = _percent_and_std(result.random.get(name))
-    gain = mean_ap_gain(result, previous_stage(result, others))
-    cells["random", "gain"] = "" if gain is None else f"{100 * gain:+.1f}"
-    for name, label in _FIGURE_LABELS.items():
-        cells["official", label] = _percent(result.official.get(name))
+        cells["random", _FIGURE_LABELS[name]] = _percent(result.random.get(name))
     for name in ("rank1", "mAP"):
         cells["text", _FIGURE_LABELS[name]] = _percent(result.text_to_image.get(name))
+    cells["text", "gain"], cells["text", "p"] = _gain_and_p(gains["text_to_image"])
     return cells
 
 
-def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageResult | None:
-    """What `result` is compared with: the same dataset and model, the nearest lower stage number.
-
-    Where that stage has several variants, the one of the same name, or else the one evaluated last.
-    """
-    number = stage_number(result.stage)
-    before = [
-        other
-        for other in others
-        if (other.dataset, other.model) == (result.dataset, result.model) and 0 <= stage_number(other.stage) < number
+def _left_out(results: Sequence[StageResult], gains: Sequence[Mapping[str, Gain | None]]) -> list[str]:
+    """Which gains are not over all queries."""
+    return [
+        f"The gain of {stage_label(result.stage)}{f' {result.variant}' if result.variant else ''} "
+        f"({protocol.replace('_', ' ')}) is over {gain.paired.num_query:,} queries; {gain.paired.num_left_out:,} that "
+        "not all its evaluations could measure are left out."
+        for result, of_result in zip(results, gains, strict=True)
+        for protocol, gain in of_result.items()
+        if gain and gain.paired and gain.paired.num_left_out
     ]
-    return max(
-        before, key=lambda other: (stage_number(other.stage), other.variant == result.variant, other.time), default=None
-    )
 
 
-def mean_ap_gain(after: StageResult, before: StageResult | None) -> float | None:
-    """The difference in mAP over the random splits, or on the official one; None where they share no protocol."""
-    if before is None:
-        return None
-    if after.random and before.random:
-        return after.random["mAP"].mean - before.random["mAP"].mean
-    if after.official and before.official:
-        return after.official["mAP"] - before.official["mAP"]
-    return None
+def _percent(value: MeanStd | None, *, std: bool = True) -> str:
+    """Such as 61.2 or, where there is a deviation and it is wanted, 61.2 ± 0.4."""
+    if value is None:
+        return ""
+    deviation = f" ± {100 * value.std:.1f}" if std and not math.isnan(value.std) else ""
+    return f"{100 * value.mean:.1f}{deviation}"
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def _percent_and_std(value: MeanStd | None) -> str:
-    if value is None or math.isnan(value.std):
-        return "" if value is None else _percent(value.mean)
-    return f"{100 * value.mean:.1f} ± {100 * value.std:.1f}"
-
-
-def render_table(table: Table, *, markdown: bool) -> str:
-    """The table as text with aligned columns: Markdown, or two header lines and rules for a terminal."""
-    if markdown:
-        header = [f"{group} {name}".strip() for group, name in table.columns]
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in table.rows]
-    else:
-        header, rows = [name for _, name in table.columns], table.rows
-    widths = [max(3, *map(_width, column)) for column in zip(header, *rows, strict=True)]
-    is_text = [group == "" for group, _ in table.columns]
-    lines = [
-        [_padded(cell, width, left) for cell, width, left in zip(row, widths, is_text, strict=True)]
-        for row in (header, *rows)
-    ]
-    if markdown:
-        rule = ["-" * width if left else "-" * (width - 1) + ":" for width, left in zip(widths, is_text, strict=True)]
-        return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
-    texts = ["  ".join(line) for line in lines]
-    rule = "─" * _width(texts[0])
-    return "\n".join(text.rstrip() for text in (_group_line(table, widths), texts[0], rule, *texts[1:], rule))
-
-
-def _group_line(table: Table, widths: Sequence[int]) -> str:
-    """The names of the groups, each over its columns, between dashes."""
-    parts = []
-    for group in dict.fromkeys(group for group, _ in table.columns):
-        own = [width for (name, _), width in zip(table.columns, widths, strict=True) if name == group]
-        width = sum(own) + 2 * (len(own) - 1)
-        parts.append(f" {group} ".center(width, "─") if group else " " * width)
-    return "  ".join(parts)
-
-
-def _width(text: str) -> int:
-    """Terminal cells: East Asian wide characters take two, combining marks none."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
-
-
-def _padded(text: str, width: int, left: bool) -> str:
-    space = " " * (width - _width(text))
-    return text + space if left else space + text
+def _gain_and_p(gain: Gain | None) -> tuple[str, str]:
+    """Such as `+5.3 [3.9, 6.8]` and `0.012`; without an interval, the number alone."""
+    if gain is None:
+        return "", ""
+    number = f"{100 * gain.mAP:+.1f}"
+    if gain.paired is None:
+        return number, ""
+    interval = f"[{100 * gain.paired.low:.1f}, {100 * gain.paired.high:.1f}]"
+    return f"{number} {interval}", "<0.001" if gain.paired.p < 0.001 else f"{gain.paired.p:.3f}"
 
 
 def markdown_report(tables: Sequence[Table], commit: str | None) -> str:
@@ -175,8 +132,14 @@ def markdown_report(tables: Sequence[Table], commit: str | None) -> str:
         origin = f"**{table.title}**, evaluated {table.date}" + (
             f", table written at commit `{commit}`" if commit else ""
         )
-        parts += [origin, render_table(table, markdown=True)]
-    return "\n\n".join([*parts, _NOTE])
+        parts += [origin, render_table(table, markdown=True), *table.notes]
+    return "\n\n".join([*parts, note_of(tables)])
+
+
+def note_of(tables: Sequence[Table]) -> str:
+    """What the figures of the tables mean."""
+    has_seeds = any(("", "n") in table.columns for table in tables)
+    return f"{_NOTE} {_SEEDS_NOTE}" if has_seeds else _NOTE
 
 
 def git_commit(directory: Path) -> str | None:
@@ -225,7 +188,7 @@ def main(config: Config) -> None:
     before = len(summary) - len(of_present_data(summary))
     if before:
         print(f"note: {before:,} rows of {path.name} are of other photos or splits than a dataset has now: left out")
-    tables = result_tables(results)
+    tables = result_tables(results, config.results_dir)
     markdown = markdown_report(tables, git_commit(ROOT))
     if config.readme is not None:
         replace_readme_block(config.readme, markdown)
@@ -233,9 +196,11 @@ def main(config: Config) -> None:
     stage_comparison_figure(config.results_dir / "summary.png", summary)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± or rules still gets the figures
+    width = shutil.get_terminal_size((WIDTH, 24)).columns
     for table in tables:
-        print(f"\n{table.title}, percent\n\n{render_table(table, markdown=False)}")
-    print(f"\n{_NOTE}\nWritten to summary.md and summary.png in {display(config.results_dir)}")
+        parts = [f"\n{table.title}, percent", render_table(table, markdown=False, width=width), *table.notes]
+        print("\n\n".join(parts))
+    print(f"\n{note_of(tables)}\nWritten to summary.md and summary.png in {display(config.results_dir)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the summary says of each stage: its newest evaluation, on what the dataset holds now."""
+"""What the summary says of each stage: its newest evaluation of each training seed, on what the dataset holds now."""
 
 import re
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ _STAGE_NAMES = {
 
 @dataclass(frozen=True)
 class StageResult:
-    """The newest evaluation of one stage (and variant); a protocol that was not run has an empty dictionary.
+    """One stage (and variant): the newest evaluation, with those of the same recipe's other training seeds.
+
+    A protocol that was not run has an empty dictionary. Figures are fractions 0..1.
 
     Attributes:
         dataset: its name.
@@ -29,11 +31,12 @@ class StageResult:
         model: the architecture.
         stage: as written in the summary.
         variant: of the training, such as "v4"; may be empty.
-        time: of the evaluation.
+        time: of the newest evaluation.
+        runs: the folders of the evaluations, one a training seed, by seed.
         num_random: how many random splits were evaluated.
-        random: figure to mean and standard deviation over the random splits, fractions 0..1.
-        official: figure to value on the official split.
-        text_to_image: figure to value with prompts as queries.
+        random: figure to mean and standard deviation over the random splits, each split's figure a mean over seeds.
+        official: figure to mean and standard deviation over the seeds, on the official split.
+        text_to_image: the same with prompts as queries.
     """
 
     dataset: str
@@ -42,10 +45,11 @@ class StageResult:
     stage: str
     variant: str
     time: str
+    runs: tuple[str, ...]
     num_random: int
     random: dict[str, MeanStd]
-    official: dict[str, float]
-    text_to_image: dict[str, float]
+    official: dict[str, MeanStd]
+    text_to_image: dict[str, MeanStd]
 
 
 def of_present_data(summary: pd.DataFrame) -> pd.DataFrame:
@@ -58,20 +62,26 @@ def of_present_data(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def latest_rows(summary: pd.DataFrame) -> pd.DataFrame:
-    """Only the rows of the newest evaluation of each dataset, model, stage and variant, in the order of the file."""
-    summary = of_present_data(summary)
-    newest = summary.groupby(EVALUATION)["time"].transform("max")
-    rows = summary[summary["time"] == newest]
+    """Only the rows that count of each dataset, model, stage and variant, in the order of the file.
+
+    They are the newest evaluation of each training seed, among trainings of the recipe that was evaluated last: older
+    seeds of another recipe are no repetitions of it. Where the recipe is unknown, the newest evaluation alone counts.
+    """
+    rows = of_present_data(summary).sort_values("time", kind="stable")
+    rows = rows[rows["recipe"] == rows.groupby(EVALUATION)["recipe"].transform("last")]
+    of_seed = rows.assign(seed=rows["seed"].where(rows["recipe"] != "", ""))
+    of_seed = of_seed[of_seed["time"] == of_seed.groupby([*EVALUATION, "seed"])["time"].transform("max")]
     # Two evaluations of one thing within the same second share their time; the later row stands.
-    return rows.drop_duplicates([*EVALUATION, "protocol", "split"], keep="last").reset_index(drop=True)
+    kept = of_seed.drop_duplicates([*EVALUATION, "seed", "protocol", "split"], keep="last").index
+    return summary.loc[kept.sort_values()].reset_index(drop=True)
 
 
 def stage_results(summary: pd.DataFrame) -> list[StageResult]:
-    """The newest evaluation of each stage, sorted by dataset, model, stage and variant."""
+    """What counts of each stage, see `latest_rows`, sorted by dataset, model, stage and variant."""
     results = []
     for (dataset, model, stage, variant), rows in latest_rows(summary).groupby(EVALUATION, sort=False):
         by_protocol = {name: rows[rows["protocol"] == name] for name in PROTOCOLS}
-        random = by_protocol["random"]
+        random = by_protocol["random"].groupby("split")[list(FRACTIONS)].mean()
         results.append(
             StageResult(
                 dataset=dataset,
@@ -79,7 +89,8 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
                 model=model,
                 stage=stage,
                 variant=variant,
-                time=rows["time"].iloc[0],
+                time=rows["time"].max(),
+                runs=_runs(rows),
                 num_random=len(random),
                 random={name: mean_and_std(random[name].to_numpy()) for name in FRACTIONS} if len(random) else {},
                 official=_mean_figures(by_protocol["official"]),
@@ -89,8 +100,14 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
     return sorted(results, key=lambda r: (r.dataset, r.model, stage_number(r.stage), r.stage, r.variant))
 
 
-def _mean_figures(rows: pd.DataFrame) -> dict[str, float]:
-    return {name: float(rows[name].mean()) for name in FRACTIONS} if len(rows) else {}
+def _runs(rows: pd.DataFrame) -> tuple[str, ...]:
+    by_seed = rows.drop_duplicates("seed", keep="last").sort_values("seed", key=lambda seeds: pd.to_numeric(seeds))
+    return tuple(by_seed["run"])
+
+
+def _mean_figures(rows: pd.DataFrame) -> dict[str, MeanStd]:
+    """Over the seeds, one row each."""
+    return {name: mean_and_std(rows[name].to_numpy()) for name in FRACTIONS} if len(rows) else {}
 
 
 def stage_number(stage: str) -> int:

@@ -19,7 +19,7 @@ from clipfh.core.errors import InputError, shortened
 
 FRACTIONS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 COLUMNS = (
-    *("time", "dataset", "data_digest", "model", "stage", "variant", "checkpoint"),
+    *("time", "dataset", "data_digest", "model", "stage", "variant", "seed", "recipe", "checkpoint", "run"),
     *("protocol", "split", "num_query", "num_gallery"),
     *FRACTIONS,
     "seconds",
@@ -41,7 +41,8 @@ def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     Args:
         path: the CSV file; made with its header when absent or empty.
         rows: dictionaries with exactly the keys `COLUMNS`. `stage` may be a number; `split` is 0..9 for `random` and
-            may be None or "" elsewhere.
+            may be None or "" elsewhere. `seed` and `recipe` are those of the training, None or "" where there was none;
+            `run` is the folder of the evaluation, beside the file.
 
     Raises:
         InputError: the file has another header or cannot be written.
@@ -151,11 +152,15 @@ def _parse(cells: dict[str, str]) -> dict[str, Any]:
     for name in ("dataset", "data_digest", "model", "stage"):
         if not cells[name].strip():
             raise ValueError(f"{name} is empty")
-    for name in ("dataset", "data_digest", "model", "stage", "variant", "checkpoint"):
+    for name in ("dataset", "data_digest", "model", "stage", "variant", "recipe", "checkpoint", "run"):
         if any(
             unicodedata.category(character) == "Cc" for character in cells[name]
         ):  # a line break would make the line numbers of messages wrong
             raise ValueError(f"{name} holds a control character: {cells[name]!r}")
+    if cells["seed"]:
+        _parse_number(cells, "seed", int)
+    if "/" in cells["run"] or cells["run"] in (".", ".."):
+        raise ValueError(f"run {cells['run']!r} names no folder beside the summary")
     if cells["protocol"] not in PROTOCOLS:
         raise ValueError(f"unknown protocol {cells['protocol']!r}; the protocols are {', '.join(PROTOCOLS)}")
     row["split"] = _parse_number(cells, "split", int) if cells["split"] else None

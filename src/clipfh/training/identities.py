@@ -6,9 +6,10 @@ from typing import Any
 from torch import nn
 
 from clipfh.images.augment import Augmentation
+from clipfh.models.checkpoint import weights_digest
 from clipfh.models.clip import LoadedClip, first_weights_of, load_clip, require_any_size, shown_size
 from clipfh.models.settings import Start
-from clipfh.tables.digest import require_unseen, seen_with
+from clipfh.tables.digest import digest_of, require_unseen, seen_with
 from clipfh.tables.prepared import (
     PreparedDataset,
     load_or_prepare,
@@ -71,6 +72,13 @@ class Identities:
         record |= {"first_weights": first_weights_of(self.clip)}
         seen = seen_with(self.clip.seen_identities, self.data.digest, self.data.table)
         return {**record, "seen_identities": seen}
+
+    def origin(self) -> list[str]:
+        """Data, prompts and first weights, as `recipe_digest` takes them; call it before the first step."""
+        prompts = digest_of((item_id, *texts) for item_id, texts in self.prompts.items())
+        if self.clip.pretrained == "random":  # drawn by the seed: others of the same kind
+            return [self.data.digest, prompts, self.clip.pretrained]
+        return [self.data.digest, prompts, self.clip.recipe or weights_digest(self.clip.model.state_dict())]
 
     def __str__(self) -> str:
         clip, photos = self.clip, self.photos

@@ -1,6 +1,6 @@
 """A training run: the place it computes and writes in, and its start, anew or where an earlier one stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from clipfh.core.paths import stage_dir
 from clipfh.core.run import new_run_folder, pick_device, rank_and_world_size, seed_everything
 from clipfh.core.run_log import RunLog
 from clipfh.models.checkpoint import read_stage_checkpoint, require_training_state, write_best_and_last
+from clipfh.training.recipe import recipe_digest
 from clipfh.training.settings import Run
 from clipfh.training.state import binding_flags, require_same_flags
 
@@ -86,7 +87,13 @@ class TrainingRun:
 
 
 def start_run(
-    place: Place, config: Any, recorded: dict[str, Any], *, prefix: str, restore: Callable[[dict[str, Any]], None]
+    place: Place,
+    config: Any,
+    recorded: dict[str, Any],
+    *,
+    prefix: str,
+    restore: Callable[[dict[str, Any]], None],
+    origin: Sequence[str] = (),
 ) -> TrainingRun:
     """Begin a run `<prefix>_YYYYMMDD_HHMMSS`, or continue that of `--resume_ckpt`.
 
@@ -96,6 +103,7 @@ def start_run(
         recorded: what every checkpoint says of the run; among it `model` and `data_digest`.
         prefix: of the name.
         restore: takes the saved state of a run that is continued.
+        origin: what the run was trained from, see `recipe_digest`; a run that is continued keeps its recipe.
 
     Raises:
         InputError: the run to continue was of another model, other data or flags. Its files are left alone then.
@@ -109,7 +117,10 @@ def start_run(
             raise InputError(f"{resume} was trained beside other text weights; pass the same --pretrained")
         restore(state)
         folder, last_row = place.logs / resume.stem.removesuffix("_LAST"), state.get("row")
+        # one of an older version has neither: what it started from is no longer known
+        recorded = recorded | {name: content[name] for name in ("train_seed", "recipe") if name in content}
     else:
+        recorded = recorded | {"train_seed": place.seed, "recipe": recipe_digest(config, origin)}
         folder = new_run_folder(place.logs, prefix, "--log_dir", checkpoints=place.checkpoints)
     log = RunLog(folder, config, rank=place.rank, last_row=last_row)
     return TrainingRun(folder.name, place, recorded, binding_flags(config), log)

@@ -1,0 +1,73 @@
+"""What a stage adds to the stage before: the difference in mAP over the same queries, and how certain it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from clipfh.metrics.statistics import Difference, paired_bootstrap_difference
+from clipfh.reports.per_query import mean_average_precision_of
+from clipfh.reports.stage_results import StageResult, stage_number
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A difference in mAP, as a fraction; `paired` is None where the queries' own figures are missing."""
+
+    mAP: float  # noqa: N815  (the field's spelling)
+    paired: Difference | None = None
+
+
+def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageResult | None:
+    """What `result` is compared with: the same dataset and model, the nearest lower stage number.
+
+    Where that stage has several variants, the one of the same name, or else the one evaluated last.
+    """
+    number = stage_number(result.stage)
+    before = [
+        other
+        for other in others
+        if (other.dataset, other.model) == (result.dataset, result.model) and 0 <= stage_number(other.stage) < number
+    ]
+    return max(
+        before, key=lambda other: (stage_number(other.stage), other.variant == result.variant, other.time), default=None
+    )
+
+
+def mean_ap_gain(
+    after: StageResult, before: StageResult | None, protocol: str, results_dir: Path | None = None
+) -> Gain | None:
+    """The gain in mAP on the official split, or of text queries; None where one of them was not measured so.
+
+    Of a stage with several training seeds, the average precision of each query is averaged over them first. Identities
+    are drawn, see `paired_bootstrap_difference`.
+
+    Args:
+        after, before: the stages.
+        protocol: `official` or `text_to_image`.
+        results_dir: the folder with the evaluations' own folders; None: without interval.
+
+    Raises:
+        InputError: the figures of an evaluation's queries are damaged.
+    """
+    if before is None or not getattr(after, protocol) or not getattr(before, protocol):
+        return None
+    difference = getattr(after, protocol)["mAP"].mean - getattr(before, protocol)["mAP"].mean
+    paired = _paired(before, after, protocol, results_dir) if results_dir else None
+    return Gain(paired.difference, paired) if paired else Gain(difference)
+
+
+def _paired(before: StageResult, after: StageResult, protocol: str, results_dir: Path) -> Difference | None:
+    """The difference over the queries that both have; None where a file is missing or they share no query."""
+    if "" in (*before.runs, *after.runs):
+        return None
+    both = [
+        mean_average_precision_of([results_dir / run for run in result.runs], protocol) for result in (before, after)
+    ]
+    if any(values is None for values in both):
+        return None
+    table = pd.concat(both, axis=1, keys=["before", "after"]).dropna(how="all")  # without a match, for both
+    if table.dropna().empty:
+        return None
+    return paired_bootstrap_difference(table["before"], table["after"], table.index.get_level_values("item_id"))

@@ -1,0 +1,162 @@
+import numpy as np
+import pandas as pd
+import pytest
+from summary_rows import make_row
+
+from clipfh.core.errors import InputError
+from clipfh.metrics.statistics import paired_bootstrap_difference
+from clipfh.reports.gains import mean_ap_gain, previous_stage
+from clipfh.reports.per_query import mean_average_precision_of, read_average_precision, write_per_query
+from clipfh.reports.results_table import result_tables
+from clipfh.reports.stage_results import stage_results
+from clipfh.reports.summary import append_rows, read_summary
+
+IDS = [f"id{i // 4}" for i in range(40)]
+QUERIES = [f"{item_id}/{i}.jpg" for i, item_id in enumerate(IDS)]
+BEFORE = np.random.default_rng(0).uniform(0.2, 0.6, 40)
+AFTER = BEFORE + np.random.default_rng(1).uniform(0.0, 0.2, 40)
+
+
+def rows_of(values, queries=QUERIES, item_ids=IDS, protocol="official"):
+    return pd.DataFrame(
+        {
+            "protocol": protocol,
+            "query": queries,
+            "item_id": item_ids,
+            "average_precision": values,
+            "first_match_rank": np.where(np.isnan(values), 0, 2),
+        }
+    )
+
+
+def evaluated(folder, run, *tables, **row):
+    """An evaluation with its folder: a row of the summary for each protocol."""
+    (folder / run).mkdir(parents=True)
+    write_per_query(folder / run, tables)
+    protocols = {table["protocol"].iloc[0]: float(table["average_precision"].mean()) for table in tables}
+    append_rows(folder / "summary.csv", [make_row(run=run, protocol=p, mAP=m, **row) for p, m in protocols.items()])
+
+
+def stages(folder):
+    return stage_results(read_summary(folder / "summary.csv"))
+
+
+def test_gain_is_the_paired_difference_of_the_two_files(tmp_path):
+    evaluated(tmp_path, "a", rows_of(BEFORE), stage=1)
+    evaluated(tmp_path, "b", rows_of(AFTER[::-1], QUERIES[::-1], IDS[::-1]), stage=2)  # whatever the order
+    before, after = stages(tmp_path)
+    gain = mean_ap_gain(after, before, "official", tmp_path)
+    expected = paired_bootstrap_difference(BEFORE, AFTER, IDS)
+    assert gain.paired == pytest.approx(expected, abs=2e-3)  # queries are added in another order
+    assert gain.mAP == gain.paired.difference == pytest.approx(AFTER.mean() - BEFORE.mean(), abs=1e-6)
+    (table,) = result_tables([before, after], tmp_path)
+    cells = dict(zip(table.columns, table.rows[1], strict=True))
+    low, high = 100 * gain.paired.low, 100 * gain.paired.high
+    assert cells["official", "gain"] == f"{100 * gain.mAP:+.1f} [{low:.1f}, {high:.1f}]"
+    assert cells["official", "p"] == "<0.001" and table.notes == []
+    assert dict(zip(table.columns, table.rows[0], strict=True))["official", "gain"] == ""
+
+
+def test_the_same_evaluation_twice_gains_nothing(tmp_path):
+    for stage, run in ((1, "a"), (2, "b")):
+        evaluated(tmp_path, run, rows_of(BEFORE), stage=stage)
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    cells = dict(zip(table.columns, table.rows[1], strict=True))
+    assert (cells["official", "gain"], cells["official", "p"]) == ("+0.0 [0.0, 0.0]", "1.000")
+
+
+def test_prompts_are_compared_too_an_identity_may_have_one_twice(tmp_path):
+    prompts, item_ids = ['a, "red" mug', "a mug", "a mug", "a mug"], ["red", "red", "red", "NA"]
+    for stage, run, values in ((2, "a", [0.1, 0.2, 0.2, 0.4]), (3, "b", [0.2, 0.4, 0.4, 0.3])):
+        text = rows_of(np.array(values), prompts, item_ids, "text_to_image")
+        evaluated(tmp_path, run, rows_of(BEFORE), text, stage=stage)
+    assert len(read_average_precision(tmp_path / "a", "text_to_image")) == 4
+    before, after = stages(tmp_path)
+    paired = mean_ap_gain(after, before, "text_to_image", tmp_path).paired
+    assert paired.num_query == 4 and paired.difference == pytest.approx(0.1)
+    (table,) = result_tables([before, after], tmp_path)
+    assert table.rows[1][table.columns.index(("text", "gain"))].startswith("+10.0 [")
+
+
+def test_seeds_are_averaged_by_query_before_identities_are_drawn(tmp_path):
+    evaluated(tmp_path, "a", rows_of(BEFORE), stage=1)
+    for seed, run in enumerate("bc"):
+        evaluated(tmp_path, run, rows_of(AFTER + 0.1 * seed), seed=seed, recipe="x", stage=2)
+    before, after = stages(tmp_path)
+    gain = mean_ap_gain(after, before, "official", tmp_path)
+    assert gain.mAP == pytest.approx((AFTER + 0.05 - BEFORE).mean())
+    alone = paired_bootstrap_difference(BEFORE, AFTER, IDS)
+    assert gain.paired.high - gain.paired.low == pytest.approx(alone.high - alone.low, abs=1e-6)  # no more queries
+
+
+@pytest.mark.parametrize("lost", ["folder", "file", "run", "seed", "protocol"])
+def test_without_the_files_a_gain_is_a_number(tmp_path, lost):
+    evaluated(tmp_path, "a", rows_of(BEFORE), stage=1)
+    evaluated(tmp_path, "b", rows_of(AFTER), stage=2, seed=0, recipe="x")
+    if lost == "seed":  # of two seeds one has no file
+        append_rows(tmp_path / "summary.csv", [make_row(stage=2, seed=1, recipe="x", run="gone", mAP=AFTER.mean())])
+    if lost == "run":  # a row of nowhere
+        later = "2026-03-02T00:00:00Z"
+        append_rows(tmp_path / "summary.csv", [make_row(stage=1, mAP=BEFORE.mean(), time=later)])
+    if lost == "protocol":
+        write_per_query(tmp_path / "b", [rows_of(AFTER, protocol="text_to_image")])
+    if lost in ("file", "folder"):
+        (tmp_path / "b" / "per_query.csv").unlink()
+    if lost == "folder":
+        (tmp_path / "b").rmdir()
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    cells = dict(zip(table.columns, table.rows[1], strict=True))
+    assert cells["official", "gain"] == f"{100 * (AFTER.mean() - BEFORE.mean()):+.1f}"
+    assert ("official", "p") not in cells
+
+
+def test_queries_of_one_evaluation_alone_are_left_out_and_said(tmp_path):
+    before, after = BEFORE.copy(), AFTER.copy()
+    before[:3] = after[1:5] = np.nan  # two have neither: they are in nobody's mAP
+    evaluated(tmp_path, "a", rows_of(before), stage=1)
+    evaluated(tmp_path, "b", rows_of(after[:-1], QUERIES[:-1], IDS[:-1]), stage=2, variant="v")
+    found = stages(tmp_path)
+    paired = mean_ap_gain(found[1], found[0], "official", tmp_path).paired
+    assert (paired.num_query, paired.num_left_out) == (34, 4)
+    (table,) = result_tables(found, tmp_path)
+    (note,) = table.notes
+    assert note.startswith("The gain of 2 image encoder v (official) is over 34 queries; 4 that")
+
+
+def test_evaluations_without_a_common_query_have_a_bare_gain(tmp_path):
+    evaluated(tmp_path, "a", rows_of(BEFORE), stage=1)
+    evaluated(tmp_path, "b", rows_of(AFTER, [f"other/{query}" for query in QUERIES]), stage=2)
+    before, after = stages(tmp_path)
+    assert mean_ap_gain(after, before, "official", tmp_path).paired is None
+
+
+@pytest.mark.parametrize("content", [b"", b"query\nx\n", b"\xff\xfe\x00", b"half"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "per_query.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"per_query\.csv cannot be read .*; remove it"):
+        mean_average_precision_of([tmp_path], "official")
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path):
+    write_per_query(tmp_path, [rows_of(BEFORE)])
+    path = tmp_path / "per_query.csv"
+    path.write_text(path.read_text().replace(",0.", ",high.", 1))
+    with pytest.raises(InputError, match=r"per_query\.csv cannot be read"):
+        read_average_precision(tmp_path, "official")
+
+
+def test_stage_before_is_the_same_variant_or_the_newest(tmp_path):
+    rows = [
+        make_row(stage=2, variant="a", mAP=0.2, time="2026-05-01T00:00:00Z"),
+        make_row(stage=2, variant="b", mAP=0.3),
+    ]
+    append_rows(
+        tmp_path / "summary.csv", [*rows, make_row(stage=3, variant="b"), make_row(stage=3, variant="c", mAP=0.1)]
+    )
+    results = stages(tmp_path)
+    before = {result.variant: previous_stage(result, results) for result in results if result.stage == "3"}
+    assert (before["b"].variant, before["c"].variant) == ("b", "a")
+    assert mean_ap_gain(results[-1], before["c"], "official").mAP == pytest.approx(-0.1)
+    assert mean_ap_gain(results[-1], before["c"], "text_to_image") is None
+    assert previous_stage(results[0], results) is None
+    assert mean_ap_gain(results[0], None, "official") is None
