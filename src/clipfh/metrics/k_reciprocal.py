@@ -1,0 +1,248 @@
+"""k-reciprocal re-ranking: two photos are alike if the same photos are near both (Zhong et al. 2017, CVPR).
+
+With N(p, k) the photos nearest to p of all N photos of queries and gallery:
+
+    R(p, k)  = {q in N(p, k) : p in N(q, k)}                                           k-reciprocal neighbours
+    R*(p, k) = R(p, k) with each R(q, k/2) of a q in R(p, k), |R(p, k) & R(q, k/2)| > 2/3 |R(q, k/2)|
+    V(p)     = exp(-d(p, g)) for g in R*(p, k1), else 0, divided by its sum;           then
+    V(p)    <- mean of V(q) over p and its k2 - 1 nearest                              local query expansion
+    dJ(p, g) = 1 - sum_i min(V(p)_i, V(g)_i) / sum_i max(V(p)_i, V(g)_i)               Jaccard distance
+    final    = (1 - lambda) dJ + lambda d(p, g)
+
+d is what the authors' public code has, by which figures are published: the squared Euclidean distance, 2 - 2 x cosine
+similarity of unit rows, divided by the largest of photo p to any of the N. N(p, k) is there p itself and k others, and
+k/2 is rounded to the even number (5 / 2 is 2). Unlike there, p comes first in N(p, k) however many photos equal it, so
+that its R* is never empty.
+
+V is sparse, some dozens of entries a row, and the sum of minima goes by an inverted index, from an entry of the query's
+to the gallery images that have it. So memory grows with N, never with N x N.
+
+Shapes: N photos, the Q queries before the G gallery images; D embedding, c queries of a chunk, K neighbours kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from clipfh.metrics.neighbours import consecutive, nearest_of_all, rows_at_once, similarity
+from clipfh.metrics.threads import in_threads
+
+ROWS = 512  # at a time, where they are small
+
+
+class SparseRows(NamedTuple):
+    """Rows of which few entries are not 0.
+
+    Attributes:
+        start: (rows + 1,) int64; row r has the entries start[r] to start[r + 1].
+        place: (entries,) int32, the column of each.
+        value: (entries,) float32.
+    """
+
+    start: np.ndarray
+    place: np.ndarray
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class KReciprocalDistances:
+    """What the final distances of any query are computed from.
+
+    Attributes:
+        query_features, gallery_features: (Q, D) and (G, D), unit rows.
+        vectors: V of the Q queries.
+        holders: V of the gallery by column: row i of the N has the gallery images with an entry there, and the entries.
+        farthest: (Q,) the largest squared distance of each query to any photo, by which its distances are divided.
+        weight: lambda, of the original distance.
+    """
+
+    query_features: np.ndarray
+    gallery_features: np.ndarray
+    vectors: SparseRows
+    holders: SparseRows
+    farthest: np.ndarray
+    weight: float
+
+    def of(self, queries: np.ndarray) -> np.ndarray:
+        """The final distances (c, G) of some queries, in 0..1, in the features' dtype."""
+        distances = self.query_features[queries] @ self.gallery_features.T  # still products
+        _finish(distances, queries, self.vectors, self.holders, self.farthest, self.weight)
+        return distances
+
+    def rounding(self, product_tolerance: np.ndarray) -> np.ndarray:
+        """How far equal final distances of each query (Q,) may be apart, products being so by `product_tolerance` (Q,).
+
+        The Jaccard distance is off by 2 eps at most through the entries of V, the sum of both by half an eps.
+        """
+        eps = np.finfo(np.float32).eps
+        of_original = 2 * self.weight * product_tolerance / self.farthest
+        return np.minimum(4 * eps + of_original, 1.0).astype(self.query_features.dtype)
+
+
+def k_reciprocal_distances(
+    query_features: np.ndarray, gallery_features: np.ndarray, *, k1: int, k2: int, weight: float
+) -> KReciprocalDistances:
+    """Find the neighbours and vectors of all photos.
+
+    Args:
+        query_features, gallery_features: (Q, D) and (G, D), both float32 or both float64, unit rows.
+        k1, k2, weight: as above, weight being lambda; neighbours beyond all N photos are no more than all.
+    """
+    Q, N = len(query_features), len(query_features) + len(gallery_features)
+    features = np.concatenate([query_features, gallery_features])
+    nearest, lowest = nearest_of_all(features, max(k1 + 1, k2))
+    farthest = np.maximum(2 - 2 * lowest, 0)
+    farthest[farthest == 0] = 1  # all photos are equal, and all distances 0
+    nearest_k1 = np.ascontiguousarray(nearest[:, : k1 + 1])
+    half = round(k1 / 2) + 1
+    most = min(N, nearest_k1.shape[1] * (1 + half))  # entries of a row
+
+    def weights(part: np.ndarray) -> tuple[np.ndarray, ...]:
+        return _weights(part, nearest_k1, half, features, farthest, most)
+
+    vectors = _in_parts(weights, N, min(ROWS, rows_at_once(8 * most)))
+    nearest_k2 = nearest[:, :k2]
+
+    def mean_of_nearest(part: np.ndarray) -> tuple[np.ndarray, ...]:
+        return _mean_rows(nearest_k2[part], vectors, N)
+
+    if k2 > 1:
+        vectors = _in_parts(mean_of_nearest, N, min(ROWS, rows_at_once(8 * most * nearest_k2.shape[1])))
+    cut = vectors.start[Q]
+    of_queries = SparseRows(vectors.start[: Q + 1], vectors.place[:cut], vectors.value[:cut])
+    of_gallery = SparseRows(vectors.start[Q:] - cut, vectors.place[cut:], vectors.value[cut:])
+    holders = SparseRows(*_by_column(of_gallery, N))
+    return KReciprocalDistances(query_features, gallery_features, of_queries, holders, farthest[:Q], weight)
+
+
+def _in_parts(make: Callable[[np.ndarray], tuple[np.ndarray, ...]], num_rows: int, size: int) -> SparseRows:
+    """Rows made in threads; `make` gives of the rows at some places how many entries each has, columns and values."""
+    counts, places, values = zip(*in_threads(make, consecutive(num_rows, size)), strict=True)
+    start = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return SparseRows(start, np.concatenate(places), np.concatenate(values))
+
+
+@numba.njit(nogil=True, cache=True)
+def _contains(places: np.ndarray, wanted: int) -> bool:
+    found = False
+    for place in places:  # a few: all of them take less time than a branch
+        found |= place == wanted
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def _weights(
+    rows: np.ndarray, nearest: np.ndarray, half: int, features: np.ndarray, farthest: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """V of some rows, before the local expansion: entries of each row, their columns and values."""
+    N = len(nearest)
+    counts = np.zeros(len(rows), dtype=np.int64)
+    columns, values = np.empty(len(rows) * most, dtype=np.int32), np.empty(len(rows) * most, dtype=np.float32)
+    mutual, added = np.full(N, -1, dtype=np.int32), np.full(N, -1, dtype=np.int32)  # of which row, the last time
+    candidate = np.empty(min(half, N), dtype=np.int32)
+    weights = np.empty(most)
+    end = 0
+    for r in range(len(rows)):
+        p, begin = rows[r], end
+        for q in nearest[p]:
+            if _contains(nearest[q], p):
+                mutual[q] = added[q] = p
+                columns[end] = q
+                end += 1
+        for q in columns[begin:end]:
+            size = shared = 0
+            for other in nearest[q, :half]:
+                if _contains(nearest[other, :half], q):
+                    candidate[size] = other
+                    size += 1
+                    shared += mutual[other] == p
+            if 3 * shared > 2 * size:
+                for other in candidate[:size]:
+                    if added[other] != p:
+                        added[other] = p
+                        columns[end] = other
+                        end += 1
+        counts[r] = end - begin
+        total = 0.0
+        for n in range(end - begin):
+            distance = max(2 - 2 * similarity(features[p], features[columns[begin + n]]), 0.0)
+            weights[n] = np.exp(-distance / farthest[p])
+            total += weights[n]
+        for n in range(end - begin):
+            values[begin + n] = weights[n] / total
+    return counts, columns[:end].copy(), values[:end].copy()
+
+
+@numba.njit(nogil=True, cache=True)
+def _mean_rows(nearest: np.ndarray, rows: SparseRows, num_columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of the rows that each row of `nearest` (c, k2) names: entries of each, their columns and values."""
+    start, place, value = rows
+    counts, most = np.zeros(len(nearest), dtype=np.int64), 0
+    for r in range(len(nearest)):
+        for p in nearest[r]:
+            most += start[p + 1] - start[p]
+    columns, values = np.empty(most, dtype=np.int32), np.empty(most, dtype=np.float32)
+    total, seen = np.zeros(num_columns), np.full(num_columns, -1, dtype=np.int32)
+    end = 0
+    for r in range(len(nearest)):
+        begin = end
+        for p in nearest[r]:
+            for entry in range(start[p], start[p + 1]):
+                column = place[entry]
+                if seen[column] != r:
+                    seen[column] = r
+                    total[column] = 0
+                    columns[end] = column
+                    end += 1
+                total[column] += value[entry]
+        counts[r] = end - begin
+        for n in range(begin, end):
+            values[n] = total[columns[n]] / nearest.shape[1]
+    return counts, columns[:end].copy(), values[:end].copy()
+
+
+@numba.njit(nogil=True, cache=True)
+def _by_column(rows: SparseRows, num_columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same entries by their column: start, row and value of each."""
+    start, place, value = rows
+    column_start = np.zeros(num_columns + 1, dtype=np.int64)
+    for column in place:
+        column_start[column + 1] += 1
+    column_start = np.cumsum(column_start)
+    row, sorted_value = np.empty(len(place), dtype=np.int32), np.empty(len(place), dtype=np.float32)
+    free = column_start[:-1].copy()
+    for r in range(len(start) - 1):
+        for entry in range(start[r], start[r + 1]):
+            at = free[place[entry]]
+            row[at], sorted_value[at] = r, value[entry]
+            free[place[entry]] += 1
+    return column_start, row, sorted_value
+
+
+@numba.njit(nogil=True, cache=True)
+def _finish(
+    distances: np.ndarray,
+    queries: np.ndarray,
+    vectors: SparseRows,
+    holders: SparseRows,
+    farthest: np.ndarray,
+    weight: float,
+) -> None:
+    """Turn products (c, G) into final distances, in place."""
+    start, place, value = vectors
+    column_start, row, column_value = holders
+    shared = np.empty(distances.shape[1])  # sums of minima
+    for r in range(len(queries)):
+        q = queries[r]
+        shared[:] = 0
+        for entry in range(start[q], start[q + 1]):
+            column = place[entry]
+            for other in range(column_start[column], column_start[column + 1]):
+                shared[row[other]] += min(value[entry], column_value[other])
+        for g in range(distances.shape[1]):
+            jaccard = 1 - shared[g] / (2 - shared[g])  # the rows add up to 1 each: sum of maxima = 2 - sum of minima
+            original = max(2 - 2 * distances[r, g], 0.0) / farthest[q]
+            distances[r, g] = (1 - weight) * jaccard + weight * original
