@@ -4,7 +4,8 @@ Which photos are nearest, and in which order, does not depend on the BLAS, on th
 threads. A matrix product only finds the candidates, those within its rounding of the last place (see `match_ranks` on
 why it rounds as it likes). Their similarities are then added up anew in float64, each in the same order, and rounded
 to 2^-40; equal ones come in the order of their places. What is left: photos whose true similarities differ by less
-than 2^-40 (about 1e-12), without being equal, may come in either order on another processor.
+than 2^-40 (about 1e-12), without being equal, may come in either order on another processor. And where more than K
+photos are equal, those that stand first are the neighbours of all.
 
 Shapes: N photos (Q queries, G gallery images), D embedding, c rows of a chunk, K nearest.
 """
