@@ -51,6 +51,25 @@ def test_table_holds_the_figures_by_hand(results_dir):
     ]
 
 
+def test_re_ranked_figures_are_columns_of_their_own_where_there_are_some(results_dir, capsys):
+    main(Config(results_dir=results_dir))
+    assert "e-ranked" not in capsys.readouterr().out + (results_dir / "summary.md").read_text()
+    hands = {"stage": 1, "dataset": "hands", "model": "RN50|x", "time": "2026-05-01T00:00:00Z"}
+    rows = [make_row(**hands, mAP=0.125), make_row(**hands, mAP=0.25, protocol="official_reranked")]
+    append_rows(results_dir / "summary.csv", rows)
+    hands, synthetic = result_tables(stage_results(read_summary(results_dir / "summary.csv")))
+    assert hands.columns[-2:] == [("re-ranked", "Rank-1"), ("re-ranked", "mAP")]
+    assert hands.rows[0][-2:] == ["50.0", "25.0"]
+    assert hands.rows[0][hands.columns.index(("official", "mAP"))] == "12.5"
+    assert "re-ranked" not in {group for group, _ in synthetic.columns}
+    group, header, rule, *_ = render_table(hands, markdown=False).splitlines()
+    assert len(group) == len(header) == len(rule) and " re-ranked " in group
+    main(Config(results_dir=results_dir))  # the chart, too
+    assert "Re-ranked: the official split" in capsys.readouterr().out
+    written = (results_dir / "summary.md").read_text()
+    assert "| re-ranked Rank-1 | re-ranked mAP |" in written and "Re-ranked: the official split" in written
+
+
 def test_several_models_are_told_apart(tmp_path):
     append_rows(tmp_path / "s.csv", [make_row(model="a", stage=1), make_row(model="b", stage=2)])
     (table,) = result_tables(stage_results(read_summary(tmp_path / "s.csv")))

@@ -50,6 +50,18 @@ def test_stage_results_average_the_random_splits_and_sort_by_stage(tmp_path):
     assert ten.official == {}
 
 
+def test_re_ranked_rows_are_not_mixed_with_the_official_ones(tmp_path):
+    path = tmp_path / "summary.csv"
+    reranked = make_row(protocol="official_reranked", mAP=0.75, rank1=1.0)
+    append_rows(path, [make_row(stage=1), make_row(mAP=0.25), *random_rows([0.1, 0.2]), reranked])
+    one, two = stage_results(read_summary(path))
+    assert one.reranked == {} and one.official["mAP"] == 0.5
+    assert (two.reranked["mAP"], two.reranked["rank1"], two.official["mAP"]) == (0.75, 1.0, 0.25)
+    assert two.random["mAP"].mean == pytest.approx(0.15) and two.num_random == 2
+    append_rows(path, [make_row(mAP=0.3, time="2026-03-02T00:00:00Z")])  # evaluated again, not re-ranked
+    assert stage_results(read_summary(path))[1].reranked == {}
+
+
 def test_stage_names():
     assert stage_number("stage3_joint_img_text_finetune") == 3
     assert stage_number("mine") == -1

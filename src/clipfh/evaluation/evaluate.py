@@ -1,7 +1,8 @@
 """The one evaluation that every stage goes through, so that its figures can stand in one table.
 
 Features of the test images are computed once, in float32; then the official split, the random splits, text-to-image
-retrieval and clusters are measured on them. No checkpoint is chosen on the test identities.
+retrieval and clusters are measured on them, and, if asked for, the official split re-ranked. No checkpoint is chosen
+on the test identities.
 """
 
 import time
@@ -121,7 +122,9 @@ def evaluate_clip(
     write_json(run_dir / "metrics.json", result)
     drawn = _draw(run_dir, data, test, features, measured, labels.stage_name, with_map=config.clustering)
     _write(run_dir, config.results_dir, result, measured.rows, drawn)
-    print_figures(measured.official, measured.random, measured.text and measured.text.figures, measured.clusters)
+    text, reranked = measured.text and measured.text.figures, measured.reranked
+    reranked = reranked and (reranked.method.method, reranked.figures)
+    print_figures(measured.official, measured.random, text, measured.clusters, reranked)
     if result["images_left_out"]:
         print(f"left out: {result['images_left_out']:,} unreadable images")
     print(f"details: {display(run_dir)}\n")

@@ -21,6 +21,7 @@ from clipfh.metrics.neighbours import consecutive, nearest_of_gallery, rows_at_o
 from clipfh.metrics.same_identity import SameIdentity
 
 MAX_NEIGHBOURS = 1000  # of each photo: they are all kept
+MAX_ALPHA = 100  # beyond, the nearest photo alone counts
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class QueryExpansion:
 
     def __post_init__(self) -> None:
         _require_within("aqe_n", self.n, 1, MAX_NEIGHBOURS)
-        _require_within("aqe_alpha", self.alpha, 0, 100)
+        _require_within("aqe_alpha", self.alpha, 0, MAX_ALPHA)
 
     def as_dict(self) -> dict[str, Any]:
         """The method and its parameters, by the names of the flags."""

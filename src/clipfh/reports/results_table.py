@@ -31,6 +31,11 @@ _NOTE = (
     "Percent. Random: mean ± standard deviation over the random splits. Gain: points of mAP over the stage before "
     "(random splits, or the official one where a stage has no random splits). Text: prompts as queries."
 )
+_RERANKED = "re-ranked"
+_NOTE_RERANKED = (
+    " Re-ranked: the official split by k-reciprocal neighbours or query expansion (metrics.json says which), for which "
+    "the test photos are looked at together; to be compared with nothing but its like."
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def _cells(result: StageResult, others: Sequence[StageResult]) -> dict[tuple[str
         cells["official", label] = _percent(result.official.get(name))
     for name in ("rank1", "mAP"):
         cells["text", _FIGURE_LABELS[name]] = _percent(result.text_to_image.get(name))
+    for name in ("rank1", "mAP"):
+        cells[_RERANKED, _FIGURE_LABELS[name]] = _percent(result.reranked.get(name))
     return cells
 
 
@@ -176,7 +183,13 @@ def markdown_report(tables: Sequence[Table], commit: str | None) -> str:
             f", table written at commit `{commit}`" if commit else ""
         )
         parts += [origin, render_table(table, markdown=True)]
-    return "\n\n".join([*parts, _NOTE])
+    return "\n\n".join([*parts, note_below(tables)])
+
+
+def note_below(tables: Sequence[Table]) -> str:
+    """What the columns of the tables mean."""
+    groups = {group for table in tables for group, _ in table.columns}
+    return _NOTE + (_NOTE_RERANKED if _RERANKED in groups else "")
 
 
 def git_commit(directory: Path) -> str | None:
@@ -235,7 +248,7 @@ def main(config: Config) -> None:
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± or rules still gets the figures
     for table in tables:
         print(f"\n{table.title}, percent\n\n{render_table(table, markdown=False)}")
-    print(f"\n{_NOTE}\nWritten to summary.md and summary.png in {display(config.results_dir)}")
+    print(f"\n{note_below(tables)}\nWritten to summary.md and summary.png in {display(config.results_dir)}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class StageResult:
         random: figure to mean and standard deviation over the random splits, fractions 0..1.
         official: figure to value on the official split.
         text_to_image: figure to value with prompts as queries.
+        reranked: figure to value on the official split after re-ranking.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class StageResult:
     random: dict[str, MeanStd]
     official: dict[str, float]
     text_to_image: dict[str, float]
+    reranked: dict[str, float]
 
 
 def of_present_data(summary: pd.DataFrame) -> pd.DataFrame:
@@ -84,6 +86,7 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
                 random={name: mean_and_std(random[name].to_numpy()) for name in FRACTIONS} if len(random) else {},
                 official=_mean_figures(by_protocol["official"]),
                 text_to_image=_mean_figures(by_protocol["text_to_image"]),
+                reranked=_mean_figures(by_protocol["official_reranked"]),
             )
         )
     return sorted(results, key=lambda r: (r.dataset, r.model, stage_number(r.stage), r.stage, r.variant))
