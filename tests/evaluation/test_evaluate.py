@@ -198,7 +198,8 @@ def test_flags_of_re_ranking_that_do_not_fit():
     [
         (["--rerank", "yes"], "invalid choice: 'yes'"),
         (["--rerank_k1", "0"], "--rerank_k1: it must be at least 1"),
-        (["--rerank_k1", "2000"], "at most 1000"),
+        (["--rerank_k1", "2000"], "at most 100,"),
+        (["--aqe_n", "2000"], "at most 1000,"),
         (["--rerank_k2", "0"], "--rerank_k2: it must be at least 1"),
         (["--rerank_lambda", "2"], "--rerank_lambda: it must be at least 0 and at most 1, not 2"),
         (["--rerank_lambda", "nan"], "not a finite number"),

@@ -179,9 +179,9 @@ def test_equal_photos_come_in_the_order_of_their_places(D):
         assert index[q, 40:].tolist() == list(range(second, 120, 3))[:5]
 
 
-@pytest.mark.parametrize("num_gallery", [5, 33, 129])
+@pytest.mark.parametrize("num_gallery", [5, 33, 65])
 @pytest.mark.parametrize("D", [3, 64, 512])
-@pytest.mark.parametrize("method", [KReciprocal(), KReciprocal(200, 6), QueryExpansion(50)])
+@pytest.mark.parametrize("method", [KReciprocal(), KReciprocal(100, 6), QueryExpansion(50)])
 def test_constant_features_give_no_hit(method, D, num_gallery):
     row = F.normalize(torch.randn(1, D, generator=torch.Generator().manual_seed(D)), dim=1).numpy()
     gallery_ids = np.array([1, *[0] * (num_gallery - 1)])
@@ -300,7 +300,7 @@ def test_inputs_are_not_changed():
     ("make", "says"),
     [
         (lambda: KReciprocal(k1=0), "--rerank_k1 is 0; it must be at least 1"),
-        (lambda: KReciprocal(k1=10**6), "--rerank_k1 is 1000000; .* at most 1000"),
+        (lambda: KReciprocal(k1=10**6), "--rerank_k1 is 1000000; .* at most 100"),
         (lambda: KReciprocal(k2=0), "--rerank_k2 is 0"),
         (lambda: KReciprocal(k1=4), "--rerank_k2 is 6, more than --rerank_k1 4"),
         (lambda: KReciprocal(weight=2), "--rerank_lambda is 2; it must be at least 0 and at most 1"),

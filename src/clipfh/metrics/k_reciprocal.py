@@ -99,9 +99,10 @@ def k_reciprocal_distances(
     nearest_k1 = np.ascontiguousarray(nearest[:, : k1 + 1])
     half = round(k1 / 2) + 1
     most = min(N, nearest_k1.shape[1] * (1 + half))  # entries of a row
+    close = _reciprocal_neighbours(np.ascontiguousarray(nearest[:, :half]))
 
     def weights(part: np.ndarray) -> tuple[np.ndarray, ...]:
-        return _weights(part, nearest_k1, half, features, farthest, most)
+        return _weights(part, nearest_k1, close, features, farthest, most)
 
     vectors = _in_parts(weights, N, min(ROWS, rows_at_once(8 * most)))
     nearest_k2 = nearest[:, :k2]
@@ -116,6 +117,14 @@ def k_reciprocal_distances(
     of_gallery = SparseRows(vectors.start[Q:] - cut, vectors.place[cut:], vectors.value[cut:])
     holders = SparseRows(*_by_column(of_gallery, N))
     return KReciprocalDistances(query_features, gallery_features, of_queries, holders, farthest[:Q], weight)
+
+
+def _reciprocal_neighbours(nearest: np.ndarray) -> np.ndarray:
+    """Of the nearest photos (N, k) those in whose row the photo is itself: (N, k) int32, -1 where there are fewer."""
+    mutual = np.empty(nearest.shape, dtype=np.int32)
+    for _ in in_threads(lambda part: _mutual(part, nearest, mutual), consecutive(len(nearest), ROWS)):
+        pass
+    return mutual
 
 
 def _in_parts(make: Callable[[np.ndarray], tuple[np.ndarray, ...]], num_rows: int, size: int) -> SparseRows:
@@ -134,15 +143,28 @@ def _contains(places: np.ndarray, wanted: int) -> bool:
 
 
 @numba.njit(nogil=True, cache=True)
+def _mutual(rows: np.ndarray, nearest: np.ndarray, mutual: np.ndarray) -> None:
+    for p in rows:
+        size = 0
+        for q in nearest[p]:
+            if _contains(nearest[q], p):
+                mutual[p, size] = q
+                size += 1
+        mutual[p, size:] = -1
+
+
+@numba.njit(nogil=True, cache=True)
 def _weights(
-    rows: np.ndarray, nearest: np.ndarray, half: int, features: np.ndarray, farthest: np.ndarray, most: int
+    rows: np.ndarray, nearest: np.ndarray, close: np.ndarray, features: np.ndarray, farthest: np.ndarray, most: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """V of some rows, before the local expansion: entries of each row, their columns and values."""
+    """V of some rows, before the local expansion: entries of each row, their columns and values.
+
+    `close` (N, h) are the sets R(q, k1/2), -1 behind the last.
+    """
     N = len(nearest)
     counts = np.zeros(len(rows), dtype=np.int64)
     columns, values = np.empty(len(rows) * most, dtype=np.int32), np.empty(len(rows) * most, dtype=np.float32)
     mutual, added = np.full(N, -1, dtype=np.int32), np.full(N, -1, dtype=np.int32)  # of which row, the last time
-    candidate = np.empty(min(half, N), dtype=np.int32)
     weights = np.empty(most)
     end = 0
     for r in range(len(rows)):
@@ -154,13 +176,11 @@ def _weights(
                 end += 1
         for q in columns[begin:end]:
             size = shared = 0
-            for other in nearest[q, :half]:
-                if _contains(nearest[other, :half], q):
-                    candidate[size] = other
-                    size += 1
-                    shared += mutual[other] == p
+            while size < close.shape[1] and close[q, size] >= 0:
+                shared += mutual[close[q, size]] == p
+                size += 1
             if 3 * shared > 2 * size:
-                for other in candidate[:size]:
+                for other in close[q, :size]:
                     if added[other] != p:
                         added[other] = p
                         columns[end] = other

@@ -20,7 +20,8 @@ from clipfh.metrics.match_ranks import match_ranks, match_ranks_of_rows, tie_tol
 from clipfh.metrics.neighbours import consecutive, nearest_of_gallery, rows_at_once
 from clipfh.metrics.same_identity import SameIdentity
 
-MAX_NEIGHBOURS = 1000  # of each photo: they are all kept
+MAX_K = 100  # five times the paper's k1: beyond, a photo's vector has thousands of entries
+MAX_EXPANSION = 1000
 MAX_ALPHA = 100  # beyond, the nearest photo alone counts
 
 
@@ -37,7 +38,7 @@ class KReciprocal:
         weight: lambda, of the original distance beside the Jaccard distance: 1 is the ranking as it was.
 
     Raises:
-        InputError: k1 or k2 out of 1 to 1,000, k2 above k1, or a weight out of 0 to 1.
+        InputError: k1 or k2 out of 1 to 100, k2 above k1, or a weight out of 0 to 1.
     """
 
     method: ClassVar[str] = "k_reciprocal"
@@ -46,8 +47,8 @@ class KReciprocal:
     weight: float = 0.3
 
     def __post_init__(self) -> None:
-        _require_within("rerank_k1", self.k1, 1, MAX_NEIGHBOURS)
-        _require_within("rerank_k2", self.k2, 1, MAX_NEIGHBOURS)
+        _require_within("rerank_k1", self.k1, 1, MAX_K)
+        _require_within("rerank_k2", self.k2, 1, MAX_K)
         _require_within("rerank_lambda", self.weight, 0, 1)
         if self.k2 > self.k1:
             raise InputError(
@@ -108,7 +109,7 @@ class QueryExpansion:
     alpha: float = 3.0
 
     def __post_init__(self) -> None:
-        _require_within("aqe_n", self.n, 1, MAX_NEIGHBOURS)
+        _require_within("aqe_n", self.n, 1, MAX_EXPANSION)
         _require_within("aqe_alpha", self.alpha, 0, MAX_ALPHA)
 
     def as_dict(self) -> dict[str, Any]:
