@@ -1,8 +1,9 @@
-"""Re-ranking: a query's ranking, mended by how the photos lie to each other. No training, no labels.
+"""Re-ranking: a query's ranking, mended by how the photos lie to each other.
 
-Both methods are transductive: what a query finds depends on which other photos there are, in k-reciprocal re-ranking
-on the other queries, too. Their figures are therefore no figures of the features alone. Each gives the ranks of the
-matches as `match_ranks` does, for `evaluate_retrieval(..., ranks=method.match_ranks)`, on the CPU.
+Nothing is trained, and labels say only what the protocol leaves out. Both methods are transductive: what a query finds
+depends on which other photos there are, in k-reciprocal re-ranking on the other queries, too. Their figures are
+therefore no figures of the features alone. Each gives the ranks of the matches as `match_ranks` does, for
+`evaluate_retrieval(..., ranks=method.match_ranks)`, on the CPU.
 
 Shapes: Q queries, G gallery images, D embedding, c queries of a chunk, n gallery images of an expansion.
 """
@@ -21,7 +22,7 @@ from clipfh.metrics.neighbours import consecutive, nearest_of_gallery, rows_at_o
 from clipfh.metrics.same_identity import SameIdentity
 
 MAX_K = 100  # five times the paper's k1: beyond, a photo's vector has thousands of entries
-MAX_EXPANSION = 1000
+MAX_EXPANSION = 1000  # gallery images: they are kept of every query
 MAX_ALPHA = 100  # beyond, the nearest photo alone counts
 
 
