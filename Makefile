@@ -26,7 +26,7 @@ install-bench:
 	python=$$(bash set_up.sh parts test lint bench) && "$$python" -m venv .venv-oml
 	.venv-oml/bin/pip install --quiet --disable-pip-version-check open-metric-learning==4.0.0 omegaconf torch==2.13.0 torchvision==0.28.0
 
-BENCHMARKS = retrieval_metrics image_pipeline losses train_step end_to_end
+BENCHMARKS = retrieval_metrics reranking image_pipeline losses train_step end_to_end
 BENCH_PYTHON = python=$$(bash set_up.sh parts test lint bench)
 
 bench:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clipfh.core.cli import parse_config
 from clipfh.core.errors import InputError
 from clipfh.core.files import write_json
 from clipfh.datasets import folder as folder_dataset
@@ -16,6 +18,7 @@ from clipfh.evaluation import evaluate as evaluation
 from clipfh.evaluation.data import require_matches
 from clipfh.evaluation.evaluate import evaluate_checkpoint, evaluate_clip
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
+from clipfh.metrics.reranking import KReciprocal, QueryExpansion
 from clipfh.models.checkpoint import write_checkpoint
 from clipfh.models.clip import load_clip
 from clipfh.prompts.files import write_prompts
@@ -148,6 +151,78 @@ def test_a_second_evaluation_reuses_the_features_until_an_image_changes(
     assert results[2]["official"] != results[0]["official"]
     assert len(list((tmp_path / "processed" / "squares" / "test" / "features").iterdir())) == 2
     assert results[0]["configuration"]["batch_size"] == dataset.batch_size
+
+
+PARAMETERS = {
+    "k_reciprocal": {"rerank_k1": 9, "rerank_k2": 3, "rerank_lambda": 0.2},
+    "aqe": {"aqe_n": 4, "aqe_alpha": 2.0},
+}
+
+
+@pytest.mark.parametrize("method", PARAMETERS)
+def test_re_ranked_figures_have_a_row_a_line_and_an_entry_of_their_own(clip, dataset, without_figures, capsys, method):
+    plain, run_dir = evaluate(clip, dataset)
+    assert plain["official_reranked"] is None and "re-ranked" not in (run_dir / "report.html").read_text()
+    assert "re-ranked" not in capsys.readouterr().out
+    shutil.rmtree(dataset.results_dir)
+
+    result, run_dir = evaluate(clip, replace(dataset, rerank=method, **PARAMETERS[method]))
+    for name in ("official", "random", "text_to_image", "clustering"):
+        assert result[name] == plain[name]
+    written = json.loads((run_dir / "metrics.json").read_text())["official_reranked"]
+    assert {name: written[name] for name in ("method", *PARAMETERS[method])} == {
+        "method": method,
+        **PARAMETERS[method],
+    }
+    low, high = written["mAP_interval95"]
+    assert low <= written["mAP"] <= high and written["mAP"] != plain["official"]["mAP"]
+    assert (written["num_query"], written["num_gallery"]) == (28, 32)
+    summary = read_summary(dataset.results_dir / "summary.csv")
+    assert summary["protocol"].tolist() == ["official", *["random"] * 10, "text_to_image", "official_reranked"]
+    assert summary["mAP"].iloc[-1] == pytest.approx(written["mAP"], abs=1e-6)
+    assert (
+        f"<td>official split, re-ranked</td><td>{100 * written['rank1']:.1f}</td>"
+        in (run_dir / "report.html").read_text()
+    )
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"re-ranked, {method}")]
+    assert f"{100 * written['mAP']:.1f}" in line.split()
+
+
+def test_the_querys_camera_is_left_out_of_the_re_ranked_figures(clip, dataset, without_figures):
+    with_cameras(dataset.metadata_dir)
+    config = replace(dataset, exclude_same_camera=True, rerank="k_reciprocal", rerank_lambda=1.0)
+    result, _ = evaluate(clip, config)  # the original distance alone: the ranking as it was
+    for name in ("rank1", "mAP", "mINP", "num_query"):
+        assert result["official_reranked"][name] == pytest.approx(result["official"][name], abs=1e-12)
+
+
+def test_flags_of_re_ranking_that_do_not_fit():
+    with pytest.raises(InputError, match="--rerank_k2 is 6, more than --rerank_k1 5"):
+        EvaluationConfig(rerank="k_reciprocal", rerank_k1=5)
+    assert EvaluationConfig(rerank_k1=5).reranking is None
+    assert EvaluationConfig(rerank="k_reciprocal").reranking == KReciprocal(20, 6, 0.3)
+    assert CheckpointConfig(rerank="aqe").reranking == QueryExpansion(5, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--rerank", "yes"], "invalid choice: 'yes'"),
+        (["--rerank_k1", "0"], "--rerank_k1: it must be at least 1"),
+        (["--rerank_k1", "2000"], "at most 100,"),
+        (["--aqe_n", "2000"], "at most 1000,"),
+        (["--rerank_k2", "0"], "--rerank_k2: it must be at least 1"),
+        (["--rerank_lambda", "2"], "--rerank_lambda: it must be at least 0 and at most 1, not 2"),
+        (["--rerank_lambda", "nan"], "not a finite number"),
+        (["--aqe_n", "0"], "--aqe_n: it must be at least 1"),
+        (["--aqe_alpha", "-1"], "--aqe_alpha: it must be at least 0"),
+    ],
+)
+def test_impossible_flags_of_re_ranking(flags, says, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_config(EvaluationConfig, None, flags)
+    message = capsys.readouterr().err
+    assert ended.value.code == 2 and says in message and message.count("\n") == 1
 
 
 @pytest.mark.parametrize("fast_decode", [False, True])

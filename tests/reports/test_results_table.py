@@ -51,6 +51,39 @@ def test_table_holds_the_figures_by_hand(results_dir):
     assert "seeds" not in note_of([hands, synthetic])
 
 
+def test_re_ranked_figures_are_columns_of_their_own_where_there_are_some(results_dir, capsys):
+    main(Config(results_dir=results_dir))
+    assert "e-ranked" not in capsys.readouterr().out + (results_dir / "summary.md").read_text()
+    hands = {"stage": 1, "dataset": "hands", "model": "RN50|x", "time": "2026-05-01T00:00:00Z"}
+    rows = [make_row(**hands, mAP=0.125), make_row(**hands, mAP=0.25, protocol="official_reranked")]
+    append_rows(results_dir / "summary.csv", rows)
+    hands, synthetic = result_tables(stage_results(read_summary(results_dir / "summary.csv")))
+    assert hands.columns[-2:] == [("re-ranked", "Rank-1"), ("re-ranked", "mAP")]
+    assert hands.rows[0][-2:] == ["50.0", "25.0"]
+    assert hands.rows[0][hands.columns.index(("official", "mAP"))] == "12.5"
+    assert "re-ranked" not in {group for group, _ in synthetic.columns}
+    group, header, rule, *_ = render_table(hands, markdown=False).splitlines()
+    assert len(group) == len(header) == len(rule) and " re-ranked " in group
+    main(Config(results_dir=results_dir))  # the chart, too
+    assert "Re-ranked: the official split" in capsys.readouterr().out
+    written = (results_dir / "summary.md").read_text()
+    assert "| re-ranked Rank-1 | re-ranked mAP |" in written and "Re-ranked: the official split" in written
+
+
+def test_what_is_kept_is_relative_to_stage_1_on_the_same_probe(tmp_path):
+    def probe(stage, rank1, **changes):
+        return make_row(stage=stage, protocol="probe", **{"rank1": rank1, "num_query": 9, "num_gallery": 3, **changes})
+
+    others = [make_row(stage=stage) for stage in (1, 2, 3)]
+    append_rows(tmp_path / "s.csv", [*others, probe(1, 0.8), probe(2, 0.6), probe(3, 0.6, num_gallery=4)])
+    (table,) = result_tables(stage_results(read_summary(tmp_path / "s.csv")))
+    place = table.columns.index(("probe", "kept"))
+    assert [row[place] for row in table.rows] == ["", "75", ""]  # stage 3 was asked about other classes
+    assert "Kept: top-1" in note_of([table])
+    group, header, *_ = render_table(table, markdown=False).splitlines()
+    assert len(group) == len(header)
+
+
 def test_several_models_are_told_apart(tmp_path):
     append_rows(tmp_path / "s.csv", [make_row(model="a", stage=1), make_row(model="b", stage=2)])
     (table,) = result_tables(stage_results(read_summary(tmp_path / "s.csv")))

@@ -98,6 +98,28 @@ def test_checkpoints_of_unknown_recipe_are_not_averaged(tmp_path):
     assert result.official["mAP"].mean == 0.2 and len(result.runs) == 1
 
 
+def test_re_ranked_rows_are_not_mixed_with_the_official_ones(tmp_path):
+    path = tmp_path / "summary.csv"
+    reranked = make_row(protocol="official_reranked", mAP=0.75, rank1=1.0)
+    append_rows(path, [make_row(stage=1), make_row(mAP=0.25), *random_rows([0.1, 0.2]), reranked])
+    one, two = stage_results(read_summary(path))
+    assert one.reranked == {} and one.official["mAP"].mean == 0.5
+    assert (two.reranked["mAP"].mean, two.reranked["rank1"].mean, two.official["mAP"].mean) == (0.75, 1.0, 0.25)
+    assert two.random["mAP"].mean == pytest.approx(0.15) and two.num_random == 2
+    append_rows(path, [make_row(mAP=0.3, time="2026-03-02T00:00:00Z")])  # evaluated again, not re-ranked
+    assert stage_results(read_summary(path))[1].reranked == {}
+
+
+def test_the_probe_has_its_size(tmp_path):
+    rows = [
+        make_row(stage=stage, protocol="probe", rank1=rank1, num_query=9, num_gallery=3)
+        for stage, rank1 in ((1, 0.8), (2, 0.6))
+    ]
+    one, two = results_of(tmp_path, *rows, make_row(stage=3))[:2]
+    assert one.probe_size == two.probe_size == (9, 3) and two.probe["rank1"].mean == 0.6
+    assert results_of(tmp_path)[2].probe == {}
+
+
 def test_stage_names():
     assert stage_number("stage3_joint_img_text_finetune") == 3
     assert stage_number("mine") == -1

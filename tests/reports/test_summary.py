@@ -14,20 +14,21 @@ from clipfh.reports.summary import COLUMNS, append_rows, read_summary, require_s
 def test_rows_come_back_as_written(tmp_path):
     path = tmp_path / "new" / "summary.csv"
     append_rows(path, [make_row(checkpoint='a, "quoted" Straße/run.pth', mAP=2 / 3)])
-    append_rows(path, [make_row(protocol="random", split=9)])
+    append_rows(path, [make_row(protocol="random", split=9), make_row(protocol="official_reranked")])
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == ",".join(COLUMNS)
     assert lines[0] == (
         "time,dataset,data_digest,model,stage,variant,seed,recipe,checkpoint,run,protocol,split,num_query,num_gallery,"
         "rank1,rank5,rank10,mAP,mINP,seconds"
     )
-    assert "0.666667" in lines[1] and len(lines) == 3
+    assert "0.666667" in lines[1] and len(lines) == 4
     summary = read_summary(path)
     assert list(summary.columns) == list(COLUMNS)
-    first, second = summary.to_dict("records")
+    first, second, third = summary.to_dict("records")
     assert first["checkpoint"] == 'a, "quoted" Straße/run.pth'
     assert (first["stage"], first["mAP"], first["num_query"], first["seconds"]) == ("2", 0.666667, 9, 1.25)
     assert pd.isna(first["split"]) and second["split"] == 9
+    assert third["protocol"] == "official_reranked" and pd.isna(third["split"])
 
 
 def test_time_of_now_is_accepted(tmp_path):
@@ -43,6 +44,7 @@ def test_time_of_now_is_accepted(tmp_path):
         ({"protocol": "text"}, "official, random, text_to_image"),
         ({"protocol": "random"}, "split"),
         ({"split": 3}, "only random splits"),
+        ({"protocol": "official_reranked", "split": 3}, "only random splits"),
         ({"num_query": -1}, "num_query"),
         ({"dataset": " "}, "dataset is empty"),
         ({"time": "yesterday"}, "yesterday"),

@@ -296,9 +296,11 @@ def test_stage1_writes_metrics_rankings_figures_and_summary(project, tmp_path):
         protocols = [row["protocol"] for row in csv.DictReader(file)]
     assert sorted(protocols) == ["official", *["random"] * 10, "text_to_image"]
     assert "official split" in result.stdout
-    project.run(STAGE1, "--results_dir", tmp_path / "again")  # the same figures from the same weights
-    (again,) = (tmp_path / "again").glob(f"{NAME}_stage1_*/metrics.json")
-    assert read_json(again)["official"] == metrics["official"]
+    again = project.run(STAGE1, "--results_dir", tmp_path / "again", "--rerank", "k_reciprocal")
+    (figures,) = (tmp_path / "again").glob(f"{NAME}_stage1_*/metrics.json")
+    assert read_json(figures)["official"] == metrics["official"]  # the same figures from the same weights
+    assert read_json(figures)["official_reranked"]["rerank_k1"] == 20 and metrics["official_reranked"] is None
+    assert "re-ranked, k_reciprocal" in again.stdout
 
 
 def test_evaluation_takes_the_newest_best_of_its_dataset_and_says_which(project, stage2, stage3, tmp_path):

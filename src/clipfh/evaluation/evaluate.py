@@ -1,7 +1,8 @@
 """The one evaluation that every stage goes through, so that its figures can stand in one table.
 
 Features of the test images are computed once, in float32; then the official split, the random splits, text-to-image
-retrieval and clusters are measured on them. No checkpoint is chosen on the test identities.
+retrieval and clusters are measured on them, and, if asked for, the official split re-ranked. No checkpoint is chosen
+on the test identities.
 """
 
 import time
@@ -133,7 +134,9 @@ def evaluate_clip(
     write_per_query(run_dir, measured.per_query(test))
     drawn = _draw(run_dir, data, test, features, measured, labels, with_map=config.clustering)
     _write(run_dir, config.results_dir, result, [*measured.rows, *kept.rows()], drawn)
-    print_figures(measured.official, measured.random, measured.text and measured.text.figures, measured.clusters)
+    text, reranked = measured.text and measured.text.figures, measured.reranked
+    reranked = reranked and (reranked.method.method, reranked.figures)
+    print_figures(measured.official, measured.random, text, measured.clusters, reranked)
     if told := str(kept):
         print(told)
     if result["images_left_out"]:

@@ -1,8 +1,8 @@
-"""All figures of one evaluation: image to image on every split, text to image, and clusters."""
+"""All figures of one evaluation: image to image on every split, text to image, clusters, and re-ranked."""
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,18 @@ from clipfh.evaluation.rankings import TextQueries, text_to_image
 from clipfh.evaluation.settings import EvaluationConfig
 from clipfh.features.extraction import image_to_image
 from clipfh.metrics.clustering import ClusteringFigures, evaluate_clustering
+from clipfh.metrics.reranking import Reranking
 from clipfh.metrics.retrieval import RetrievalFigures
 from clipfh.metrics.statistics import bootstrap_interval
 from clipfh.models.clip import LoadedClip
 from clipfh.reports.per_query import per_query_rows
+
+
+class Reranked(NamedTuple):
+    """The figures of the official split after re-ranking, and by which method."""
+
+    method: Reranking
+    figures: RetrievalFigures
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Measured:
     random: list[RetrievalFigures]
     text: TextQueries | None
     clusters: ClusteringFigures | None
+    reranked: Reranked | None
     rows: list[dict[str, Any]]
 
     def as_dict(self, test: EvaluationData, seed: int) -> dict[str, Any]:
@@ -36,6 +45,8 @@ class Measured:
             "random": [figures.as_dict() for figures in self.random],
             "text_to_image": self.text.figures.as_dict() if self.text else None,
             "clustering": self.clusters.as_dict() if self.clusters else None,
+            "official_reranked": self.reranked
+            and {**self.reranked.method.as_dict(), **_with_interval(self.reranked.figures, test, seed)},
         }
 
     def per_query(self, test: EvaluationData) -> list[pd.DataFrame]:
@@ -62,7 +73,8 @@ def measure(
 ) -> Measured:
     """Measure the features (N, D) of the test images: the official split, the random ones, text queries, clusters.
 
-    There are no text queries where all identities have the same prompts: they would tell nothing apart.
+    There are no text queries where all identities have the same prompts: they would tell nothing apart. If `config`
+    says so, the official split is measured re-ranked, too, in a row of its own protocol.
     """
     rows, figures = [], []
     splits = [("official", "", test.official)]
@@ -84,7 +96,14 @@ def measure(
         of_queries = test.table["item_id"].isin(ids).to_numpy()  # distractors are no clusters
         item_ids = test.table["item_id"].to_numpy()[of_queries]
         clusters = evaluate_clustering(features[of_queries], item_ids, seed=config.seed)
-    return Measured(figures[0], figures[1:], text, clusters, rows)
+    reranked = None
+    if method := config.reranking:
+        start = time.perf_counter()
+        same_camera, ranks = exclude_same_camera, method.match_ranks
+        measured = image_to_image(features, test.table, **test.official, exclude_same_camera=same_camera, ranks=ranks)
+        reranked = Reranked(method, measured)
+        rows.append(summary_row(measured, "official_reranked", "", time.perf_counter() - start))
+    return Measured(figures[0], figures[1:], text, clusters, reranked, rows)
 
 
 def summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds: float) -> dict[str, Any]:

@@ -6,6 +6,15 @@ from pathlib import Path
 from clipfh.core.cli import option
 from clipfh.core.paths import RESULTS_DIR
 from clipfh.images.transforms import RESIZE_MODES
+from clipfh.metrics.reranking import (
+    MAX_ALPHA,
+    MAX_EXPANSION,
+    MAX_K,
+    METHODS,
+    KReciprocal,
+    QueryExpansion,
+    Reranking,
+)
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
 
 
@@ -44,6 +53,32 @@ class EvaluationConfig:
         "before and after fine-tuning (default: ImageNet's classes, of small-clip alone)",
     )
     clustering: bool = option(True, "measure NMI and ARI of k-means on the test images too, and draw a map of them")
+    rerank: str = option(
+        "none",
+        "measure the official split re-ranked, too: k_reciprocal or aqe (alpha query expansion); in rows of its own",
+        choices=("none", *METHODS),
+    )
+    rerank_k1: int = option(20, "k_reciprocal: neighbours of a photo", at_least=1, at_most=MAX_K)
+    rerank_k2: int = option(
+        6, "k_reciprocal: nearest photos that a vector is averaged over, at most k1", at_least=1, at_most=MAX_K
+    )
+    rerank_lambda: float = option(0.3, "k_reciprocal: weight of the original distance", at_least=0, at_most=1)
+    aqe_n: int = option(5, "aqe: gallery photos that a query is expanded by", at_least=1, at_most=MAX_EXPANSION)
+    aqe_alpha: float = option(3.0, "aqe: power of their similarities; 0: all alike", at_least=0, at_most=MAX_ALPHA)
+
+    def __post_init__(self) -> None:
+        _ = self.reranking  # its flags must fit together, before the work
+
+    @property
+    def reranking(self) -> Reranking | None:
+        """The method of the re-ranked figures; None: there are none.
+
+        Raises:
+            InputError: an impossible parameter of it.
+        """
+        if self.rerank == KReciprocal.method:
+            return KReciprocal(self.rerank_k1, self.rerank_k2, self.rerank_lambda)
+        return QueryExpansion(self.aqe_n, self.aqe_alpha) if self.rerank == QueryExpansion.method else None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from clipfh.images.prefetch import prefetch
 from clipfh.images.transforms import to_input
-from clipfh.metrics.retrieval import RetrievalFigures, evaluate_retrieval
+from clipfh.metrics.match_ranks import match_ranks
+from clipfh.metrics.retrieval import MatchRanks, RetrievalFigures, evaluate_retrieval
 from clipfh.models.clip import LoadedClip
 
 MAX_DISTRACTORS = 1000  # train images in the gallery of the val queries
@@ -144,6 +145,7 @@ def image_to_image(
     gallery: Sequence[str],
     *,
     exclude_same_camera: bool,
+    ranks: MatchRanks = match_ranks,
 ) -> RetrievalFigures:
     """The figures of one query-gallery split.
 
@@ -152,6 +154,7 @@ def image_to_image(
         table: N rows with `image`, `item_id`, `camera`.
         query, gallery: images of the table.
         exclude_same_camera: leave gallery images of the query's identity and camera out.
+        ranks: by what the gallery is ranked, see `evaluate_retrieval`.
     """
     place = pd.Series(np.arange(len(table)), index=table["image"])
     q, g = place[list(query)].to_numpy(), place[list(gallery)].to_numpy()
@@ -163,4 +166,5 @@ def image_to_image(
         ids[g],
         query_cameras=cameras[q] if exclude_same_camera else None,
         gallery_cameras=cameras[g] if exclude_same_camera else None,
+        ranks=ranks,
     )

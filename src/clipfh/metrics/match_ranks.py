@@ -20,17 +20,15 @@ N pairs of a query of the chunk and a gallery image of its identity.
 """
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
 
 from clipfh.metrics.reach_counts import ReachCounts
 from clipfh.metrics.same_identity import Pairs, SameIdentity
+from clipfh.metrics.threads import in_threads
 
 CHUNK, BLOCK = 896, 2048  # queries and gallery images of one product; 7 MiB of similarities stay in the cache
 MAX_PAIRS = 1 << 17  # of a chunk: what is kept of each pair adds up where identities are large
@@ -84,18 +82,29 @@ def _match_ranks_by_counting(
         finally:
             free.put(product)
 
-    # each thread has a chunk of its own, from the product to the counts: nothing waits, as it would between a product
-    # on all threads and a count on all threads
-    with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(ranks_of, same.chunks(chunk, MAX_PAIRS))
+    yield from in_threads(ranks_of, same.chunks(chunk, MAX_PAIRS))
 
 
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all loaded libraries: 20 ms, once
+def match_ranks_of_rows(
+    similarities_of: Callable[[np.ndarray], np.ndarray], tolerance: np.ndarray, same: SameIdentity, chunk: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same as `match_ranks`, by similarities of any kind: of whole rows, a chunk of queries at a time.
+
+    Args:
+        similarities_of: queries (c,) to their similarities to all of the gallery (c, G), float32 or float64, larger for
+            more similar; the array is written on. It is called from several threads at once.
+        tolerance: (Q,) how far below a match a non-match may be and still tie with it.
+        same: the pairs of one identity.
+        chunk: c at most; each thread holds one chunk's rows.
+    """
+
+    def ranks_of(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return queries, _ranks_of_chunk(_Rows(similarities_of(queries)), same.pairs(queries), tolerance[queries])
+
+    yield from in_threads(ranks_of, same.chunks(chunk, MAX_PAIRS))
 
 
-def _ranks_of_chunk(product: "_BlockProduct", pairs: Pairs, tolerance: np.ndarray) -> np.ndarray:
+def _ranks_of_chunk(product: "_BlockProduct | _Rows", pairs: Pairs, tolerance: np.ndarray) -> np.ndarray:
     values = product.similarities_of(pairs)
     matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
     above = ReachCounts(matches - tolerance[:, None], num)
@@ -160,6 +169,22 @@ class _BlockProduct:
             inside = by_block[ends[number - 1] if number else 0 : ends[number]]
             similarities[pairs.row[inside], pairs.position[inside] - start] = -np.inf
             yield similarities
+
+
+class _Rows:
+    """Whole rows of similarities (c, G), which are there already; asked as a `_BlockProduct` is."""
+
+    def __init__(self, similarities: np.ndarray) -> None:
+        self._similarities = similarities
+
+    def similarities_of(self, pairs: Pairs) -> np.ndarray:
+        """(N,) of the pairs alone."""
+        return self._similarities[pairs.row, pairs.position]
+
+    def non_matches(self, pairs: Pairs) -> Iterator[np.ndarray]:
+        """(c, G) of the whole gallery, at once; -inf for pairs."""
+        self._similarities[pairs.row, pairs.position] = -np.inf
+        yield self._similarities
 
 
 def _even_part(length: int, num_parts: int) -> int:

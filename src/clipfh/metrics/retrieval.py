@@ -5,7 +5,7 @@ One idea serves all of them: the figures depend only on the *ranks of the matche
 Shapes: Q queries, G gallery images, D embedding, q queries of a chunk, M matches of the query with the most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from clipfh.metrics.match_ranks import match_ranks
 from clipfh.metrics.same_identity import SameIdentity
 
 RANKS = (1, 5, 10)
+MatchRanks = Callable[[torch.Tensor, torch.Tensor, SameIdentity], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def evaluate_retrieval(
     query_cameras: Sequence[str] | None = None,
     gallery_cameras: Sequence[str] | None = None,
     query_positions: Sequence[int] | None = None,
+    ranks: MatchRanks = match_ranks,
 ) -> RetrievalFigures:
     """Exact Rank-1/5/10, mAP and mINP by cosine similarity.
 
@@ -73,6 +75,8 @@ def evaluate_retrieval(
             ranking. A camera that is empty or missing is unknown and equals none. Both or neither.
         query_positions: for each query its own place in the gallery, or -1: that image is left out of its ranking
             (leave-one-out).
+        ranks: by what the gallery is ranked, if not by the features' similarity: a method of
+            `clipfh.metrics.reranking`. It is called as `match_ranks` is, and yields what that does.
 
     Raises:
         ValueError: lengths or sizes that do not fit, missing ids, features that are not finite, or a query's own place
@@ -104,8 +108,8 @@ def evaluate_retrieval(
             raise ValueError("a query's own place in the gallery holds another identity")
     same = SameIdentity(query_codes, gallery_codes, **cameras, query_positions=positions)
     average_precision, inp, first_rank = np.empty(Q), np.empty(Q), np.empty(Q, dtype=np.int64)
-    for queries, ranks in match_ranks(query_features, gallery_features, same):
-        average_precision[queries], inp[queries], first_rank[queries] = _figures_of_matches(ranks)
+    for queries, of_matches in ranks(query_features, gallery_features, same):
+        average_precision[queries], inp[queries], first_rank[queries] = _figures_of_matches(of_matches)
     return _summarise(average_precision, inp, first_rank, G)
 
 

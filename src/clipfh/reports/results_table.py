@@ -24,7 +24,7 @@ from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.charts import stage_comparison_figure
 from clipfh.reports.gains import Gain, mean_ap_gain, previous_stage
-from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_results
+from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_number, stage_results
 from clipfh.reports.summary import read_summary
 from clipfh.reports.text_table import WIDTH, Table, render_table
 
@@ -38,6 +38,12 @@ _NOTE = (
 _SEEDS_NOTE = (
     "n: training seeds of one recipe; figures are means over them, official and text ± their standard deviation. "
     "Intervals average each query over the seeds first, and do not tell what other seeds would give."
+)
+_KEPT_NOTE = "Kept: top-1 on the probe, relative to that of stage 1."
+_RERANKED = "re-ranked"
+_RERANKED_NOTE = (
+    "Re-ranked: the official split by k-reciprocal neighbours or query expansion (metrics.json says which), for which "
+    "the test photos are looked at together; to be compared with nothing but its like."
 )
 
 
@@ -60,7 +66,10 @@ def result_tables(results: Sequence[StageResult], results_dir: Path | None = Non
         chosen = [result for result in results if result.dataset == dataset]
         models = list(dict.fromkeys(result.model for result in chosen))
         gains = [_gains(result, chosen, results_dir) for result in chosen]
-        cells: list[Mapping[tuple[str, str], str]] = [_cells(*both) for both in zip(chosen, gains, strict=True)]
+        cells: list[Mapping[tuple[str, str], str]] = [
+            {**_cells(result, its), ("probe", "kept"): _kept(result, chosen)}
+            for result, its in zip(chosen, gains, strict=True)
+        ]
         columns = [column for column in cells[0] if any(row[column] for row in cells)]
         if len(models) == 1:
             columns.remove(("", "model"))
@@ -78,6 +87,15 @@ def _gains(result: StageResult, others: Sequence[StageResult], results_dir: Path
     return {protocol: mean_ap_gain(result, before, protocol, results_dir) for protocol in ("official", "text_to_image")}
 
 
+def _kept(result: StageResult, others: Sequence[StageResult]) -> str:
+    """Top-1 on the probe relative to that of stage 1 on the same one, percent."""
+    same = [other for other in others if (other.model, other.probe_size) == (result.model, result.probe_size)]
+    start = next((other for other in same if stage_number(other.stage) == 1 and other.probe), None)
+    if start is None or start is result or not start.probe["rank1"].mean:
+        return ""
+    return f"{100 * result.probe['rank1'].mean / start.probe['rank1'].mean:.0f}"
+
+
 def _cells(result: StageResult, gains: Mapping[str, Gain | None]) -> dict[tuple[str, str], str]:
     """The row of one result: (group, column) to text."""
     cells = {("", "stage"): stage_label(result.stage), ("", "variant"): result.variant, ("", "model"): result.model}
@@ -91,6 +109,8 @@ def _cells(result: StageResult, gains: Mapping[str, Gain | None]) -> dict[tuple[
     for name in ("rank1", "mAP"):
         cells["text", _FIGURE_LABELS[name]] = _percent(result.text_to_image.get(name))
     cells["text", "gain"], cells["text", "p"] = _gain_and_p(gains["text_to_image"])
+    for name in ("rank1", "mAP"):
+        cells[_RERANKED, _FIGURE_LABELS[name]] = _percent(result.reranked.get(name))
     return cells
 
 
@@ -137,9 +157,13 @@ def markdown_report(tables: Sequence[Table], commit: str | None) -> str:
 
 
 def note_of(tables: Sequence[Table]) -> str:
-    """What the figures of the tables mean."""
-    has_seeds = any(("", "n") in table.columns for table in tables)
-    return f"{_NOTE} {_SEEDS_NOTE}" if has_seeds else _NOTE
+    """What the columns of the tables mean."""
+    columns = {column for table in tables for column in table.columns}
+    notes = [_NOTE]
+    notes += [_SEEDS_NOTE] if ("", "n") in columns else []
+    notes += [_KEPT_NOTE] if ("probe", "kept") in columns else []
+    notes += [_RERANKED_NOTE] if any(group == _RERANKED for group, _ in columns) else []
+    return " ".join(notes)
 
 
 def git_commit(directory: Path) -> str | None:

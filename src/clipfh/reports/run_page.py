@@ -10,8 +10,13 @@ from clipfh.core.files import write_text
 from clipfh.metrics.statistics import mean_and_std
 from clipfh.reports.summary import FRACTIONS, PROTOCOLS
 
-_PROTOCOL_NAMES = {"official": "official split", "random": "random splits", "text_to_image": "text to image"}
-_PROTOCOL_NAMES |= {"probe": "classes of the probe"}
+_PROTOCOL_NAMES = {
+    "official": "official split",
+    "random": "random splits",
+    "text_to_image": "text to image",
+    "probe": "classes of the probe",
+    "official_reranked": "official split, re-ranked",
+}
 _HEADINGS = ("protocol", "Rank-1", "Rank-5", "Rank-10", "mAP", "mINP", "queries", "gallery")
 _STYLE = """
 :root { color-scheme: light dark; }

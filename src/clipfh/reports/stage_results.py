@@ -37,6 +37,9 @@ class StageResult:
         random: figure to mean and standard deviation over the random splits, each split's figure a mean over seeds.
         official: figure to mean and standard deviation over the seeds, on the official split.
         text_to_image: the same with prompts as queries.
+        reranked: the same after re-ranking.
+        probe: the same of zero-shot classification, rank1 being top-1, see `clipfh.evaluation.kept`.
+        probe_size: images and classes of it; zeros without one.
     """
 
     dataset: str
@@ -50,6 +53,9 @@ class StageResult:
     random: dict[str, MeanStd]
     official: dict[str, MeanStd]
     text_to_image: dict[str, MeanStd]
+    reranked: dict[str, MeanStd]
+    probe: dict[str, MeanStd]
+    probe_size: tuple[int, int]
 
 
 def of_present_data(summary: pd.DataFrame) -> pd.DataFrame:
@@ -95,6 +101,9 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
                 random={name: mean_and_std(random[name].to_numpy()) for name in FRACTIONS} if len(random) else {},
                 official=_mean_figures(by_protocol["official"]),
                 text_to_image=_mean_figures(by_protocol["text_to_image"]),
+                reranked=_mean_figures(by_protocol["official_reranked"]),
+                probe=_mean_figures(by_protocol["probe"]),
+                probe_size=_size(by_protocol["probe"]),
             )
         )
     return sorted(results, key=lambda r: (r.dataset, r.model, stage_number(r.stage), r.stage, r.variant))
@@ -108,6 +117,11 @@ def _runs(rows: pd.DataFrame) -> tuple[str, ...]:
 def _mean_figures(rows: pd.DataFrame) -> dict[str, MeanStd]:
     """Over the seeds, one row each."""
     return {name: mean_and_std(rows[name].to_numpy()) for name in FRACTIONS} if len(rows) else {}
+
+
+def _size(rows: pd.DataFrame) -> tuple[int, int]:
+    """Queries and gallery of the first row."""
+    return (int(rows["num_query"].iloc[0]), int(rows["num_gallery"].iloc[0])) if len(rows) else (0, 0)
 
 
 def stage_number(stage: str) -> int:

@@ -24,7 +24,7 @@ COLUMNS = (
     *FRACTIONS,
     "seconds",
 )
-PROTOCOLS = ("official", "random", "text_to_image", "probe")
+PROTOCOLS = ("official", "random", "text_to_image", "official_reranked", "probe")
 
 _HEADER = ",".join(COLUMNS) + "\n"
 _COMMAND = "bash run_all.sh"
