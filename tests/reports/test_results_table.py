@@ -77,7 +77,7 @@ def test_what_is_kept_is_relative_to_stage_1_on_the_same_probe(tmp_path):
     others = [make_row(stage=stage) for stage in (1, 2, 3)]
     append_rows(tmp_path / "s.csv", [*others, probe(1, 0.8), probe(2, 0.6), probe(3, 0.6, num_gallery=4)])
     (table,) = result_tables(stage_results(read_summary(tmp_path / "s.csv")))
-    place = table.columns.index(("probe", "kept"))
+    place = table.columns.index(("kept", "of probe"))
     assert [row[place] for row in table.rows] == ["", "75", ""]  # stage 3 was asked about other classes
     assert "Kept: top-1" in note_of([table])
     group, header, *_ = render_table(table, markdown=False).splitlines()

@@ -67,7 +67,7 @@ def result_tables(results: Sequence[StageResult], results_dir: Path | None = Non
         models = list(dict.fromkeys(result.model for result in chosen))
         gains = [_gains(result, chosen, results_dir) for result in chosen]
         cells: list[Mapping[tuple[str, str], str]] = [
-            {**_cells(result, its), ("probe", "kept"): _kept(result, chosen)}
+            {**_cells(result, its), ("kept", "of probe"): _kept(result, chosen)}
             for result, its in zip(chosen, gains, strict=True)
         ]
         columns = [column for column in cells[0] if any(row[column] for row in cells)]
@@ -161,7 +161,7 @@ def note_of(tables: Sequence[Table]) -> str:
     columns = {column for table in tables for column in table.columns}
     notes = [_NOTE]
     notes += [_SEEDS_NOTE] if ("", "n") in columns else []
-    notes += [_KEPT_NOTE] if ("probe", "kept") in columns else []
+    notes += [_KEPT_NOTE] if ("kept", "of probe") in columns else []
     notes += [_RERANKED_NOTE] if any(group == _RERANKED for group, _ in columns) else []
     return " ".join(notes)
 
