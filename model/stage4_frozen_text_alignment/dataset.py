@@ -16,6 +16,7 @@ from clipfh.captions.table import CaptionDataset, CaptionedImage, index_captions
 from clipfh.core.cli import option
 from clipfh.core.errors import InputError
 from clipfh.core.paths import processed_dir
+from clipfh.features.extraction import usual_batch_size
 from clipfh.features.texts import load_text_features
 from clipfh.images.augment import Augmentation, augment, view_generator
 from clipfh.images.pixels import load_pixels
@@ -155,12 +156,12 @@ def draw_captions(
 
 
 def encode_pixels(
-    encoder: torch.nn.Module, data: CaptionedPixels, device: torch.device, *, batch_size: int = 128
+    encoder: torch.nn.Module, data: CaptionedPixels, device: torch.device, *, batch_size: int | None = None
 ) -> torch.Tensor:
     """What `encoder` (an image encoder or its backbone) makes of whole images, in float32: (N, D)."""
     was_training = encoder.training
     encoder.eval()
-    parts = []
+    batch_size, parts = batch_size or usual_batch_size(device), []
     for start in range(0, len(data.pixels), batch_size):
         with torch.inference_mode():
             images = to_input(data.pixels[start : start + batch_size], *data.normalisation, device)

@@ -57,7 +57,7 @@ class Config:
     ckpt: Path | None = option(None, "the checkpoint (default: the newest BEST of this stage on this dataset)")
     image_size: int | None = option(None, "pixels that the checkpoint must be of (default: whatever it is)", at_least=1)
     results_dir: Path = option(RESULTS_DIR, "where the folder with metrics and figures goes")
-    batch_size: int = option(128, "images at a time", at_least=1)
+    batch_size: int | None = option(None, "images at a time (default: 128, on a CPU 32)", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     seed: int = option(0, "of the untrained head", at_least=0)
 

@@ -39,7 +39,7 @@ class EvaluationConfig:
         None, "leave the query's own camera out of its gallery (default: as the dataset's protocol says)"
     )
     results_dir: Path = option(RESULTS_DIR, "where metrics, rankings, figures and summary.csv go")
-    batch_size: int = option(128, "images at a time", at_least=1)
+    batch_size: int | None = option(None, "images at a time (default: 128, on a CPU 32)", at_least=1)
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps")
     seed: int = option(0, "of the bootstrap intervals and of the first centers of k-means", at_least=0)
     unrelated_ids: bool = option(

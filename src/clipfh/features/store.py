@@ -33,7 +33,7 @@ HASHED_AT_ONCE = 64  # images; about 10 MB at 224 px
 
 
 def load_features(
-    clip: LoadedClip, pixels: Pixels, device: torch.device, folder: Path, *, batch_size: int
+    clip: LoadedClip, pixels: Pixels, device: torch.device, folder: Path, *, batch_size: int | None = None
 ) -> torch.Tensor:
     """Unit-length features of `pixels`, float32, (N, D) on `device`: from `folder` where they fit, and saved there.
 
@@ -44,7 +44,7 @@ def load_features(
         clip, device: the model, and where it is.
         pixels: the N images.
         folder: for features and nothing else; files of older models are deleted there.
-        batch_size: images at a time.
+        batch_size: images at a time; None: `clipfh.features.extraction.usual_batch_size`.
 
     Raises:
         InputError: the folder cannot be written.
@@ -96,7 +96,7 @@ def pixels_digest(pixels: Pixels) -> str:
 
 
 def _complete(
-    clip: LoadedClip, pixels: Pixels, device: torch.device, path: Path, identity: str, batch_size: int
+    clip: LoadedClip, pixels: Pixels, device: torch.device, path: Path, identity: str, batch_size: int | None
 ) -> np.ndarray:
     """The features (N, D): the blocks that a killed run left, then the rest, saved in blocks on the way."""
     blocks, done = [], 0
