@@ -84,7 +84,8 @@ def make_step(config: Config, clip: LoadedClip, objective: ImageEncoderLoss) -> 
 
 def main(config: Config) -> None:
     """Data, model, objective, the loop."""
-    config = shrunk(config, p=4, k=2) if config.run.smoke else config
+    if config.run.smoke:  # without interpolation: after one short epoch it would often take the first weights
+        config = shrunk(config, p=4, k=2, interpolation=Interpolation(wise_ft=0))
     terms = parse_terms(config.loss, config.p, config.k)
     place = prepare_run(config.run, STAGE)
 
@@ -107,7 +108,7 @@ def main(config: Config) -> None:
     groups = config.layers.groups(clip.model, config.lr, config.optimisation.weight_decay)
     groups += decay_groups(objective, config.lr, config.optimisation.weight_decay)
     modules = {"clip": clip.model, "objective": objective}
-    remember_start = config.interpolation.wise_ft > 0
+    remember_start = config.interpolation.wise_ft > 0 and not config.source.final_fit
     loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation, remember_start=remember_start)
     recorded = identities.record(config.loss)
     origin = identities.origin()

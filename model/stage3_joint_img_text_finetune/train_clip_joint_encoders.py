@@ -10,9 +10,10 @@ Four variants, from the naive one to the one to use (config/v1.yaml to v4.yaml s
     v3  v2 continued from its BEST with a higher learning rate
     v4  SupCon on P x K batches, token-safe prompts, warm-up then cosine, early stopping (default)
 
-BEST is chosen by mAP on the val identities. Values are read from config/default.yaml, for the models of stage 0 then
-small_clip.yaml or tiny.yaml, then the variant's file and the model's own of the variant (small_clip_v4.yaml: InfoNCE),
-then the files of --config; flags win.
+BEST is chosen by mAP on the val identities; of the weights between those it began with and the best epoch's, by the
+mean of that and of the mAP with their prompts as queries. Values are read from config/default.yaml, for the models of
+stage 0 then small_clip.yaml or tiny.yaml, then the variant's file and the model's own of the variant
+(small_clip_v4.yaml: InfoNCE), then the files of --config; flags win.
 
 Reads:   metadata/<dataset>/ (scripts 00 to 04)
 Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ beside this script,
@@ -135,7 +136,8 @@ def make_step(
 
 def main(config: Config) -> None:
     """Data, model, objective, the loop."""
-    config = shrunk(config, p=4, k=2) if config.run.smoke else config
+    if config.run.smoke:  # without interpolation: after one short epoch it would often take the first weights
+        config = shrunk(config, p=4, k=2, interpolation=Interpolation(wise_ft=0))
     terms = parse_terms(config.loss)
     if config.p * config.k < 2:
         raise InputError("a contrastive loss needs at least two photos a batch; raise --p or --k")
@@ -175,7 +177,7 @@ def main(config: Config) -> None:
         photos.images,
         config.optimisation,
         constant_lr=config.schedule == "constant",
-        remember_start=config.interpolation.wise_ft > 0,
+        remember_start=config.interpolation.wise_ft > 0 and not config.source.final_fit,
     )
     recorded = identities.record(config.variant)
     origin = identities.origin()
@@ -196,7 +198,8 @@ def main(config: Config) -> None:
 
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, clip.model, pairs, objective), validate)
-    choose_between(loop, run, validate, config.interpolation.wise_ft)
+    both = validate and partial(identities.validate_with_text, loop.average.module)
+    choose_between(loop, run, both, config.interpolation.wise_ft, as_best=False)
     run.log.close()
 
 

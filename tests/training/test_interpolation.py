@@ -49,10 +49,10 @@ class TrainedLoop:
         places |= {round(tensor.item(), 6) for tensor in (module[1].weight, module[1].bias, module[1].running_mean)}
         (at,) = places  # weights and running statistics are equally far
         self.measured.append(at)
-        return Validation(0.9 - abs(at - best_at) / 10, {}, "")
+        return Validation(0.9 - abs(at - best_at) / 10, {"val_mAP": 0.5 + at / 10}, "")
 
 
-def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps: int = 4):
+def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps: int = 4, **how):
     loop = TrainedLoop(start_value=start_value)
     run = TrainingRun(
         "run", Place(2, torch.device("cpu"), 0, 0, 1, tmp_path, tmp_path), {}, {}, RunLog(tmp_path / "run", Flags())
@@ -61,7 +61,7 @@ def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps:
     state = {name: value.clone() for name, value in loop.model.state_dict().items()}
     write_checkpoint(run.best, {**RECORDED, "val_mAP": 0.9 - abs(1 - best_at) / 10, "state_dict": state})
     validate = partial(loop.validate, best_at)
-    choose_between(loop, run, validate, steps)
+    choose_between(loop, run, validate, steps, **how)
     best = read_checkpoint(run.best)
     assert torch.equal(best["state_dict"]["2.weight"], frozen)
     return loop, run, best
@@ -70,7 +70,8 @@ def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps:
 @pytest.mark.parametrize("best_at", [0.0, 0.25, 0.75, 1.0])
 def test_the_best_on_val_becomes_best(tmp_path, best_at):
     loop, run, best = chosen(tmp_path, best_at)
-    assert best["alpha"] == best_at and best["val_mAP"] == pytest.approx(0.9)
+    assert best["alpha"] == best_at and best["interpolation"][best_at] == pytest.approx(0.9)
+    assert best["val_mAP"] == pytest.approx(0.9 if best_at == 1 else 0.5 + best_at / 10)
     torch.testing.assert_close(best["state_dict"]["0.weight"], torch.full((1, 2), best_at))
     torch.testing.assert_close(best["state_dict"]["1.running_var"], torch.tensor([best_at]))
     assert list(best["interpolation"]) == [0, 0.25, 0.5, 0.75, 1]
@@ -78,7 +79,14 @@ def test_the_best_on_val_becomes_best(tmp_path, best_at):
     assert sorted(loop.measured) == [0, 0.25, 0.5, 0.75]  # what the best epoch gave is known
     assert (run.log.folder / "interpolation.png").stat().st_size > 1000
     said = (run.log.folder / "train.log").read_text()
-    assert f"BEST is now {best_at:g}" in said and ("nothing that was learned" in said) == (best_at == 0)
+    assert f"BEST is now {best_at:g}" in said and ("does not help on val" in said) == (best_at == 0)
+
+
+def test_what_best_was_not_chosen_by_is_measured_at_both_ends(tmp_path):
+    loop, _, best = chosen(tmp_path, 0.75, start_value=0.123, as_best=False)
+    assert loop.measured == [0, 0.25, 0.5, 0.75, 1]
+    assert best["val_mAP"] == 0.575  # of the chosen weights, whatever they were chosen by
+    assert best["interpolation"][0.75] == pytest.approx(0.9)
 
 
 def test_what_was_measured_before_training_is_not_measured_again(tmp_path):

@@ -177,6 +177,15 @@ def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, 
     return prompts_for(data.rows(*splits)["item_id"], read_prompts(path), path)
 
 
+def all_prompts(data: PreparedDataset, prompt_json: Path | None, default: str) -> dict[str, list[str]]:
+    """Every prompt of that file, whosever it is.
+
+    Raises:
+        InputError: the file is missing or malformed.
+    """
+    return read_prompts(Path(prompt_json) if prompt_json else data.folder / default)
+
+
 def say_cut_prompts(prompts: dict[str, list[str]], tokenizer: Any, name: str) -> None:
     """Say how many prompts are longer than what the model `name`, with this tokenizer of open_clip, takes."""
     counter = token_counter(tokenizer)

@@ -19,8 +19,8 @@ from clipfh.images.augment import Augmentation, augment
 from clipfh.images.pixels import Pixels, drop_unreadable, load_pixels
 from clipfh.images.prefetch import prefetch
 from clipfh.images.transforms import ImageSize, to_float
-from clipfh.metrics.retrieval import RetrievalFigures
-from clipfh.models.clip import LoadedClip
+from clipfh.metrics.retrieval import RetrievalFigures, evaluate_retrieval
+from clipfh.models.clip import LoadedClip, encode_texts
 from clipfh.tables.prepared import PreparedDataset
 from clipfh.tables.splits import measurable_identities
 
@@ -174,9 +174,28 @@ def require_measurable(data: PreparedDataset) -> None:
 
 def validate(clip: LoadedClip, data: TrainingData, device: torch.device) -> RetrievalFigures:
     """The figures of the val identities, by which BEST is chosen."""
-    return val_figures(
-        extract_features(clip, data.val_pixels, device, quiet=True),
-        data.val_table,
-        extract_features(clip, data.distractor_pixels, device, quiet=True),
-        exclude_same_camera=data.exclude_same_camera,
+    return _val_figures(*_val_features(clip, data, device), data)
+
+
+def validate_with_text(
+    clip: LoadedClip, data: TrainingData, prompts: dict[str, list[str]], device: torch.device
+) -> tuple[RetrievalFigures, RetrievalFigures]:
+    """The same, and the figures of the val identities' `prompts` as queries among the same photos."""
+    val, distractors = _val_features(clip, data, device)
+    pairs = [(item_id, prompt) for item_id in sorted(prompts) for prompt in prompts[item_id]]
+    texts = encode_texts(clip, [prompt for _, prompt in pairs], device).to(val.device)
+    gallery_ids = [*data.val_table["item_id"], *[""] * len(distractors)]
+    text = evaluate_retrieval(texts, torch.cat([val, distractors]), [item_id for item_id, _ in pairs], gallery_ids)
+    return _val_figures(val, distractors, data), text
+
+
+def _val_features(clip: LoadedClip, data: TrainingData, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the val photos and of the distractors."""
+    val, distractors = (
+        extract_features(clip, pixels, device, quiet=True) for pixels in (data.val_pixels, data.distractor_pixels)
     )
+    return val, distractors
+
+
+def _val_figures(val: torch.Tensor, distractors: torch.Tensor, data: TrainingData) -> RetrievalFigures:
+    return val_figures(val, data.val_table, distractors, exclude_same_camera=data.exclude_same_camera)

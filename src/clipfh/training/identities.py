@@ -12,12 +12,13 @@ from clipfh.models.settings import Start
 from clipfh.tables.digest import digest_of, require_unseen, seen_with
 from clipfh.tables.prepared import (
     PreparedDataset,
+    all_prompts,
     load_or_prepare,
     load_prompts,
     prepare_weights,
     say_cut_prompts,
 )
-from clipfh.training.data import TrainingData, TrainPhotos, load_training_data, validate
+from clipfh.training.data import TrainingData, TrainPhotos, load_training_data, validate, validate_with_text
 from clipfh.training.runs import Place
 from clipfh.training.settings import Source, Views
 from clipfh.training.state import Validation
@@ -48,6 +49,7 @@ class Identities:
         clip: with its first weights.
         photos: of the C train identities.
         prompts: {item_id: one or more} of the same.
+        val_prompts: of the val identities that have some.
         pictures: all decoded photos, those of val too.
         place: of the run.
     """
@@ -56,6 +58,7 @@ class Identities:
     clip: LoadedClip
     photos: TrainPhotos
     prompts: dict[str, list[str]]
+    val_prompts: dict[str, list[str]]
     pictures: TrainingData
     place: Place
 
@@ -64,6 +67,20 @@ class Identities:
         found = validate(replace(self.clip, model=model), self.pictures, self.place.device)
         text = f"val mAP {100 * found.mAP:.1f} Rank-1 {100 * found.rank1:.1f}"
         return Validation(found.mAP, {"val_mAP": found.mAP, "val_rank1": found.rank1}, text)
+
+    def validate_with_text(self, model: nn.Module) -> Validation:
+        """The mean of the mAP of `validate` and of that with the val identities' prompts as queries.
+
+        Where they have no prompts, or all have the same, it is that of `validate`.
+        """
+        if len({tuple(prompts) for prompts in self.val_prompts.values()}) < 2:
+            return self.validate(model)
+        clip = replace(self.clip, model=model)
+        found, text = validate_with_text(clip, self.pictures, self.val_prompts, self.place.device)
+        figures = {"val_mAP": found.mAP, "val_text_mAP": text.mAP}
+        return Validation(
+            (found.mAP + text.mAP) / 2, figures, f"val mAP {100 * found.mAP:.1f} text {100 * text.mAP:.1f}"
+        )
 
     def record(self, variant: str) -> dict[str, Any]:
         """What every checkpoint says: what it is of, how it was trained, and what it has seen."""
@@ -144,7 +161,11 @@ def load_identities(
         final_fit=source.final_fit,
     )
     photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation(views), clip, place.device, view_size)
-    return Identities(data, clip, photos, texts, pictures, place)
+    val_ids = set(pictures.val_table["item_id"])
+    val_texts = {
+        item_id: its for item_id, its in all_prompts(data, source.prompt_json, prompts).items() if item_id in val_ids
+    }
+    return Identities(data, clip, photos, texts, val_texts, pictures, place)
 
 
 def augmentation(views: Views) -> Augmentation:

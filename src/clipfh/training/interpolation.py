@@ -20,25 +20,29 @@ class Interpolation:
 
     wise_ft: int = option(
         IN_FILE,
-        "steps from the first weights to the best epoch's; val is measured after each, and the best is BEST; 0: the "
-        "best epoch's",
+        "steps from the weights that the run began with to the best epoch's; val is measured after each, and the best "
+        "is BEST; 0, and with --final_fit: the best epoch's",
         at_least=0,
         at_most=100,
     )
 
 
-def choose_between(loop: Loop, run: TrainingRun, validate: Validate | None, steps: int) -> None:
+def choose_between(
+    loop: Loop, run: TrainingRun, validate: Validate | None, steps: int, *, as_best: bool = True
+) -> None:
     """Measure the weights at alpha = 0, 1 / steps, ..., 1 on val; the best of them becomes the run's BEST.
 
-    alpha is the share of the best epoch's weights; 0 are the first ones, so that what is chosen is never worse on val
-    than what the run began with. Equal figures: the larger alpha. The checkpoint records `alpha` and `interpolation`,
-    {alpha: val mAP}; `interpolation.png` beside the log shows it. A run that is continued after this is left as it is.
+    alpha is the share of the best epoch's weights; at 0 are those that the run began with, so that what is chosen is
+    never worse on val than they are. Equal figures: the larger alpha. The checkpoint records `alpha` and
+    `interpolation`, {alpha: figure}; `interpolation.png` beside the log shows it. A run that is continued after this is
+    left as it is.
 
     Args:
         loop: after `fit`; made with `remember_start`.
         run: whose BEST is read, and written again.
         validate: measures `loop.average.module`; None, as there is no val: nothing is done then.
         steps: from 0 to 1; with 0 nothing is done.
+        as_best: `validate` gives the figure by which BEST was chosen, so that of both ends it is known.
 
     Raises:
         InputError: BEST is missing, or cannot be written.
@@ -48,24 +52,25 @@ def choose_between(loop: Loop, run: TrainingRun, validate: Validate | None, step
     best = read_stage_checkpoint(run.best, run.place.stage)
     if "alpha" in best:
         return
-    figures = {1.0: best["val_mAP"]}
-    for step in reversed(range(steps)):
-        alpha = step / steps
-        if alpha == 0 and loop.best.start is not None:  # measured before training
-            figures[alpha] = loop.best.start
+    curve: dict[float, float] = {}
+    val_mAP = {1.0: best["val_mAP"]}
+    for alpha in (step / steps for step in range(steps + 1)):
+        known = {0.0: loop.best.start, 1.0: best["val_mAP"]}.get(alpha) if as_best else None
+        if known is not None:
+            curve[alpha] = val_mAP[alpha] = known
             continue
         loop.average.move_between(best["state_dict"], alpha)
-        figures[alpha] = validate().value
-    alpha = max(figures, key=lambda alpha: (figures[alpha], alpha))
-    loop.average.move_between(best["state_dict"], alpha)
-    curve = dict(sorted(figures.items()))
-    best |= {"alpha": alpha, "interpolation": curve, "val_mAP": figures[alpha]}
+        val = validate()
+        curve[alpha], val_mAP[alpha] = val.value, val.figures["val_mAP"]
+    alpha = max(curve, key=lambda alpha: (curve[alpha], alpha))
     run.log.say(
-        "weights between the first (0) and the best epoch's (1), val mAP: "
-        + ", ".join(f"{at:g}: {100 * value:.1f}" for at, value in curve.items())
-        + f"; BEST is now {alpha:g}"
-        + (": nothing that was learned helps on val" if alpha == 0 else "")
+        "weights between those it began with (0) and the best epoch's (1), on val: "
+        + ", ".join(f"{at:.3g}: {100 * value:.1f}" for at, value in curve.items())
+        + f"; BEST is now {alpha:.3g}"
+        + (", the weights it began with: what was learned does not help on val" if alpha == 0 else "")
     )
+    loop.average.move_between(best["state_dict"], alpha)
     if run.place.rank == 0:
-        write_checkpoint(run.best, {**best, "state_dict": loop.average.module.state_dict()})
+        recorded = {**best, "alpha": alpha, "interpolation": curve, "val_mAP": val_mAP[alpha]}
+        write_checkpoint(run.best, {**recorded, "state_dict": loop.average.module.state_dict()})
         interpolation_figure(run.log.folder / "interpolation.png", curve, title=run.name)
