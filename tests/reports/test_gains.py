@@ -5,6 +5,7 @@ from summary_rows import make_row
 
 from clipfh.core.errors import InputError
 from clipfh.metrics.statistics import paired_bootstrap_difference
+from clipfh.reports import gains
 from clipfh.reports.gains import mean_ap_gain, previous_stage
 from clipfh.reports.per_query import mean_average_precision_of, read_average_precision, write_per_query
 from clipfh.reports.results_table import result_tables
@@ -65,7 +66,28 @@ def test_the_same_evaluation_twice_gains_nothing(tmp_path):
     assert (cells["official", "gain"], cells["official", "p"]) == ("+0.0 [0.0, 0.0]", "1.000")
 
 
-def test_prompts_are_compared_too_an_identity_may_have_one_twice(tmp_path):
+@pytest.fixture
+def of_any_number(monkeypatch):
+    """Intervals of however few identities."""
+    monkeypatch.setattr(gains, "FEWEST_IDENTITIES", 1)
+
+
+def test_of_few_identities_the_number_stands_alone(tmp_path):
+    few = [f"id{i % 9}" for i in range(40)]
+    for stage, run, values in ((1, "a", BEFORE), (2, "b", AFTER)):
+        evaluated(tmp_path, run, rows_of(values, item_ids=few), stage=stage)
+    gain = mean_ap_gain(*reversed(stages(tmp_path)), "official", tmp_path)
+    assert gain.paired is None and gain.mAP == pytest.approx(AFTER.mean() - BEFORE.mean(), abs=1e-5)
+
+
+def test_another_number_of_seeds_is_said(tmp_path):
+    for stage, seed, run in ((1, None, "a"), (2, 0, "b"), (2, 1, "c"), (3, 0, "d")):
+        evaluated(tmp_path, run, rows_of(AFTER), stage=stage, seed=seed, recipe="" if seed is None else f"of{stage}")
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    assert table.notes == ["The gain of 3 joint compares 1 training seeds with 2."]
+
+
+def test_prompts_are_compared_too_an_identity_may_have_one_twice(tmp_path, of_any_number):
     prompts, item_ids = ['a, "red" mug', "a mug", "a mug", "a mug"], ["red", "red", "red", "NA"]
     for stage, run, values in ((2, "a", [0.1, 0.2, 0.2, 0.4]), (3, "b", [0.2, 0.4, 0.4, 0.3])):
         text = rows_of(np.array(values), prompts, item_ids, "text_to_image")
@@ -110,7 +132,7 @@ def test_without_the_files_a_gain_is_a_number(tmp_path, lost):
     assert ("official", "p") not in cells
 
 
-def test_queries_of_one_evaluation_alone_are_left_out_and_said(tmp_path):
+def test_queries_of_one_evaluation_alone_are_left_out_and_said(tmp_path, of_any_number):
     before, after = BEFORE.copy(), AFTER.copy()
     before[:3] = after[1:5] = np.nan  # two have neither: they are in nobody's mAP
     evaluated(tmp_path, "a", rows_of(before), stage=1)

@@ -72,13 +72,13 @@ def test_re_ranked_figures_are_columns_of_their_own_where_there_are_some(results
 
 def test_what_is_kept_is_relative_to_stage_1_on_the_same_probe(tmp_path):
     def probe(stage, rank1, **changes):
-        return make_row(stage=stage, protocol="probe", **{"rank1": rank1, "num_query": 9, "num_gallery": 3, **changes})
+        return make_row(stage=stage, protocol="probe", **{"rank1": rank1, "detail": "my photos", **changes})
 
     others = [make_row(stage=stage) for stage in (1, 2, 3)]
-    append_rows(tmp_path / "s.csv", [*others, probe(1, 0.8), probe(2, 0.6), probe(3, 0.6, num_gallery=4)])
+    append_rows(tmp_path / "s.csv", [*others, probe(1, 0.8), probe(2, 0.6), probe(3, 0.6, detail="others")])
     (table,) = result_tables(stage_results(read_summary(tmp_path / "s.csv")))
     place = table.columns.index(("kept", "of probe"))
-    assert [row[place] for row in table.rows] == ["", "75", ""]  # stage 3 was asked about other classes
+    assert [row[place] for row in table.rows] == ["", "75", ""]  # stage 3 was asked about others
     assert "Kept: top-1" in note_of([table])
     group, header, *_ = render_table(table, markdown=False).splitlines()
     assert len(group) == len(header)

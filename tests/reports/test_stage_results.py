@@ -110,14 +110,20 @@ def test_re_ranked_rows_are_not_mixed_with_the_official_ones(tmp_path):
     assert stage_results(read_summary(path))[1].reranked == {}
 
 
-def test_the_probe_has_its_size(tmp_path):
-    rows = [
-        make_row(stage=stage, protocol="probe", rank1=rank1, num_query=9, num_gallery=3)
-        for stage, rank1 in ((1, 0.8), (2, 0.6))
-    ]
-    one, two = results_of(tmp_path, *rows, make_row(stage=3))[:2]
-    assert one.probe_size == two.probe_size == (9, 3) and two.probe["rank1"].mean == 0.6
-    assert results_of(tmp_path)[2].probe == {}
+@pytest.mark.parametrize(("protocol", "figures"), [("probe", "probe"), ("official_reranked", "reranked")])
+def test_seeds_are_averaged_only_where_all_were_measured_alike(tmp_path, protocol, figures):
+    def seeds(stage, *details):
+        official = [of_seed(seed, 0.5, stage=stage) for seed in range(3)]
+        return official + [
+            of_seed(seed, 0.2 + seed / 10, stage=stage, protocol=protocol, detail=detail)
+            for seed, detail in enumerate(details)
+        ]
+
+    rows = [*seeds(1, "a", "a", "a"), *seeds(2, "a", "b", "a"), *seeds(3, "a", "a")]
+    alike, unlike, too_few = results_of(tmp_path, *rows)
+    assert getattr(alike, figures)["mAP"].mean == pytest.approx(0.3)
+    assert getattr(unlike, figures) == getattr(too_few, figures) == {}
+    assert (alike.probe_name or alike.reranked_by) == "a"
 
 
 def test_stage_names():

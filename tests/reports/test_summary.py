@@ -18,7 +18,7 @@ def test_rows_come_back_as_written(tmp_path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == ",".join(COLUMNS)
     assert lines[0] == (
-        "time,dataset,data_digest,model,stage,variant,seed,recipe,checkpoint,run,protocol,split,num_query,num_gallery,"
+        "time,dataset,data_digest,model,stage,variant,seed,recipe,checkpoint,run,protocol,split,detail,num_query,num_gallery,"
         "rank1,rank5,rank10,mAP,mINP,seconds"
     )
     assert "0.666667" in lines[1] and len(lines) == 4
@@ -95,7 +95,7 @@ def test_missing_file_names_the_command(tmp_path):
         ("official", "unofficial", "unknown protocol 'unofficial'"),
         ("0.500000", "half", "rank1 is 'half'"),
         ("0.500000", "50.0", "rank1 is 50.0"),
-        (",tiny-vit", "", "19 cells instead of 20"),
+        (",tiny-vit", "", "20 cells instead of 21"),
         ("2026-03-01T09:30:00Z", "1 March", "1 March"),
     ],
 )

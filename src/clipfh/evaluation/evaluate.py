@@ -17,7 +17,7 @@ from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
 from clipfh.evaluation.embedding_map import draw_map
-from clipfh.evaluation.kept import measure_kept
+from clipfh.evaluation.kept import find_probe, measure_kept
 from clipfh.evaluation.measure import Measured, measure
 from clipfh.evaluation.rankings import draw_rankings, ranking_table
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
@@ -50,7 +50,7 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     device = pick_device(config.device)
     val = f"val mAP {100 * content['val_mAP']:.1f}" if "val_mAP" in content else "no val: a final fit"
     if content.get("alpha", 1) != 1:
-        val += f" at {content['alpha']:g} of the way from its first weights"
+        val += f", {content['alpha']:.3g} of the way from what it began with"
     print(
         f"checkpoint: {display(path)} ({content['model']}, {content['variant']}, trained on {content['dataset']}, "
         f"epoch {content['epoch']}, {val})"
@@ -106,6 +106,7 @@ def evaluate_clip(
         unrelated_ids=config.unrelated_ids,
     )
     require_summary(config.results_dir / "summary.csv")
+    probe = find_probe(config.probe)
     run_dir = new_run_folder(config.results_dir.resolve(), f"{data.name}_{labels.stage_name}", "--results_dir")
     cache_dir = processed_dir(data.name) / "test"
     test = load_evaluation_data(
@@ -119,7 +120,7 @@ def evaluate_clip(
     )
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
     measured = measure(clip, test, features, device, config, exclude_same_camera=data.exclude_same_camera)
-    kept = measure_kept(clip, config.probe, test.pixels.array, features, device)
+    kept = measure_kept(clip, probe, test.pixels, features, device, cache_dir / "features")
     result = {
         **_labels(clip, data, labels),
         "exclude_same_camera": data.exclude_same_camera,

@@ -102,15 +102,20 @@ def measure(
         same_camera, ranks = exclude_same_camera, method.match_ranks
         measured = image_to_image(features, test.table, **test.official, exclude_same_camera=same_camera, ranks=ranks)
         reranked = Reranked(method, measured)
-        rows.append(summary_row(measured, "official_reranked", "", time.perf_counter() - start))
+        rows.append(summary_row(measured, "official_reranked", "", time.perf_counter() - start, str(method)))
     return Measured(figures[0], figures[1:], text, clusters, reranked, rows)
 
 
-def summary_row(figures: RetrievalFigures, protocol: str, number: str, seconds: float) -> dict[str, Any]:
-    """The figures as a row of the summary, without what says of which model they are."""
+def summary_row(
+    figures: RetrievalFigures, protocol: str, number: str, seconds: float, detail: str = ""
+) -> dict[str, Any]:
+    """The figures as a row of the summary, without what says of which model they are.
+
+    Rows of one protocol are compared only where their `detail` is the same: the way of re-ranking, the probe.
+    """
     row = figures.as_dict()
     del row["num_without_match"]
-    return {"protocol": protocol, "split": number, **row, "seconds": round(seconds, 3)}
+    return {"protocol": protocol, "split": number, "detail": detail, **row, "seconds": round(seconds, 3)}
 
 
 def _with_interval(figures: RetrievalFigures, test: EvaluationData, seed: int) -> dict[str, Any]:

@@ -49,8 +49,8 @@ class EvaluationConfig:
     fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
     probe: Path | None = option(
         None,
-        "folder of other photos, a folder a class, called as the class is: how many are classified by these names, "
-        "before and after fine-tuning (default: ImageNet's classes, of small-clip alone)",
+        "folder of other photos, a folder a class, called as the class is: how many are classified rightly by these "
+        "names, before and after fine-tuning (default: ImageNet's classes, of small-clip alone)",
     )
     clustering: bool = option(True, "measure NMI and ARI of k-means on the test images too, and draw a map of them")
     rerank: str = option(

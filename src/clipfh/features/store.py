@@ -68,6 +68,13 @@ def load_features(
     return torch.from_numpy(features).to(device)
 
 
+def saved_features(clip: LoadedClip, pixels: Pixels, device: torch.device, folder: Path) -> torch.Tensor | None:
+    """What `load_features` has saved of the same model and pixels, (N, D) on `device`; None where there is nothing."""
+    identity = features_identity(clip, pixels, device)
+    features = _read(folder / f"features_{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz", identity)
+    return None if features is None or len(features) != len(pixels.images) else torch.from_numpy(features).to(device)
+
+
 def features_identity(clip: LoadedClip, pixels: Pixels, device: torch.device) -> str:
     """All that features depend on, as JSON text: two that are equal have the same features, up to rounding."""
     facts = {

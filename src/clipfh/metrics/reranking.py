@@ -66,6 +66,9 @@ class KReciprocal:
             "rerank_lambda": self.weight,
         }
 
+    def __str__(self) -> str:
+        return f"{self.method} {self.k1}/{self.k2}/{self.weight:g}"
+
     def match_ranks(
         self, query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -116,6 +119,9 @@ class QueryExpansion:
     def as_dict(self) -> dict[str, Any]:
         """The method and its parameters, by the names of the flags."""
         return {"method": self.method, **{f"aqe_{name}": value for name, value in asdict(self).items()}}
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.n}/{self.alpha:g}"
 
     def expand(self, query_features: torch.Tensor, gallery_features: torch.Tensor, same: SameIdentity) -> torch.Tensor:
         """The expanded queries (Q, D) of (Q, D) and (G, D) unit rows; where the sum is 0, the query as it was.

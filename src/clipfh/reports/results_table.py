@@ -32,8 +32,8 @@ README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
 _FIGURE_LABELS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
 _NOTE = (
     "Percent. Gain: points of mAP over the stage before, with the 95% interval and the two-sided p of a paired "
-    "bootstrap over test identities (a bare number where an evaluation's per_query.csv is missing). Random: mean ± "
-    "standard deviation over the random splits. Text: prompts as queries."
+    "bootstrap over test identities (a bare number under 10 of them, and without an evaluation's per_query.csv). "
+    "Random: mean ± standard deviation over the random splits. Text: prompts as queries."
 )
 _SEEDS_NOTE = (
     "n: training seeds of one recipe; figures are means over them, official and text ± their standard deviation. "
@@ -42,8 +42,8 @@ _SEEDS_NOTE = (
 _KEPT_NOTE = "Kept: top-1 on the probe, relative to that of stage 1."
 _RERANKED = "re-ranked"
 _RERANKED_NOTE = (
-    "Re-ranked: the official split by k-reciprocal neighbours or query expansion (metrics.json says which), for which "
-    "the test photos are looked at together; to be compared with nothing but its like."
+    "Re-ranked: the official split by k-reciprocal neighbours or query expansion, for which the test photos are looked "
+    "at together; to be compared with nothing but its like."
 )
 
 
@@ -78,7 +78,7 @@ def result_tables(results: Sequence[StageResult], results_dir: Path | None = Non
         title = f"{dataset} · {models[0]}" if len(models) == 1 else dataset
         date = max(result.time for result in chosen)[:10]
         rows = [[row[column] for column in columns] for row in cells]
-        tables.append(Table(title, date, columns, rows, _left_out(chosen, gains)))
+        tables.append(Table(title, date, columns, rows, [*_left_out(chosen, gains), *_other_seeds(chosen)]))
     return tables
 
 
@@ -89,9 +89,9 @@ def _gains(result: StageResult, others: Sequence[StageResult], results_dir: Path
 
 def _kept(result: StageResult, others: Sequence[StageResult]) -> str:
     """Top-1 on the probe relative to that of stage 1 on the same one, percent."""
-    same = [other for other in others if (other.model, other.probe_size) == (result.model, result.probe_size)]
+    same = [other for other in others if (other.model, other.probe_name) == (result.model, result.probe_name)]
     start = next((other for other in same if stage_number(other.stage) == 1 and other.probe), None)
-    if start is None or start is result or not start.probe["rank1"].mean:
+    if start is None or start is result or not result.probe or not start.probe["rank1"].mean:
         return ""
     return f"{100 * result.probe['rank1'].mean / start.probe['rank1'].mean:.0f}"
 
@@ -111,6 +111,7 @@ def _cells(result: StageResult, gains: Mapping[str, Gain | None]) -> dict[tuple[
     cells["text", "gain"], cells["text", "p"] = _gain_and_p(gains["text_to_image"])
     for name in ("rank1", "mAP"):
         cells[_RERANKED, _FIGURE_LABELS[name]] = _percent(result.reranked.get(name))
+    cells[_RERANKED, "by"] = result.reranked_by if result.reranked else ""
     return cells
 
 
@@ -123,6 +124,16 @@ def _left_out(results: Sequence[StageResult], gains: Sequence[Mapping[str, Gain 
         for result, of_result in zip(results, gains, strict=True)
         for protocol, gain in of_result.items()
         if gain and gain.paired and gain.paired.num_left_out
+    ]
+
+
+def _other_seeds(results: Sequence[StageResult]) -> list[str]:
+    """Which gains are over a stage of more or fewer training seeds; stage 1 has none."""
+    befores = [(result, previous_stage(result, results)) for result in results]
+    return [
+        f"The gain of {stage_label(result.stage)} compares {len(result.runs)} training seeds with {len(before.runs)}."
+        for result, before in befores
+        if before and stage_number(before.stage) > 1 and len(result.runs) != len(before.runs)
     ]
 
 

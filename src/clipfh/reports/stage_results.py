@@ -37,9 +37,10 @@ class StageResult:
         random: figure to mean and standard deviation over the random splits, each split's figure a mean over seeds.
         official: figure to mean and standard deviation over the seeds, on the official split.
         text_to_image: the same with prompts as queries.
-        reranked: the same after re-ranking.
+        reranked: the same after re-ranking; only where all seeds were re-ranked alike.
+        reranked_by: the method with its values; empty without one.
         probe: the same of zero-shot classification, rank1 being top-1, see `clipfh.evaluation.kept`.
-        probe_size: images and classes of it; zeros without one.
+        probe_name: of what; empty without one.
     """
 
     dataset: str
@@ -54,8 +55,9 @@ class StageResult:
     official: dict[str, MeanStd]
     text_to_image: dict[str, MeanStd]
     reranked: dict[str, MeanStd]
+    reranked_by: str
     probe: dict[str, MeanStd]
-    probe_size: tuple[int, int]
+    probe_name: str
 
 
 def of_present_data(summary: pd.DataFrame) -> pd.DataFrame:
@@ -101,9 +103,10 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
                 random={name: mean_and_std(random[name].to_numpy()) for name in FRACTIONS} if len(random) else {},
                 official=_mean_figures(by_protocol["official"]),
                 text_to_image=_mean_figures(by_protocol["text_to_image"]),
-                reranked=_mean_figures(by_protocol["official_reranked"]),
-                probe=_mean_figures(by_protocol["probe"]),
-                probe_size=_size(by_protocol["probe"]),
+                reranked=_mean_of_like(by_protocol["official_reranked"], len(by_protocol["official"])),
+                reranked_by=_detail(by_protocol["official_reranked"]),
+                probe=_mean_of_like(by_protocol["probe"], len(by_protocol["official"])),
+                probe_name=_detail(by_protocol["probe"]),
             )
         )
     return sorted(results, key=lambda r: (r.dataset, r.model, stage_number(r.stage), r.stage, r.variant))
@@ -119,9 +122,14 @@ def _mean_figures(rows: pd.DataFrame) -> dict[str, MeanStd]:
     return {name: mean_and_std(rows[name].to_numpy()) for name in FRACTIONS} if len(rows) else {}
 
 
-def _size(rows: pd.DataFrame) -> tuple[int, int]:
-    """Queries and gallery of the first row."""
-    return (int(rows["num_query"].iloc[0]), int(rows["num_gallery"].iloc[0])) if len(rows) else (0, 0)
+def _detail(rows: pd.DataFrame) -> str:
+    """What the rows have in common; empty where there are none, or they differ."""
+    return rows["detail"].iloc[0] if rows["detail"].nunique() == 1 else ""
+
+
+def _mean_of_like(rows: pd.DataFrame, num_seeds: int) -> dict[str, MeanStd]:
+    """As `_mean_figures`, where every seed has a row, and all rows are of the same detail."""
+    return _mean_figures(rows) if len(rows) == num_seeds and rows["detail"].nunique() == 1 else {}
 
 
 def stage_number(stage: str) -> int:

@@ -20,7 +20,7 @@ from clipfh.core.errors import InputError, shortened
 FRACTIONS = ("rank1", "rank5", "rank10", "mAP", "mINP")
 COLUMNS = (
     *("time", "dataset", "data_digest", "model", "stage", "variant", "seed", "recipe", "checkpoint", "run"),
-    *("protocol", "split", "num_query", "num_gallery"),
+    *("protocol", "split", "detail", "num_query", "num_gallery"),
     *FRACTIONS,
     "seconds",
 )
@@ -152,7 +152,7 @@ def _parse(cells: dict[str, str]) -> dict[str, Any]:
     for name in ("dataset", "data_digest", "model", "stage"):
         if not cells[name].strip():
             raise ValueError(f"{name} is empty")
-    for name in ("dataset", "data_digest", "model", "stage", "variant", "recipe", "checkpoint", "run"):
+    for name in ("dataset", "data_digest", "model", "stage", "variant", "recipe", "checkpoint", "run", "detail"):
         if any(
             unicodedata.category(character) == "Cc" for character in cells[name]
         ):  # a line break would make the line numbers of messages wrong

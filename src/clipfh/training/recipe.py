@@ -10,7 +10,7 @@ from clipfh.tables.digest import SHORT, digest_of
 # their content, which `origin` gives.
 _NO_PART = {
     *("seed", "device", "save_path", "log_dir", "resume_ckpt", "skip_unreadable", "unrelated_ids"),
-    *("metadata_dir", "image_dir", "image_meta", "prompt_json", "data_root", "checkpoint_dir"),
+    *("dataset", "metadata_dir", "image_dir", "image_meta", "prompt_json", "data_root", "checkpoint_dir"),
     *("pretrained", "init_ckpt"),
 }
 

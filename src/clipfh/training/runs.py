@@ -103,7 +103,8 @@ def start_run(
         recorded: what every checkpoint says of the run; among it `model` and `data_digest`.
         prefix: of the name.
         restore: takes the saved state of a run that is continued.
-        origin: what the run was trained from, see `recipe_digest`; a run that is continued keeps its recipe.
+        origin: what the run was trained from, see `recipe_digest`; without it no recipe is recorded. A run that is
+            continued keeps its recipe.
 
     Raises:
         InputError: the run to continue was of another model, other data or flags. Its files are left alone then.
@@ -120,7 +121,8 @@ def start_run(
         # one of an older version has neither: what it started from is no longer known
         recorded = recorded | {name: content[name] for name in ("train_seed", "recipe") if name in content}
     else:
-        recorded = recorded | {"train_seed": place.seed, "recipe": recipe_digest(config, origin)}
+        recorded = recorded | {"train_seed": place.seed}
+        recorded |= {"recipe": recipe_digest(config, origin)} if origin else {}
         folder = new_run_folder(place.logs, prefix, "--log_dir", checkpoints=place.checkpoints)
     log = RunLog(folder, config, rank=place.rank, last_row=last_row)
     return TrainingRun(folder.name, place, recorded, binding_flags(config), log)

@@ -88,6 +88,9 @@ def epoch_line(row: dict[str, Any], epochs: int, val: Validation | None, *, is_b
     return f"epoch {row['epoch']}/{epochs}  {losses}  {figures}{row['seconds']:.1f} s{'  BEST' if is_best else ''}"
 
 
+# Flags of a run that began before there were such flags, where the files now turn them on.
+_BEFORE_THERE_WERE = {"wise_ft": 0}
+
 # What may differ between a run and its continuation: where things are, not what is computed.
 _MAY_DIFFER = {
     *("device", "precision", "patience", "skip_unreadable", "resume_ckpt", "save_path", "log_dir"),
@@ -115,7 +118,7 @@ def require_same_flags(before: dict[str, Any], config: Any) -> None:
     # a flag that did not exist yet had the effect of its default, or of what the files say
     defaults = {name: field.default for name, (field, _) in config_fields(type(config)).items()}
     defaults = {name: now.get(name) if value is IN_FILE else value for name, value in defaults.items()}
-    before = {**defaults, **before}
+    before = {**defaults, **_BEFORE_THERE_WERE, **before}
     changed = sorted(name for name in now if before.get(name) != now[name])
     if changed:
         was = ", ".join(f"--{name} {before.get(name)} (now {now[name]})" for name in changed)
