@@ -102,7 +102,7 @@ def check_run_files(project, script, best, seed, terms):
     assert {"epoch/val_mAP", "step/loss", "step/lr", "step/grad_norm"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("epoch/val_mAP")) == 1 and len(events.Scalars("step/loss")) == 3  # 24 photos in 4 x 2
     last = load(best.with_name(f"{run}_LAST.pth"))
-    assert load(best).keys() - {"alpha", "interpolation"} < last.keys() and last["training"]["epoch"] == 1
+    assert load(best).keys() < last.keys() and last["training"]["epoch"] == 1
     assert rows[0]["val_mAP"] == last["val_mAP"]
     assert last["train_seed"] == seed and len(last["recipe"]) == 12
 
@@ -117,6 +117,23 @@ def test_stage2_changes_the_image_encoder_alone(project, stage2):
     text = [name for name in before if is_text_parameter(name)]
     assert len(text) > 10 and all(torch.equal(before[name], after[name]) for name in text)
     assert not torch.equal(before["visual.trunk.conv1.0.weight"], after["visual.trunk.conv1.0.weight"])
+
+
+@pytest.mark.parametrize("script", [STAGE2, STAGE3])
+def test_best_lies_between_the_first_weights_and_the_best_epochs(project, tmp_path, script):
+    told = project.run(script, "--epochs", 1, *SMALL, "--wise_ft", 2, "--save_path", tmp_path, "--log_dir", tmp_path)
+    (best,), (last,) = tmp_path.glob("*_BEST.pth"), tmp_path.glob("*_LAST.pth")
+    best, last = load(best), load(last)
+    (start,) = project.checkpoints(STAGE0).glob("*.pth")
+    assert list(best["interpolation"]) == [0, 0.5, 1] and "BEST is now" in told.stdout
+    assert best["interpolation"][best["alpha"]] == max(best["interpolation"].values())
+    start, end = load(start)["state_dict"], last["state_dict"]
+    for name in ("visual.trunk.conv1.0.weight", "text_projection"):
+        between = torch.lerp(start[name], end[name], best["alpha"])
+        torch.testing.assert_close(best["state_dict"][name], between, rtol=1e-5, atol=1e-6)
+    assert len(list(tmp_path.glob("*/interpolation.png"))) == 1
+    frozen = script == STAGE2 or best["alpha"] == 0
+    assert torch.equal(best["state_dict"]["text_projection"], start["text_projection"]) == frozen
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -195,8 +212,8 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script
     assert_same(load(reference), load(last))
     assert metrics_of(straight) == metrics_of(stopped)
     assert [row["epoch"] for row in metrics_of(stopped)] == [1, 2, 3, 4]
-    (best,) = stopped.glob("*_BEST.pth")
-    assert load(best)["val_mAP"] == max(row["val_mAP"] for row in metrics_of(stopped))
+    (best,), (reference,) = stopped.glob("*_BEST.pth"), straight.glob("*_BEST.pth")
+    assert_same(load(reference), load(best))
 
 
 def test_a_run_is_not_continued_with_other_flags(project, stage2, tmp_path):

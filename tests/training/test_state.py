@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from clipfh.core.cli import option
+from clipfh.core.config_file import IN_FILE
 from clipfh.core.errors import InputError
 from clipfh.models.averaged_weights import STEPS_AT_ONCE, AveragedWeights
 from clipfh.models.clip import encode_texts, freeze_text_encoder, is_text_parameter, load_clip
@@ -142,3 +144,15 @@ def test_a_run_from_before_a_flag_is_continued_with_its_default():
         require_same_flags(before, Flags(added_later=2))
     with pytest.raises(InputError, match=r"--lr 0.1 \(now 0.2\)"):
         require_same_flags(before, Flags(lr=0.2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithInterpolation(Flags):
+    wise_ft: int = option(IN_FILE, "steps")
+
+
+def test_a_run_from_before_the_interpolation_went_without():
+    before = binding_flags(Flags())
+    require_same_flags(before, WithInterpolation(wise_ft=0))
+    with pytest.raises(InputError, match=r"--wise_ft 0 \(now 4\)"):
+        require_same_flags(before, WithInterpolation(wise_ft=4))

@@ -156,6 +156,7 @@ def _labels(clip: LoadedClip, data: PreparedDataset, labels: EvaluationLabels) -
         "seed": labels.seed,
         "recipe": labels.recipe,
         "checkpoint": labels.checkpoint,
+        "interpolation": labels.interpolation,
     }
 
 
