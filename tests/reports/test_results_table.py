@@ -78,7 +78,7 @@ def test_what_is_kept_is_relative_to_stage_1_on_the_same_probe(tmp_path):
     append_rows(tmp_path / "s.csv", [*others, probe(1, 0.8), probe(2, 0.6), probe(3, 0.6, detail="others")])
     (table,) = result_tables(stage_results(read_summary(tmp_path / "s.csv")))
     place = table.columns.index(("kept", "of probe"))
-    assert [row[place] for row in table.rows] == ["", "75", ""]  # stage 3 was asked about others
+    assert [row[place] for row in table.rows] == ["", "75.0", ""]  # stage 3 was asked about others
     assert "Kept: top-1" in note_of([table])
     group, header, *_ = render_table(table, markdown=False).splitlines()
     assert len(group) == len(header)

@@ -93,7 +93,7 @@ def _kept(result: StageResult, others: Sequence[StageResult]) -> str:
     start = next((other for other in same if stage_number(other.stage) == 1 and other.probe), None)
     if start is None or start is result or not result.probe or not start.probe["rank1"].mean:
         return ""
-    return f"{100 * result.probe['rank1'].mean / start.probe['rank1'].mean:.0f}"
+    return f"{100 * result.probe['rank1'].mean / start.probe['rank1'].mean:.1f}"
 
 
 def _cells(result: StageResult, gains: Mapping[str, Gain | None]) -> dict[tuple[str, str], str]:
