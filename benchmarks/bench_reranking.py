@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness import Case, bar, median, row, run_benchmark, run_in_turn, save_results
-from retrieval_contestants import DIM, FIGURES, GALLERY, IDENTITIES, QUERIES
+from retrieval_contestants import DIM, FIGURES, GALLERY, IDENTITIES, QUERIES, figures_of
 
 KINDS = 40  # of identities, such as shirts: photos of one kind are in each other's way
 K1, K2, WEIGHT = 20, 6, 0.3
@@ -96,18 +96,14 @@ def whole_matrices(scale: float) -> Callable[[], dict[str, float]]:
             vectors[p, expanded] = weights / weights.sum()
         vectors = np.stack([vectors[nearest[p, :K2]].mean(axis=0) for p in range(N)])
         holders = [np.flatnonzero(column) for column in vectors.T]
-        precisions, penalties, firsts = [], [], []
+        all_ranks = []
         for q in range(Q):
             shared = np.zeros(N, dtype=np.float32)
             for i in np.flatnonzero(vectors[q]):
                 shared[holders[i]] += np.minimum(vectors[q, i], vectors[holders[i], i])
             final = ((1 - WEIGHT) * (1 - shared / (2 - shared)) + WEIGHT * distances[q])[Q:]
-            ranks = np.flatnonzero((gallery_ids == query_ids[q])[np.argsort(final)]) + 1
-            firsts.append(ranks[0])
-            precisions.append((np.arange(1, len(ranks) + 1) / ranks).mean())
-            penalties.append(len(ranks) / ranks[-1])
-        rank = {f"rank{k}": float(np.mean(np.array(firsts) <= k)) for k in (1, 5, 10)}
-        return {**rank, "mAP": float(np.mean(precisions)), "mINP": float(np.mean(penalties))}
+            all_ranks.append(np.flatnonzero((gallery_ids == query_ids[q])[np.argsort(final)]) + 1)
+        return figures_of(all_ranks)
 
     return run
 

@@ -112,7 +112,7 @@ def every_row_sorted(kind: str, scale: float) -> Callable[[], dict[str, float]]:
     tolerance = np.sqrt(DIM) * np.finfo(np.float32).eps * np.linalg.norm(gallery, axis=1).max()  # of match_ranks
 
     def run() -> dict[str, float]:
-        firsts, precisions, penalties = [], [], []
+        all_ranks = []
         for start in range(0, len(query), 512):
             for q, similarities in enumerate(query[start : start + 512] @ gallery.T, start=start):
                 is_match = gallery_ids == query_ids[q]
@@ -120,14 +120,20 @@ def every_row_sorted(kind: str, scale: float) -> Callable[[], dict[str, float]]:
                     continue
                 below = tolerance * np.linalg.norm(query[q])
                 order = np.lexsort((is_match, is_match * below - similarities))  # tied matches last
-                ranks = np.flatnonzero(is_match[order]) + 1
-                firsts.append(ranks[0])
-                precisions.append((np.arange(1, len(ranks) + 1) / ranks).mean())
-                penalties.append(len(ranks) / ranks[-1])
-        rank = {f"rank{k}": float(np.mean(np.array(firsts) <= k)) for k in (1, 5, 10)}
-        return {**rank, "mAP": float(np.mean(precisions)), "mINP": float(np.mean(penalties))}
+                all_ranks.append(np.flatnonzero(is_match[order]) + 1)
+        return figures_of(all_ranks)
 
     return run
+
+
+def figures_of(all_ranks: list[Any]) -> dict[str, float]:
+    """The figures, each as its definition says, of the ranks of each query's matches, from 1, in increasing order."""
+    import numpy as np
+
+    rank = {f"rank{k}": float(np.mean([ranks[0] <= k for ranks in all_ranks])) for k in (1, 5, 10)}
+    precisions = [(np.arange(1, len(ranks) + 1) / ranks).mean() for ranks in all_ranks]
+    penalties = [len(ranks) / ranks[-1] for ranks in all_ranks]
+    return {**rank, "mAP": float(np.mean(precisions)), "mINP": float(np.mean(penalties))}
 
 
 def pytorch_metric_learning(kind: str, scale: float) -> Callable[[], dict[str, float]]:

@@ -7,7 +7,7 @@ import torch
 from settings import Config
 
 from clipfh.core.errors import InputError
-from clipfh.core.paths import ROOT
+from clipfh.core.paths import source_of
 from clipfh.models.checkpoint import read_stage_checkpoint, write_checkpoint
 from clipfh.models.frozen_text_clip import CLIP, OWN, CLIPImageEncoder, create_clip_model
 
@@ -41,15 +41,13 @@ def own_start(content: dict[str, Any], device: torch.device) -> CLIP | None:
     """The CLIP whose own image encoder was trained, as it was before; None of other encoders, and of random weights."""
     if content["image_encoder"] != OWN or content["image_weights"] == "random":
         return None
-    size, source = content["image_size"], content["image_weights"]
-    source = str(ROOT / source) if (ROOT / source).is_file() else source
     try:
         return create_clip_model(
             device,
             image_encoder=OWN,
             text_model=content["text_model"],
-            text_weights=source,
-            image_size=size,
+            text_weights=source_of(content["image_weights"]),
+            image_size=content["image_size"],
             quick_gelu=content["quick_gelu"],
         ).eval()
     except InputError as error:

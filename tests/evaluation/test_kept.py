@@ -1,7 +1,6 @@
 """What is kept of the first weights: the probe, the features' likeness, the weights' distance."""
 
 from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,11 @@ from PIL import Image
 
 from clipfh.core.errors import InputError
 from clipfh.evaluation import kept as module
-from clipfh.evaluation.kept import Kept, find_probe, linear_cka, zero_shot_probe
+from clipfh.evaluation import probe as probe_module
+from clipfh.evaluation.kept import Kept
+from clipfh.evaluation.probe import find_probe, zero_shot_probe
 from clipfh.images.pixels import Pixels
+from clipfh.metrics.feature_similarity import linear_cka
 from clipfh.models.checkpoint import write_checkpoint
 from clipfh.models.clip import first_weights_of, load_clip
 from clipfh.models.parts import has_parts
@@ -43,7 +45,7 @@ def fine_tuned(clip, tmp_path):
 @pytest.fixture
 def probe_folder(tmp_path, monkeypatch):
     """Three photos of each of two classes, and what belongs to none."""
-    monkeypatch.setattr(module, "processed_dir", lambda name: tmp_path / "processed" / name)
+    monkeypatch.setattr(probe_module, "processed_dir", lambda name: tmp_path / "processed" / name)
     folder = tmp_path / "probe"
     for name, color in (("red-thing", (200, 0, 0)), ("blue_thing", (0, 0, 200))):
         (folder / name).mkdir(parents=True)
@@ -104,7 +106,7 @@ def test_a_folder_of_photos_is_classified_by_its_folders_names(clip, probe_folde
         texts.extend(given)
         return torch.stack([directions["red" if "red" in text else "blu"] for text in given])
 
-    monkeypatch.setattr(module, "encode_texts", encode)
+    monkeypatch.setattr(probe_module, "encode_texts", encode)
     probe = zero_shot_probe(clip, find_probe(probe_folder), CPU)
     assert texts == ["a photo of a blue thing", "blue thing", "a photo of a red thing", "red thing"]
     assert (probe.figures.rank1, probe.figures.num_query, probe.figures.num_gallery) == (1, 6, 2)
@@ -141,38 +143,6 @@ def test_bad_probes(clip, probe_folder, tmp_path):
     (probe_folder / "red-thing" / "broken.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"red-thing/broken\.png cannot be read"):
         zero_shot_probe(clip, find_probe(probe_folder), CPU)
-
-
-def test_cka_of_a_rotation_is_one_and_of_a_constant_zero():
-    X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
-    rotation = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))[0]
-    assert linear_cka(X, 3 * X @ rotation + 1) == pytest.approx(1)
-    assert linear_cka(X, torch.ones(50, 3)) == 0
-    with pytest.raises(ValueError, match="3 images"):
-        linear_cka(X[:3], X[:3])
-
-
-def test_cka_as_its_definition():
-    """The estimator is the mean over all different i, j, q, r of K_ij (L_ij + L_qr - 2 L_iq), Song et al. 2012."""
-    X, Y = (torch.randn(7, 3, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
-    Y = Y + X
-
-    def hsic(A, B):
-        K, L = ((F - F.mean(0)) @ (F - F.mean(0)).T for F in (A, B))
-        terms = [K[i, j] * (L[i, j] + L[q, r] - 2 * L[i, q]) for i, j, q, r in permutations(range(7), 4)]
-        return float(torch.stack(terms).mean())
-
-    expected = hsic(X, Y) / (hsic(X, X) * hsic(Y, Y)) ** 0.5
-    assert linear_cka(X, Y) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("N", [20, 200])
-def test_independent_features_are_not_alike_however_few_there_are(N):
-    values = []
-    for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        values.append(linear_cka(torch.randn(N, 100, generator=generator), torch.randn(N, 100, generator=generator)))
-    assert abs(np.mean(values)) < 0.1
 
 
 @pytest.mark.skipif(not has_parts(), reason="the packages of small-clip's parts are not installed")

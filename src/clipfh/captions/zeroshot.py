@@ -20,6 +20,7 @@ TEMPLATES = (
     "a bright photo of a {}",
     "{}",
 )
+_TEXTS_AT_ONCE = 256  # of a text encoder: memory does not grow with the classes
 
 
 def class_features(
@@ -32,8 +33,13 @@ def class_features(
         encode: texts to unit-length features.
         templates: each with one `{}`.
     """
-    means = [encode([template.format(name) for template in templates]).float().cpu().mean(dim=0) for name in names]
-    return F.normalize(torch.stack(means), dim=1)
+    at_once = max(1, _TEXTS_AT_ONCE // len(templates))  # names
+    means = []
+    for start in range(0, len(names), at_once):
+        part = names[start : start + at_once]
+        features = encode([template.format(name) for name in part for template in templates]).float().cpu()
+        means.append(features.view(len(part), len(templates), -1).mean(dim=1))
+    return F.normalize(torch.cat(means), dim=1)
 
 
 def top_k_accuracy(

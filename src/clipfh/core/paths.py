@@ -40,6 +40,11 @@ def stage_dir(stage: int) -> Path:
     return ROOT / "model" / STAGES[stage]
 
 
+def source_of(shown: str) -> str:
+    """What `display` made of a path, as a path again, wherever the process was started; anything else as it is."""
+    return str(ROOT / shown) if (ROOT / shown).is_file() else shown
+
+
 def display(path: Path) -> str:
     """`path` as a reader knows it: below the checkout where it is, absolute elsewhere."""
     path = Path(path).resolve()

@@ -17,8 +17,9 @@ from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
 from clipfh.evaluation.embedding_map import draw_map
-from clipfh.evaluation.kept import find_probe, measure_kept
+from clipfh.evaluation.kept import measure_kept
 from clipfh.evaluation.measure import Measured, measure
+from clipfh.evaluation.probe import find_probe
 from clipfh.evaluation.rankings import draw_rankings, ranking_table
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
 from clipfh.features.store import load_features
@@ -182,7 +183,7 @@ def _draw(
         drawn += draw_map(run_dir, data.image_dir, features, test.table, stage_name, exclude_same_camera=same_camera)
     if labels.interpolation:
         interpolation_figure(run_dir / "interpolation.png", labels.interpolation)
-        caption = "Val mAP of the weights between the first ones and the best epoch's: the best of them were measured"
+        caption = "Val figure of weights between the first ones and the best epoch's: the best of them were measured"
         drawn.append((run_dir / "interpolation.png", caption))
     return drawn
 

@@ -50,8 +50,7 @@ def load_features(
         InputError: the folder cannot be written.
     """
     identity = features_identity(clip, pixels, device)
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
-    path = folder / f"features_{digest}.npz"
+    path = _file_of(identity, folder)
     features = _read(path, identity)
     if features is not None and len(features) == len(pixels.images):
         with contextlib.suppress(OSError):  # another user's folder, or deleted by another process just now
@@ -62,7 +61,7 @@ def load_features(
         print(f"features: {display(path)} is damaged; made again")
     features = _complete(clip, pixels, device, path, identity, batch_size)
     _write(path, features, identity, pixels.images)
-    for block in folder.glob(f"features_{digest}.from_*.npz"):
+    for block in folder.glob(f"{path.stem}.from_*.npz"):
         block.unlink(missing_ok=True)
     _delete_old(folder)
     return torch.from_numpy(features).to(device)
@@ -71,8 +70,12 @@ def load_features(
 def saved_features(clip: LoadedClip, pixels: Pixels, device: torch.device, folder: Path) -> torch.Tensor | None:
     """What `load_features` has saved of the same model and pixels, (N, D) on `device`; None where there is nothing."""
     identity = features_identity(clip, pixels, device)
-    features = _read(folder / f"features_{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz", identity)
+    features = _read(_file_of(identity, folder), identity)
     return None if features is None or len(features) != len(pixels.images) else torch.from_numpy(features).to(device)
+
+
+def _file_of(identity: str, folder: Path) -> Path:
+    return folder / f"features_{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
 
 
 def features_identity(clip: LoadedClip, pixels: Pixels, device: torch.device) -> str:

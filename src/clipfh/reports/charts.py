@@ -127,16 +127,21 @@ def _mark_best(axes: Axes, series: Mapping[str, list[tuple[float, float]]], best
         return
     epoch, value = max(points, key=lambda point: point[1])  # the first of equals, as training keeps it
     axes.axvline(epoch, color=GREY, linewidth=0.8, linestyle=":")
+    _mark(axes, epoch, value, f"BEST {value:.3f} (epoch {epoch:g})")
+
+
+def _mark(axes: Axes, x: float, y: float, label: str) -> None:
+    """A star at what was chosen."""
     style = {"marker": "*", "markersize": 13, "markeredgecolor": INK, "markeredgewidth": 0.7, "linestyle": "none"}
-    axes.plot([epoch], [value], color=ORANGE, label=f"BEST {value:.3f} (epoch {epoch:g})", zorder=4, **style)
+    axes.plot([x], [y], color=ORANGE, label=label, zorder=4, **style)
 
 
 def interpolation_figure(path: Path, curve: Mapping[float, float], *, title: str = "") -> None:
-    """Draw the val mAP of the weights between a run's first ones and its best epoch's, with the chosen ones marked.
+    """Draw the val figure of the weights between a run's first ones and its best epoch's, with the chosen ones marked.
 
     Args:
         path: the picture to write.
-        curve: share of the best epoch's weights, 0 to 1, to val mAP, a fraction.
+        curve: share of the best epoch's weights, 0 to 1, to the figure that they are chosen by, a fraction.
         title: above the figure.
 
     Raises:
@@ -146,10 +151,9 @@ def interpolation_figure(path: Path, curve: Mapping[float, float], *, title: str
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
     axes = figure.subplots()
     points = sorted(curve.items())
-    _draw_series(axes, {"val_mAP": points}, "val")
+    _draw_series(axes, {"val_figure": points}, "val")
     alpha, value = max(points, key=lambda point: (point[1], point[0]))
-    style = {"marker": "*", "markersize": 13, "markeredgecolor": INK, "markeredgewidth": 0.7, "linestyle": "none"}
-    axes.plot([alpha], [value], color=ORANGE, label=f"chosen: {alpha:g}, {value:.3f}", zorder=4, **style)
+    _mark(axes, alpha, value, f"chosen: {alpha:g}, {value:.3f}")
     axes.set_xlim(-0.04, 1.04)
     axes.set_xticks([at for at, _ in points] if len(points) <= 11 else [0, 0.25, 0.5, 0.75, 1])
     axes.set_xlabel("share of the fine-tuned weights", fontsize=9, color=GREY, family=FONT)

@@ -39,7 +39,7 @@ class StageResult:
         text_to_image: the same with prompts as queries.
         reranked: the same after re-ranking; only where all seeds were re-ranked alike.
         reranked_by: the method with its values; empty without one.
-        probe: the same of zero-shot classification, rank1 being top-1, see `clipfh.evaluation.kept`.
+        probe: the same of zero-shot classification, rank1 being top-1, see `clipfh.evaluation.probe`.
         probe_name: of what; empty without one.
     """
 

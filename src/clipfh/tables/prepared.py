@@ -173,7 +173,7 @@ def load_prompts(data: PreparedDataset, prompt_json: Path | None, default: str, 
     Raises:
         InputError: the file is missing or malformed, or an identity has no prompt.
     """
-    path = Path(prompt_json) if prompt_json else data.folder / default
+    path = _prompt_file(data, prompt_json, default)
     return prompts_for(data.rows(*splits)["item_id"], read_prompts(path), path)
 
 
@@ -183,7 +183,11 @@ def all_prompts(data: PreparedDataset, prompt_json: Path | None, default: str) -
     Raises:
         InputError: the file is missing or malformed.
     """
-    return read_prompts(Path(prompt_json) if prompt_json else data.folder / default)
+    return read_prompts(_prompt_file(data, prompt_json, default))
+
+
+def _prompt_file(data: PreparedDataset, prompt_json: Path | None, default: str) -> Path:
+    return Path(prompt_json) if prompt_json else data.folder / default
 
 
 def say_cut_prompts(prompts: dict[str, list[str]], tokenizer: Any, name: str) -> None:
