@@ -198,7 +198,7 @@ def main(config: Config) -> None:
 
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, clip.model, pairs, objective), validate)
-    both = validate and partial(identities.validate_with_text, loop.average.module)
+    both = validate and partial(identities.validate_both, loop.average.module)
     choose_between(loop, run, both, config.interpolation.wise_ft, as_best=False)
     run.log.close()
 

@@ -56,7 +56,7 @@ def test_a_run_leaves_its_files(project, stage4):
     assert recorded["config"]["model"] == "tiny-rn" and recorded["config"]["image_encoder"] == "resnet18"
     rows = [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
     expected = {"loss_infonce", "lr_backbone", "lr_head", "val_recall", "val_image_to_text_recall1", "seconds"}
-    assert len(rows) == 1 and expected <= rows[0].keys()
+    assert [row["epoch"] for row in rows] == [0, 1] and expected <= rows[1].keys()
     assert (logs / "training_curves.png").is_file()
     tags = EventAccumulator(str(logs)).Reload().Tags()["scalars"]
     assert {"epoch/val_recall", "step/loss", "step/logit_scale", "step/grad_norm"} <= set(tags)
@@ -105,7 +105,7 @@ def test_photos_of_ones_own_from_json_lines(project, photos, tmp_path):
     result = project.run(STAGE4, *flags, *out, "--flip", 0.5, name="jsonl")
     assert "52 train images" in result.stdout and "6 test images" in result.stdout
     rows = metrics_of(tmp_path)
-    assert rows[-1]["loss_infonce"] < rows[0]["loss_infonce"]
+    assert rows[-1]["loss_infonce"] < rows[1]["loss_infonce"]
     (best,) = tmp_path.glob("*_BEST.pth")
     evaluated = project.server.run(EVAL4, "--ckpt", best, "--results_dir", tmp_path / "results")
     assert evaluated.returncode == 0 and "over 2 classes, chance 50.0" in evaluated.stdout, evaluated.stderr
@@ -266,7 +266,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, photos, tmp_path
     (reference,) = straight.glob("*_LAST.pth")
     assert_same(load(reference), load(last))
     assert metrics_of(straight) == metrics_of(stopped)
-    assert [row["epoch"] for row in metrics_of(stopped)] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in metrics_of(stopped)] == [0, 1, 2, 3, 4]
     changed = ("--image_size", 32)
     project.refused(STAGE4, "--dataset", "jsonl", *flags, *resume, *changed, says=["--image_size 64 (now 32)"])
 

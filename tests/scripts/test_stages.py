@@ -95,15 +95,15 @@ def check_run_files(project, script, best, seed, terms):
     if project.commit:
         assert recorded["git_commit"] == project.commit + "+changes"
     rows = [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [1]
-    assert {f"loss_{term}" for term in terms} | {"lr", "val_mAP", "val_rank1", "seconds"} <= rows[0].keys()
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert {f"loss_{term}" for term in terms} | {"lr", "val_mAP", "val_rank1", "val_text_mAP"} <= rows[1].keys()
     assert run in (logs / "train.log").read_text() and "epoch 1/1" in (logs / "train.log").read_text()
     events = EventAccumulator(str(logs)).Reload()
     assert {"epoch/val_mAP", "step/loss", "step/lr", "step/grad_norm"} <= set(events.Tags()["scalars"])
-    assert len(events.Scalars("epoch/val_mAP")) == 1 and len(events.Scalars("step/loss")) == 3  # 24 photos in 4 x 2
+    assert len(events.Scalars("epoch/val_mAP")) == 2 and len(events.Scalars("step/loss")) == 3  # 24 photos in 4 x 2
     last = load(best.with_name(f"{run}_LAST.pth"))
     assert load(best).keys() < last.keys() and last["training"]["epoch"] == 1
-    assert rows[0]["val_mAP"] == last["val_mAP"]
+    assert rows[1]["val_mAP"] == last["val_mAP"]
     assert last["train_seed"] == seed and len(last["recipe"]) == 12
 
 
@@ -211,7 +211,7 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script
     (reference,) = straight.glob("*_LAST.pth")
     assert_same(load(reference), load(last))
     assert metrics_of(straight) == metrics_of(stopped)
-    assert [row["epoch"] for row in metrics_of(stopped)] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in metrics_of(stopped)] == [0, 1, 2, 3, 4]
     (best,), (reference,) = stopped.glob("*_BEST.pth"), straight.glob("*_BEST.pth")
     assert_same(load(reference), load(best))
 
@@ -262,10 +262,11 @@ def test_accumulation_early_stopping_and_another_architecture(project, tmp_path)
     flags = ("--model", "tiny-vit", "--pretrained", "random", "--loss", "supcon", "--accumulate", 2, "--lr", 1e-9)
     folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
     result = project.run(STAGE2, *SMALL, *flags, *folders, "--epochs", 9, "--patience", 1)
-    assert "stopped early" in result.stdout and len(metrics_of(tmp_path)) < 9  # such a rate improves nothing
+    assert "stopped early" in result.stdout and len(metrics_of(tmp_path)) < 10  # such a rate improves nothing
     (last,) = tmp_path.glob("*_LAST.pth")
     assert load(last)["model"] == "tiny-vit"
-    assert load(last)["training"]["step"] == 2 * len(metrics_of(tmp_path))  # 3 batches an epoch: a step of 2, one of 1
+    epochs = len(metrics_of(tmp_path)) - 1
+    assert load(last)["training"]["step"] == 2 * epochs  # 3 batches an epoch: a step of 2, one of 1
 
 
 def test_gradient_caching_trains_as_the_whole_batch_does(project, tmp_path):
@@ -276,7 +277,7 @@ def test_gradient_caching_trains_as_the_whole_batch_does(project, tmp_path):
         folder = tmp_path / str(chunk)
         out = ("--save_path", folder, "--log_dir", folder, "--accumulate", 2, "--grad_cache_chunk", chunk)
         assert "normalises" not in project.run(STAGE3, *SMALL, *flags, *still, *out).stdout
-        losses.append(metrics_of(folder)[0]["loss_supcon"])
+        losses.append(metrics_of(folder)[1]["loss_supcon"])
     assert abs(losses[0] - losses[1]) < 0.1  # but for the rotation
 
 
@@ -641,3 +642,19 @@ def test_rectangular_input_from_training_to_evaluation(project, tmp_path):
         STAGE1, "--dataset", NAME, "--model", "RN50", "--pretrained", "random", "--image_size", "64x32",
         says=["RN50 pools with square position embeddings"],
     )  # fmt: skip
+
+
+def test_a_fold_has_val_identities_of_its_own_and_is_no_checkpoint_of_the_dataset(project, stage2, tmp_path):
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    result = project.run(STAGE2, *SMALL, *folders, "--epochs", 1, "--val_fold", "1/2", "--p", 3)
+    (best,) = tmp_path.glob("*_BEST.pth")
+    content = load(best)
+    assert content["data_digest"] != load(stage2)["data_digest"]
+    assert set(content["seen_identities"]) == {content["data_digest"]}
+    assert "16 photos of 4 identities" in result.stdout  # of 8 to train and validate on
+    figures = project.run(EVAL2, "--ckpt", best, "--results_dir", tmp_path / "results")
+    assert "official" in figures.stdout
+    for wrong in ("2/2", "0/1", "half", "1/200"):
+        project.refused(STAGE2, "--dataset", NAME, "--val_fold", wrong, says=["is no fold"])
+    project.refused(STAGE2, "--dataset", NAME, "--val_fold", "0/9", says=["9 folds of 8 train identities"])
+    project.refused(STAGE2, "--dataset", NAME, "--val_fold", "0/2", "--final_fit", says=["give one of them"])

@@ -12,6 +12,7 @@ from clipfh.tables.splits import (
     assign_val_identities,
     count_possible_splits,
     draw_queries,
+    fold_val,
     hold_out_val,
     measurable_identities,
     num_queries,
@@ -208,3 +209,36 @@ def test_val_is_drawn_anew(fraction, count):
     assert again.loc[again["split"] == "val", "item_id"].nunique() == count
     assert again.loc[again["split"] == "train", "item_id"].nunique() == 20 - count
     assert (again["split"] == "query").sum() == 1 and again["image"].equals(table["image"])
+
+
+def folded_table(num_train: int, num_val: int):
+    """Identities with two photos each, one train identity with a single one, and a test identity."""
+    names = [(f"train{n}", "train") for n in range(num_train)] + [(f"val{n}", "val") for n in range(num_val)]
+    rows = [(f"{name}/{photo}.jpg", name, split, "") for name, split in names for photo in range(2)]
+    rows += [
+        ("single/0.jpg", "single", "train", ""),
+        ("test/0.jpg", "test", "query", ""),
+        ("test/1.jpg", "test", "gallery", ""),
+    ]
+    return make_table(rows)
+
+
+@pytest.mark.parametrize("num_folds", [2, 3, 4])
+def test_each_identity_is_validated_on_in_one_fold(num_folds):
+    table = folded_table(7, 2)
+    folds = [fold_val(table, fold, num_folds, exclude_same_camera=False) for fold in range(num_folds)]
+    val = [set(fold.loc[fold["split"] == "val", "item_id"]) for fold in folds]
+    assert sorted(item_id for ids in val for item_id in ids) == sorted(set(table["item_id"]) - {"single", "test"})
+    assert max(map(len, val)) - min(map(len, val)) <= 1
+    for fold in folds:
+        train = set(fold.loc[fold["split"] == "train", "item_id"])
+        assert "single" in train and not train & set(fold.loc[fold["split"] == "val", "item_id"])
+        assert fold["image"].tolist() == table["image"].tolist()
+        assert fold.loc[fold["item_id"] == "test", "split"].tolist() == ["query", "gallery"]
+    again = fold_val(table.sample(frac=1, random_state=0), 1, num_folds, exclude_same_camera=False)
+    assert set(again.loc[again["split"] == "val", "item_id"]) == val[1]
+
+
+def test_too_few_identities_for_so_many_folds():
+    with pytest.raises(InputError, match="4 folds of 7 train identities"):
+        fold_val(folded_table(5, 2), 0, 4, exclude_same_camera=False)

@@ -116,7 +116,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
         [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
         for path in sorted(tmp_path.glob("*/run/metrics.jsonl"))
     ]
-    assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == [1, 2, 3, 4, 5]
+    assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == [0, 1, 2, 3, 4, 5]
+    assert rows[0][0] == {"epoch": 0, "val_mAP": 0.1}  # what training began with
     assert read_checkpoint(tmp_path / "part" / "run_BEST.pth")["epoch"] == 2
 
 

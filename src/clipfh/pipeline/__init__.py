@@ -1,1 +1,1 @@
-"""The steps behind `run_all.sh`: run, stamped, skipped when finished. No science, and the standard library only."""
+"""The steps behind `run_all.sh`, and sweeps over recipes: run, stamped, skipped when finished. No science."""

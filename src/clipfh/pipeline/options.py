@@ -125,16 +125,25 @@ class Options:
             return [self.seed or 0]
         if self.seed is not None:
             raise InputError(f"--seed {self.seed} and --seeds {self.seeds}: give one of them")
-        chosen: set[int] = set()
-        for part in self.seeds.split(","):
-            match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if first > last:
-                raise InputError(f"--seeds {shortened(self.seeds, 40)} is not understood; valid: as in 0-2, or 0,3")
-            if last - first >= MOST_SEEDS or len(chosen | set(range(first, last + 1))) > MOST_SEEDS:
-                raise InputError(f"--seeds {shortened(self.seeds, 40)} are more than {MOST_SEEDS}")
-            chosen.update(range(first, last + 1))
-        return sorted(chosen)
+        return seed_list(self.seeds)
+
+
+def seed_list(text: str) -> list[int]:
+    """The seeds that `--seeds` names, in order: `0-2`, or `0,3`.
+
+    Raises:
+        InputError: it is no list of seeds, or names too many.
+    """
+    chosen: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise InputError(f"--seeds {shortened(text, 40)} is not understood; valid: as in 0-2, or 0,3")
+        if last - first >= MOST_SEEDS or len(chosen | set(range(first, last + 1))) > MOST_SEEDS:
+            raise InputError(f"--seeds {shortened(text, 40)} are more than {MOST_SEEDS}")
+        chosen.update(range(first, last + 1))
+    return sorted(chosen)
 
 
 def checked(options: Options) -> Options:

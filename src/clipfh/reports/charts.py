@@ -37,7 +37,8 @@ def training_curves_figure(
         path: the picture to write.
         metrics: the lines of a `metrics.jsonl`, each with `epoch`. Keys that begin with `loss` are loss terms, keys
             that begin with `lr` learning rates, keys that begin with `val` validation figures. Nested dictionaries are
-            read as `outer_inner`. Panels without data are left out; a value may be absent or None in some epochs.
+            read as `outer_inner`. Epoch 0 is what training began with. Panels without data are left out; a value may
+            be absent or None in some epochs.
         title: above the figure.
         best_by: the validation figure whose first highest value is marked as BEST (`val/mAP` is `val_mAP`).
 
@@ -122,7 +123,7 @@ def _draw_series(axes: Axes, series: Mapping[str, list[tuple[float, float]]], pr
 
 
 def _mark_best(axes: Axes, series: Mapping[str, list[tuple[float, float]]], best_by: str) -> None:
-    points = series.get(best_by)
+    points = [point for point in series.get(best_by, []) if point[0] > 0]  # 0: what training began with
     if not points:
         return
     epoch, value = max(points, key=lambda point: point[1])  # the first of equals, as training keeps it

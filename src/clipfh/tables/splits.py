@@ -81,6 +81,36 @@ def hold_out_val(table: pd.DataFrame, fraction: float, seed: int, *, exclude_sam
     return table.assign(split=table["split"].mask(is_val, "val"))
 
 
+def fold_val(table: pd.DataFrame, fold: int, num_folds: int, *, exclude_same_camera: bool) -> pd.DataFrame:
+    """The table with another choice of val identities among train and val: those of one of `num_folds` folds.
+
+    The measurable identities are dealt to the folds, each to one, always in the same way: a recipe that is judged in
+    all folds is judged on all of them, each time by a model that has not learned them. The others are always train.
+
+    Args:
+        table: of `clipfh.tables.records`.
+        fold: 0 to `num_folds` - 1.
+        num_folds: 2 or more.
+        exclude_same_camera: the dataset's protocol, see `measurable_identities`.
+
+    Raises:
+        InputError: fewer than two identities would be in a fold.
+    """
+    table = table.assign(split=table["split"].replace("val", "train"))
+    train = table[table["split"] == "train"]
+    pairs = zip(train["item_id"], train["camera"], strict=True)
+    measurable = sorted(measurable_identities(pairs, exclude_same_camera=exclude_same_camera))
+    if len(measurable) < 2 * num_folds:
+        raise InputError(
+            f"{num_folds} folds of {len(measurable):,} train identities that can be found again in another photo: "
+            "a fold takes two or more"
+        )
+    dealt = np.random.default_rng(0).permutation(len(measurable))  # a constant: runs of any seed have the same folds
+    val_ids = {measurable[place] for place in dealt[fold::num_folds]}
+    is_val = (table["split"] == "train") & table["item_id"].isin(val_ids)
+    return table.assign(split=table["split"].mask(is_val, "val"))
+
+
 def num_queries(num_images: int, protocol: str) -> int:
     """How many of an identity's test photos are queries; 0 for a single photo, which goes to the gallery."""
     if protocol not in PROTOCOLS:

@@ -172,30 +172,21 @@ def require_measurable(data: PreparedDataset) -> None:
     )
 
 
-def validate(clip: LoadedClip, data: TrainingData, device: torch.device) -> RetrievalFigures:
-    """The figures of the val identities, by which BEST is chosen."""
-    return _val_figures(*_val_features(clip, data, device), data)
-
-
-def validate_with_text(
+def validate(
     clip: LoadedClip, data: TrainingData, prompts: dict[str, list[str]], device: torch.device
-) -> tuple[RetrievalFigures, RetrievalFigures]:
-    """The same, and the figures of the val identities' `prompts` as queries among the same photos."""
-    val, distractors = _val_features(clip, data, device)
+) -> tuple[RetrievalFigures, RetrievalFigures | None]:
+    """The figures of the val identities, and those with their `prompts` as queries among the same photos.
+
+    The latter are None where there are no prompts, or all identities have the same: they tell nothing apart.
+    """
+    val, distractors = (
+        extract_features(clip, pixels, device, quiet=True) for pixels in (data.val_pixels, data.distractor_pixels)
+    )
+    found = val_figures(val, data.val_table, distractors, exclude_same_camera=data.exclude_same_camera)
+    if len({tuple(several) for several in prompts.values()}) < 2:
+        return found, None
     pairs = [(item_id, prompt) for item_id in sorted(prompts) for prompt in prompts[item_id]]
     texts = encode_texts(clip, [prompt for _, prompt in pairs], device).to(val.device)
     gallery_ids = [*data.val_table["item_id"], *[""] * len(distractors)]
     text = evaluate_retrieval(texts, torch.cat([val, distractors]), [item_id for item_id, _ in pairs], gallery_ids)
-    return _val_figures(val, distractors, data), text
-
-
-def _val_features(clip: LoadedClip, data: TrainingData, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the val photos and of the distractors."""
-    val, distractors = (
-        extract_features(clip, pixels, device, quiet=True) for pixels in (data.val_pixels, data.distractor_pixels)
-    )
-    return val, distractors
-
-
-def _val_figures(val: torch.Tensor, distractors: torch.Tensor, data: TrainingData) -> RetrievalFigures:
-    return val_figures(val, data.val_table, distractors, exclude_same_camera=data.exclude_same_camera)
+    return found, text

@@ -18,7 +18,8 @@ from clipfh.tables.prepared import (
     prepare_weights,
     say_cut_prompts,
 )
-from clipfh.training.data import TrainingData, TrainPhotos, load_training_data, validate, validate_with_text
+from clipfh.tables.splits import fold_val
+from clipfh.training.data import TrainingData, TrainPhotos, load_training_data, validate
 from clipfh.training.runs import Place
 from clipfh.training.settings import Source, Views
 from clipfh.training.state import Validation
@@ -27,10 +28,13 @@ from clipfh.training.state import Validation
 def load_source(source: Source) -> PreparedDataset:
     """The prepared dataset that the flags name; the embedded default is made if it is missing.
 
+    With `--val_fold` it has other val identities and a digest of its own: no evaluation takes a fold's checkpoint for
+    one of the dataset.
+
     Raises:
-        InputError: as `load_prepared`.
+        InputError: as `load_prepared` and `fold_val`.
     """
-    return load_or_prepare(
+    data = load_or_prepare(
         source.dataset,
         folder=source.metadata_dir,
         image_dir=source.image_dir,
@@ -38,6 +42,10 @@ def load_source(source: Source) -> PreparedDataset:
         exclude_same_camera=source.exclude_same_camera,
         default_meta="image_paths_clean.json",
     )
+    if source.val_fold is None:
+        return data
+    table = fold_val(data.table, *source.val_fold, exclude_same_camera=data.exclude_same_camera)
+    return replace(data, table=table, digest=digest_of([(data.digest, *source.val_fold)]))
 
 
 @dataclass(frozen=True)
@@ -63,24 +71,24 @@ class Identities:
     place: Place
 
     def validate(self, model: nn.Module) -> Validation:
-        """How well `model`, the CLIP's with other weights, finds the val identities again."""
-        found = validate(replace(self.clip, model=model), self.pictures, self.place.device)
-        text = f"val mAP {100 * found.mAP:.1f} Rank-1 {100 * found.rank1:.1f}"
-        return Validation(found.mAP, {"val_mAP": found.mAP, "val_rank1": found.rank1}, text)
+        """How well `model`, the CLIP's with other weights, finds the val identities again: by photos.
 
-    def validate_with_text(self, model: nn.Module) -> Validation:
-        """The mean of the mAP of `validate` and of that with the val identities' prompts as queries.
-
-        Where they have no prompts, or all have the same, it is that of `validate`.
+        Beside it stands how well their prompts find them; not where they have none, or all have the same.
         """
-        if len({tuple(prompts) for prompts in self.val_prompts.values()}) < 2:
-            return self.validate(model)
         clip = replace(self.clip, model=model)
-        found, text = validate_with_text(clip, self.pictures, self.val_prompts, self.place.device)
-        figures = {"val_mAP": found.mAP, "val_text_mAP": text.mAP}
-        return Validation(
-            (found.mAP + text.mAP) / 2, figures, f"val mAP {100 * found.mAP:.1f} text {100 * text.mAP:.1f}"
-        )
+        found, text = validate(clip, self.pictures, self.val_prompts, self.place.device)
+        figures = {"val_mAP": found.mAP, "val_rank1": found.rank1}
+        told = f"val mAP {100 * found.mAP:.1f} Rank-1 {100 * found.rank1:.1f}"
+        if text:
+            figures["val_text_mAP"] = text.mAP
+            told += f" text mAP {100 * text.mAP:.1f}"
+        return Validation(found.mAP, figures, told)
+
+    def validate_both(self, model: nn.Module) -> Validation:
+        """`validate`, with the mean of both figures as the one to choose by, where there are both."""
+        found = self.validate(model)
+        both = [found.figures[name] for name in ("val_mAP", "val_text_mAP") if name in found.figures]
+        return replace(found, value=sum(both) / len(both))
 
     def record(self, variant: str) -> dict[str, Any]:
         """What every checkpoint says: what it is of, how it was trained, and what it has seen."""

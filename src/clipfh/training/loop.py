@@ -116,6 +116,7 @@ class Loop:
         if self.epoch == 0 and validate:  # where it starts from
             start = validate()
             self.best.start = start.value
+            run.log.epoch({"epoch": 0, **start.figures})
             run.log.say(f"before training  {start.text}")
         for epoch in range(self.epoch + 1, epochs + 1):
             if validate and self.best.should_stop(epoch - 1):  # also where the run that is continued had stopped

@@ -4,6 +4,8 @@ What is tuned stands in `config/*.yaml` beside a stage's script, each value with
 has no value there.
 """
 
+import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +13,21 @@ from typing import Any, TypeVar
 
 from clipfh.core.cli import image_size, option
 from clipfh.core.config_file import IN_FILE, flag_value
+from clipfh.core.errors import InputError, shortened
 from clipfh.core.paths import DEFAULT_MODEL, SMALL_MODEL, TINY_MODELS
 from clipfh.models.names import canonical_model_name
 
 C = TypeVar("C")
+MAX_FOLDS = 100
+
+
+def fold(text: str) -> tuple[int, int]:
+    """A flag's fold: `0/3`, the first of three, to (0, 3)."""
+    match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", text, re.ASCII)
+    number, folds = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 0 <= number < folds or not 2 <= folds <= MAX_FOLDS:
+        raise argparse.ArgumentTypeError(f"{shortened(text, 40)} is no fold; of three write 0/3, 1/3 or 2/3")
+    return number, folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +49,21 @@ class Source:
     final_fit: bool = option(
         False, "train on train and val identities; nothing is validated, and the last epoch is BEST: for final figures"
     )
+    val_fold: tuple[int, int] | None = option(
+        None,
+        "validate on another part of the train and val identities: 0/3, 1/3 and 2/3 are three folds, for choosing a "
+        "recipe where there are few; see `python -m clipfh.pipeline.sweep`",
+        parse=fold,
+    )
     unrelated_ids: bool = option(
         False, "item ids equal to ones that the first weights were trained on in another dataset stand for other things"
     )
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
     fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
+
+    def __post_init__(self) -> None:
+        if self.final_fit and self.val_fold:
+            raise InputError("--final_fit has no val identities, --val_fold chooses them: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,250 @@
+"""Choose a recipe of stage 2 or 3 by cross-validation over the identities to train on; no test photo is looked at.
+
+    python -m clipfh.pipeline.sweep --stage 2 --dataset grocery
+    python -m clipfh.pipeline.sweep --stage 3 --dataset grocery --recipes my_recipe.yaml --val_folds 5 --seeds 0-1
+
+A recipe is a YAML file that goes over the stage's own (see README, "Changing a recipe"): by default every file of
+`config/ablation/` of the stage, each one change. The stage's own recipe, `default`, is always measured, too. Each is
+trained once a fold and seed, in turn, and validated on the identities of the fold; a run that is finished is not run
+again. Stage 3 starts from stage 2's own recipe in the same fold.
+
+A recipe's figures are those of the epoch that is best on average over its runs, not each run's own best: with few
+identities the best of many epochs flatters. Weights between start and end (`wise_ft`) are left out for that reason.
+Stage 2 is judged by mAP between photos, stage 3 by the mean of that and of mAP with prompts as queries.
+
+Writes results/sweeps/<dataset>_<model>_stage<N>/: table.md, table.json, and a folder a run with its log.
+"""
+
+import json
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipfh.core.cli import option, run_script
+from clipfh.core.errors import InputError
+from clipfh.core.files import require_file, write_json, write_text
+from clipfh.core.names import require_name
+from clipfh.core.paths import DEFAULT_MODEL, ROOT, display, stage_dir
+from clipfh.pipeline.options import seed_list
+from clipfh.pipeline.steps import Step, end_on_signals, recorded, run_step
+
+SCRIPTS = {2: "train_clip_img_encoder_finetune.py", 3: "train_clip_joint_encoders.py"}
+JUDGED_BY = {2: ("val_mAP",), 3: ("val_mAP", "val_text_mAP")}  # the mean of those
+DEFAULT = "default"
+BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"
+
+Rows = list[dict[str, Any]]  # of a run's metrics.jsonl
+
+
+@dataclass(frozen=True)
+class Config:
+    """The command line."""
+
+    stage: int = option(2, "whose recipe is chosen", choices=tuple(SCRIPTS))
+    dataset: str = option("synthetic", "name of a prepared dataset, a folder under metadata/")
+    model: str = option(DEFAULT_MODEL, "as the stage's script takes it")
+    pretrained: str | None = option(None, "weights to start from, as the stage's script takes them")
+    recipes: str | None = option(
+        None, "YAML files, with commas between them (default: all of config/ablation/ of the stage)"
+    )
+    val_folds: int = option(
+        3, "parts of the train and val identities; each is validated on once", at_least=2, at_most=100
+    )
+    seeds: str = option("0", "of the training: 0-2, or 0,3")
+    flags: str = option("", 'flags for every training, as in --flags "--epochs 3 --device cpu"')
+    readme: bool = option(False, "write the table into the stage's README, too, between its ablation markers")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe to measure: its name, and the file of what it changes; the stage's own has none."""
+
+    name: str
+    file: Path | None = None
+
+
+def main(config: Config) -> None:
+    """Train all that is not yet trained, then print and write the table."""
+    seeds, recipes = seed_list(config.seeds), recipes_of(config)
+    name = f"{require_name(config.dataset, '--dataset')}_{config.model.replace('/', '-')}_stage{config.stage}"
+    os.chdir(ROOT)
+    end_on_signals()
+    runs = [(fold, seed) for seed in seeds for fold in range(config.val_folds)]
+    count = len(recipes) * len(runs)
+    print(f"{len(recipes)} recipes in {config.val_folds} folds with {len(seeds)} seeds: {count} trainings")
+    of_recipe: dict[str, list[Rows]] = {recipe.name: [] for recipe in recipes}
+    for fold, seed in runs:  # each recipe once before the next fold: what is stopped early can be compared
+        for recipe in recipes:
+            of_recipe[recipe.name].append(trained(config, config.stage, recipe, fold, seed))
+    table = [measured(recipe.name, of_recipe[recipe.name], JUDGED_BY[config.stage]) for recipe in recipes]
+    changes = {recipe.name: changed(recipe.file) for recipe in recipes}
+    told = f"{config.dataset}, {config.model}: {config.val_folds} folds of the train identities, seeds {config.seeds}"
+    text = f"{told}\n\n{markdown(table, changes)}\n\n{verdict(table)}\n"
+    folder = Path("results", "sweeps", name)
+    write_json(folder / "table.json", {"of": told, "recipes": table})
+    write_text(folder / "table.md", text)
+    print(f"\n{text}\n{display(folder / 'table.md')}")
+    if config.readme:
+        write_into(stage_dir(config.stage) / "README.md", text)
+
+
+def recipes_of(config: Config) -> list[Recipe]:
+    """The stage's own recipe, and those of the files.
+
+    Raises:
+        InputError: a file is missing, or two have one name.
+    """
+    if config.recipes is None:
+        files = sorted((stage_dir(config.stage) / "config" / "ablation").glob("*.yaml"))
+    else:
+        files = [require_file(Path(name), "--recipes").absolute() for name in config.recipes.split(",")]
+    names = [file.stem for file in files]
+    if twice := [name for name in [*names, DEFAULT] if [*names, DEFAULT].count(name) > 1]:
+        raise InputError(f"--recipes: two recipes are called {twice[0]}, which is what their rows are called")
+    return [Recipe(DEFAULT), *(Recipe(file.stem, file) for file in files)]
+
+
+def trained(config: Config, stage: int, recipe: Recipe, fold: int, seed: int) -> Rows:
+    """The lines of a run's `metrics.jsonl`, which is trained first where it is not yet; a failure ends the sweep."""
+    start = best_of(config, fold, seed) if stage == 3 else []
+    folder, name = run_folder(config, stage, recipe.name, fold, seed)
+    script = stage_dir(stage) / SCRIPTS[stage]
+    command = ["python", display(script), "--dataset", config.dataset, "--model", config.model]
+    command += ["--pretrained", config.pretrained] if config.pretrained and not start else []
+    command += ["--config", display(recipe.file)] if recipe.file else []
+    command += ["--val_fold", f"{fold}/{config.val_folds}", "--seed", str(seed), "--wise_ft", "0"]
+    command += [*start, "--save_path", str(folder), "--log_dir", str(folder), *shlex.split(config.flags)]
+    inputs = [f"{display(script.parent)}/*.py", f"{display(script.parent)}/config/*.yaml"]
+    inputs += [*([display(recipe.file)] if recipe.file else []), f"metadata/{config.dataset}/*.json"]
+    outputs = [f"{folder}/*/metrics.jsonl", f"{folder}/*_BEST.pth"]
+    step = Step(name, folder / "run.log", command, outputs=outputs, inputs=inputs)
+    if code := run_step(step):
+        sys.exit(code)
+    for last in folder.glob("*_LAST.pth"):  # several times as large as BEST, and of a run that is finished
+        last.unlink()
+    (metrics,) = recorded(step.log, "*/metrics.jsonl")
+    return [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
+
+
+def best_of(config: Config, fold: int, seed: int) -> list[str]:
+    """The flag by which stage 3 starts from stage 2's own recipe in this fold."""
+    trained(config, 2, Recipe(DEFAULT), fold, seed)
+    folder, _ = run_folder(config, 2, DEFAULT, fold, seed)
+    return ["--init_ckpt", recorded(folder / "run.log", "*_BEST.pth")[-1]]
+
+
+def run_folder(config: Config, stage: int, recipe: str, fold: int, seed: int) -> tuple[Path, str]:
+    """Where a run's files lie, and what messages call it."""
+    sweep = f"{config.dataset}_{config.model.replace('/', '-')}_stage{stage}"
+    run = f"{recipe}_fold{fold}of{config.val_folds}_seed{seed}"
+    return Path("results", "sweeps", sweep, run), f"stage {stage} {run}"
+
+
+def measured(name: str, runs: Sequence[Rows], judged_by: Sequence[str]) -> dict[str, Any]:
+    """A recipe's figures at the epoch that is best on average over its runs.
+
+    Args:
+        name: of the recipe.
+        runs: a list of lines each, of as many epochs; epoch 0 is what training began with.
+        judged_by: the figures whose mean is to be high; those that no run has are left out.
+
+    Returns:
+        name; epoch; `value`, the figure judged by, of each run; `figures`, the mean of each val figure; `start`, the
+        same before training; `seconds`, the mean time of a run.
+    """
+    epochs = sorted({row["epoch"] for row in runs[0]} - {0})
+    last = min(max(row["epoch"] for row in rows) for rows in runs)  # patience may end some early
+    by_epoch = [{row["epoch"]: row for row in rows} for rows in runs]
+    known = [figure for figure in judged_by if all(figure in rows[0] for rows in by_epoch)]
+
+    def values(epoch: int) -> list[float]:
+        return [statistics.fmean(rows[epoch][figure] for figure in known) for rows in by_epoch]
+
+    best = max((epoch for epoch in epochs if epoch <= last), key=lambda epoch: statistics.fmean(values(epoch)))
+    return {
+        "name": name,
+        "epoch": best,
+        "value": values(best),
+        "figures": means(rows[best] for rows in by_epoch),
+        "start": means(rows[0] for rows in by_epoch),
+        "seconds": statistics.fmean(sum(row.get("seconds", 0) for row in rows) for rows in runs),
+    }
+
+
+def means(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The mean of each val figure over `rows`."""
+    rows = list(rows)
+    names = [name for name in rows[0] if name.startswith("val_") and all(name in row for row in rows)]
+    return {name: statistics.fmean(row[name] for row in rows) for name in names}
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
+    """Mean difference of what two recipes are judged by, over runs of the same fold and seed, and its standard error.
+
+    Folds are not independent (their train identities overlap): the error is a guide, not a test.
+    """
+    apart = [a - b for a, b in zip(one["value"], other["value"], strict=True)]
+    return statistics.fmean(apart), statistics.stdev(apart) / len(apart) ** 0.5
+
+
+def markdown(table: Sequence[dict[str, Any]], changes: dict[str, str]) -> str:
+    """The table, in percent: what training began with, the stage's own recipe, and each other beside it."""
+    labels = {"val_rank1": "Rank-1", "val_mAP": "mAP", "val_text_mAP": "text mAP"}
+    shown = [figure for figure in labels if all(figure in row["figures"] for row in table)]
+    head = ["recipe", "what it changes", *(labels[figure] for figure in shown), "to default", "epoch", "s a run"]
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2)]
+    lines.append(["*start*", "", *(f"{100 * table[0]['start'][figure]:.1f}" for figure in shown), "", "", ""])
+    for row in table:
+        apart = ""
+        if row is not table[0]:
+            mean, error = difference(row, table[0])
+            apart = f"{100 * mean:+.1f} ± {100 * error:.1f}"
+        figures = [f"{100 * row['figures'][figure]:.1f}" for figure in shown]
+        lines.append([row["name"], changes[row["name"]], *figures, apart, str(row["epoch"]), f"{row['seconds']:.0f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def verdict(table: Sequence[dict[str, Any]]) -> str:
+    """Which recipe val prefers; the stage's own stays where the best is not two standard errors above it."""
+    default, runs = table[0], len(table[0]["value"])
+    best = max(table, key=lambda row: statistics.fmean(row["value"]))
+    if best is default:
+        return f"Of {len(table)} recipes val prefers the stage's own ({runs} runs each)."
+    mean, error = difference(best, default)
+    by = f"{100 * mean:+.1f} ± {100 * error:.1f} (mean and standard error over {runs} runs each)"
+    if mean > 2 * error:
+        return f"Of {len(table)} recipes val prefers {best['name']}: {by}."
+    return f"Of {len(table)} recipes {best['name']} is highest, {by}: not two standard errors; the stage's own stays."
+
+
+def changed(file: Path | None) -> str:
+    """The keys of a recipe's file with their values, as the table shows them."""
+    if file is None:
+        return ""
+    keys = yaml.safe_load(file.read_text(encoding="utf-8-sig")) or {}
+    return ", ".join(f"`{key}: {value}`" for key, value in keys.items())
+
+
+def write_into(readme: Path, text: str) -> None:
+    """Put the table between the ablation markers of a README.
+
+    Raises:
+        InputError: it has no such markers.
+    """
+    before, begin, rest = require_file(readme, "--readme").read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{readme} has no lines {BEGIN} and {END}")
+    write_text(readme, f"{before}{BEGIN}\n{text}{END}{after}")
+    print(f"written into {display(readme)}")
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

@@ -1,0 +1,124 @@
+"""Sweeps: what is trained, which figures a recipe gets, what the table says."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from clipfh.core.cli import parse_config
+from clipfh.core.errors import InputError
+from clipfh.pipeline import sweep
+from clipfh.pipeline.steps import Step
+from clipfh.pipeline.sweep import BEGIN, END, Config, changed, measured, verdict, write_into
+
+
+def rows(*figures: float, text: float | None = None) -> list[dict]:
+    """The lines of a run whose val mAP was `figures`, from epoch 0 on."""
+    more = {} if text is None else {"val_text_mAP": text}
+    return [{"epoch": epoch, "val_mAP": mAP, "seconds": 2.0, **more} for epoch, mAP in enumerate(figures)]
+
+
+def test_the_epoch_is_the_one_that_is_best_on_average():
+    found = measured("a", [rows(0.9, 0.5, 0.8, 0.2), rows(0.1, 0.6, 0.4, 0.7)], ["val_mAP"])
+    assert found["epoch"] == 2 and found["value"] == [0.8, 0.4]  # each run's own best would be .8 and .7
+    assert found["figures"] == {"val_mAP": pytest.approx(0.6)}
+    assert found["start"] == {"val_mAP": 0.5} and found["seconds"] == 8.0  # never an epoch to choose
+
+
+def test_of_runs_that_ended_early_the_common_epochs_count():
+    assert measured("a", [rows(0, 0.1, 0.2, 0.9), rows(0, 0.3, 0.2)], ["val_mAP"])["epoch"] == 1
+
+
+def test_it_is_judged_by_the_mean_of_the_figures_that_there_are():
+    both = ["val_mAP", "val_text_mAP"]
+    assert measured("a", [rows(0, 0.5, text=0.3)] * 2, both)["value"] == [pytest.approx(0.4)] * 2
+    assert measured("a", [rows(0, 0.5)] * 2, both)["value"] == [0.5] * 2
+
+
+def recipe(name: str, *values: float) -> dict:
+    return {"name": name, "value": list(values)}
+
+
+def test_the_verdict_needs_two_standard_errors():
+    default = recipe("default", 0.5, 0.6, 0.7)
+    clear = recipe("clear", 0.52, 0.63, 0.72)
+    noisy = recipe("noisy", 0.9, 0.5, 0.6)
+    mean, error = sweep.difference(clear, default)
+    assert mean == pytest.approx(0.07 / 3)
+    assert error == pytest.approx(statistics.stdev([0.02, 0.03, 0.02]) / 3**0.5)
+    assert "val prefers clear: +2.3 ± 0.3" in verdict([default, clear])
+    assert "noisy is highest" in verdict([default, noisy]) and "own stays" in verdict([default, noisy])
+    assert "prefers the stage's own" in verdict([default, recipe("low", 0.1, 0.1, 0.1)])
+
+
+def test_it_trains_each_recipe_in_each_fold(tmp_path, monkeypatch, capsys):
+    taken: list[Step] = []
+
+    def run_step(step: Step) -> int:
+        taken.append(step)
+        run = Path(step.command[step.command.index("--save_path") + 1]) / "run"
+        run.mkdir(parents=True, exist_ok=True)
+        better = 0.1 if "better.yaml" in str(step.command) else 0.0
+        lines = rows(0.1, 0.2 + better, 0.3 + better + len(taken) / 1000)
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+        run.with_name("run_BEST.pth").write_text("weights")
+        run.with_name("run_LAST.pth").write_text("more weights")
+        return 0
+
+    monkeypatch.setattr(sweep, "run_step", run_step)
+    monkeypatch.setattr(sweep, "recorded", lambda log, pattern: [str(path) for path in log.parent.glob(pattern)])
+    monkeypatch.setattr(sweep, "end_on_signals", lambda: None)
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Path("better.yaml").write_text("lr: 0.1   # a reason\nloss: supcon  # another\n")
+    flags = ("--dataset", "shop", "--recipes", "better.yaml", "--val_folds", "2", "--flags", "--epochs 2")
+    sweep.main(parse_config(Config, None, [*flags, "--stage", "2", "--seeds", "0,3"]))
+    commands = [" ".join(step.command) for step in taken]
+    assert len(commands) == 8 and all("--wise_ft 0" in command for command in commands)
+    assert all(command.endswith("--epochs 2") for command in commands)
+    assert ["better.yaml" in command for command in commands] == [False, True] * 4
+    for command, fold, seed in zip(commands[::2], (0, 1, 0, 1), (0, 0, 3, 3), strict=True):
+        assert f"--val_fold {fold}/2 --seed {seed} " in command
+    folder = tmp_path / "results" / "sweeps" / "shop_small-clip_stage2"
+    assert not list(folder.glob("*/*_LAST.pth")) and len(list(folder.glob("*/*_BEST.pth"))) == 8
+    said, written = capsys.readouterr().out, (folder / "table.md").read_text()
+    assert "| better | `lr: 0.1`, `loss: supcon` |" in written and "val prefers better" in written
+    assert "| *start* |  | 10.0 |" in written and written in said
+    table = json.loads((folder / "table.json").read_text())["recipes"]
+    assert [row["name"] for row in table] == ["default", "better"] and table[1]["epoch"] == 2
+
+    taken.clear()
+    sweep.main(parse_config(Config, None, ["--stage", "3", *flags]))
+    starts = [command for command in (" ".join(step.command) for step in taken) if "stage3" in command]
+    assert len(starts) == 4 and all("--init_ckpt" in command and "default_fold" in command for command in starts)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "says"),
+    [("none.yaml", "does not exist"), ("a.yaml,other/a.yaml", "called a"), ("default.yaml", "called default")],
+)
+def test_impossible_recipes(tmp_path, monkeypatch, recipes, says):
+    monkeypatch.chdir(tmp_path)
+    Path("other").mkdir()
+    for name in ("a.yaml", "other/a.yaml", "default.yaml"):
+        Path(name).write_text("lr: 1\n")
+    with pytest.raises(InputError, match=says):
+        sweep.recipes_of(Config(recipes=recipes))
+
+
+def test_every_ablation_of_the_stages_is_a_recipe():
+    for stage in sweep.SCRIPTS:
+        recipes = sweep.recipes_of(Config(stage=stage))
+        assert recipes[0].name == "default"
+        assert all(changed(recipe.file) for recipe in recipes[1:])
+
+
+def test_the_table_goes_between_the_markers(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_into(readme, "new\n")
+    assert readme.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    readme.write_text("no markers\n")
+    with pytest.raises(InputError, match="has no lines"):
+        write_into(readme, "new\n")
