@@ -17,7 +17,7 @@ from clipfh.training.state import decay_groups
 
 import open_clip  # isort: skip  (after the guard that clipfh.models brings)
 
-PLAIN = Layers(freeze_until=-1, head_epochs=0, layer_decay=1.0, head_lr_scale=1.0)
+PLAIN = Layers(freeze_until=-1, head_epochs=0, layer_decay=1.0, head_lr_scale=1.0, lora_rank=0, lora_lr_scale=10.0)
 
 
 def small_rn50() -> nn.Module:
