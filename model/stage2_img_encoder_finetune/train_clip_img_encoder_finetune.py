@@ -28,12 +28,12 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 from dataset import Batch, class_text_features, make_batches
 from loss import WEIGHTS, ImageEncoderLoss, parse_terms
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipfh.core.cli import option, run_script, section
 from clipfh.core.config_file import IN_FILE, parse_with_files
 from clipfh.core.run import autocast
-from clipfh.models.clip import LoadedClip, freeze_text_encoder
+from clipfh.models.clip import freeze_text_encoder
 from clipfh.models.settings import Start
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
 from clipfh.training.identities import load_identities, load_source
@@ -68,13 +68,13 @@ class Config:
     run: Run = section()
 
 
-def make_step(config: Config, clip: LoadedClip, objective: ImageEncoderLoss) -> Callable[[Batch], dict[str, Tensor]]:
+def make_step(config: Config, model: nn.Module, objective: ImageEncoderLoss) -> Callable[[Batch], dict[str, Tensor]]:
     """The step on one batch: forward, the terms of the loss, backward; then the centers follow their photos."""
 
     def step(batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.images.device, config.run.precision):
-            features = clip.model.encode_image(batch.images)  # (P*K, D)
-        terms = objective(features, batch.labels, clip.model.logit_scale.exp())
+            features = model.encode_image(batch.images)  # (P*K, D)
+        terms = objective(features, batch.labels, model.logit_scale.exp())
         (sum(terms.values()) / config.optimisation.accumulate).backward()
         objective.update_centers(features, batch.labels, config.center_lr)
         return {name: value.detach() for name, value in terms.items()}
@@ -98,18 +98,28 @@ def main(config: Config) -> None:
     clip, photos = identities.clip, identities.photos
     sampler = PKSampler(photos.labels, config.p, config.k, place.seed, place.rank, place.world_size)
 
-    # ---- model and objective: the text encoder is frozen, and its prompt features are computed once
+    # ---- model and objective: the text encoder is frozen, and its prompt features are computed once. With LoRA `model`
+    # is a twin whose adapters learn, and `merge` brings up to date what is validated and saved: the weights of `clip`
     freeze_text_encoder(clip.model)
     config.layers.hold(clip.model)
+    model, merge = config.layers.adapt(clip.model)
     prompts = [identities.prompts[item_id] for item_id in photos.item_ids]
     objective = ImageEncoderLoss(terms, *class_text_features(clip, prompts, place.device)).to(place.device)
 
     # ---- the loop: AdamW, cosine with warm-up by step; the centers follow by themselves
-    groups = config.layers.groups(clip.model, config.lr, config.optimisation.weight_decay)
+    groups = config.layers.groups(model, config.lr, config.optimisation.weight_decay)
     groups += decay_groups(objective, config.lr, config.optimisation.weight_decay)
-    modules = {"clip": clip.model, "objective": objective}
-    remember_start = config.interpolation.wise_ft > 0 and not config.source.final_fit
-    loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation, remember_start=remember_start)
+    loop = Loop(
+        model,
+        groups,
+        {"clip": model, "objective": objective},
+        sampler,
+        photos.images,
+        config.optimisation,
+        averaged=clip.model,
+        refresh=merge,
+        remember_start=config.interpolation.wise_ft > 0 and not config.source.final_fit,
+    )
     recorded = identities.record(config.loss)
     origin = identities.origin()
     run = start_run(place, config, recorded, prefix="clip_img_encoder", restore=loop.load_state, origin=origin)
@@ -117,15 +127,17 @@ def main(config: Config) -> None:
         f"{run.name}: {identities}; {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
         f"lr {config.lr:g}"
     )
+    if told := config.layers.told(model):
+        run.log.say(told)
     if "i2t" in terms and len(objective.text_features) == 1:
         run.log.say("all identities have the same prompt: the term i2t teaches nothing here")
 
     def batches(epoch: int) -> Iterator[Batch]:
-        config.layers.hold(clip.model, epoch)
+        config.layers.hold(model, epoch)
         return make_batches(photos, sampler, place.seed, place.rank, epoch)
 
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
-    loop.fit(run, batches, make_step(config, clip, objective), validate)
+    loop.fit(run, batches, make_step(config, model, objective), validate)
     choose_between(loop, run, validate, config.interpolation.wise_ft)
     run.log.close()
 

@@ -164,18 +164,22 @@ def main(config: Config) -> None:
     embed_dim = encode_texts(clip, ["a photo"], place.device).shape[1]
     objective = JointLoss(terms, embed_dim, len(photos.item_ids)).to(place.device)
 
-    # ---- the loop: AdamW for both encoders, by step
+    # ---- the loop: AdamW for both encoders, by step. With LoRA `model` is a twin whose adapters learn, and `merge`
+    # brings up to date what is validated and saved: the weights of `clip`
     config.layers.hold(clip.model)
+    model, merge = config.layers.adapt(clip.model)
     decay = config.optimisation.weight_decay
-    groups = config.layers.groups(clip.model, config.lr, decay, text_lr_scale=config.text_lr_scale)
+    groups = config.layers.groups(model, config.lr, decay, text_lr_scale=config.text_lr_scale)
     groups += decay_groups(objective, config.lr, decay)
     loop = Loop(
-        clip.model,
+        model,
         groups,
-        {"clip": clip.model, "objective": objective},
+        {"clip": model, "objective": objective},
         sampler,
         photos.images,
         config.optimisation,
+        averaged=clip.model,
+        refresh=merge,
         constant_lr=config.schedule == "constant",
         remember_start=config.interpolation.wise_ft > 0 and not config.source.final_fit,
     )
@@ -186,18 +190,18 @@ def main(config: Config) -> None:
         f"{run.name}: {config.variant}, {identities}; {len(sampler)} batches of {config.p} x {config.k} "
         f"({config.batches}), loss {config.loss}, {config.prompts} prompts, lr {config.lr:g} {config.schedule}"
     )
-    if told := pairs.say_what_prompts_tell_apart():
+    for told in filter(None, (config.layers.told(model), pairs.say_what_prompts_tell_apart())):
         run.log.say(told)
     if config.grad_cache_chunk and any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules()):
         chunk = f"by {config.grad_cache_chunk} photos"
         run.log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, {chunk}")
 
     def batches(epoch: int) -> Iterator[Batch]:
-        config.layers.hold(clip.model, epoch)
+        config.layers.hold(model, epoch)
         return pairs.batches(sampler, place.seed, place.rank, epoch, with_images=not config.grad_cache_chunk)
 
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
-    loop.fit(run, batches, make_step(config, clip.model, pairs, objective), validate)
+    loop.fit(run, batches, make_step(config, model, pairs, objective), validate)
     both = validate and partial(identities.validate_both, loop.average.module)
     choose_between(loop, run, both, config.interpolation.wise_ft, as_best=False)
     run.log.close()

@@ -1,6 +1,7 @@
 """The scripts of model/ as processes, on 16 drawn identities in a checkout of their own."""
 
 import csv
+import importlib.util
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from stage_project import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clipfh.models.clip import is_image_parameter, is_text_parameter
+from clipfh.models.clip import is_image_parameter, is_text_parameter, load_clip
 
 VARIANTS = ("v1", "v2", "v3", "v4")
 ENTRIES = {variant: STAGE3.replace(".py", f"_{variant}.py") for variant in VARIANTS}
@@ -38,6 +39,7 @@ SCRIPTS = sorted(
     for path in ROOT.glob(pattern)
     if "run_script(" in path.read_text(encoding="utf-8")  # the others are modules beside a script
 )
+needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra lora")
 SMALL = ("--p", 4, "--k", 2, "--precision", "float32")
 
 
@@ -180,8 +182,17 @@ def test_trainings_of_other_seeds_have_the_same_recipe_and_of_other_flags_anothe
 PARTLY = ("--freeze_until", 0, "--head_epochs", 2, "--keep_start", 0.2, "--eval_image_size", 96)
 
 
+LORA = ("--model", "tiny-vit", "--pretrained", "random", "--lora_rank", 4)
+
+
 @pytest.mark.parametrize(
-    ("script", "further"), [(STAGE2, PARTLY), (STAGE3, ()), (STAGE3, ("--grad_cache_chunk", 3))], ids=str
+    ("script", "further"),
+    [
+        *((STAGE2, PARTLY), (STAGE3, ()), (STAGE3, ("--grad_cache_chunk", 3))),
+        pytest.param(STAGE2, (*LORA, "--keep_start", 0.2, "--head_epochs", 1), marks=needs_peft),
+        pytest.param(STAGE3, (*LORA, "--ema_decay", 0.9), marks=needs_peft),
+    ],
+    ids=str,
 )
 def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script, further):
     flags = ["--epochs", 4, *SMALL, "--seed", 3, *further]
@@ -214,6 +225,40 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script
     assert [row["epoch"] for row in metrics_of(stopped)] == [0, 1, 2, 3, 4]
     (best,), (reference,) = stopped.glob("*_BEST.pth"), straight.glob("*_BEST.pth")
     assert_same(load(reference), load(best))
+
+
+@needs_peft
+@pytest.mark.parametrize("script", [STAGE2, STAGE3])
+def test_lora_saves_a_plain_clip_whose_blocks_moved_by_its_rank(project, tmp_path, script):
+    """One without a moving average, as the mean of matrices of a rank has a higher one."""
+    first = load_clip("tiny-vit", "random").model.state_dict()
+    start = write_start(tmp_path / "start.pth", first)
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    flags = ("--model", "tiny-vit", "--pretrained", start, "--lora_rank", 4, "--freeze_until", 1, "--lr", 0.01)
+    told = project.run(script, *flags, "--smoke", "--ema_decay", 0, *folders)
+    assert "LoRA beside " in told.stdout
+    (path,) = tmp_path.glob("*_BEST.pth")
+    assert list(load(path)["state_dict"]) == list(first)
+    found = load_clip("tiny-vit", str(path)).model.state_dict()
+    moved = {name for name in first if not torch.equal(found[name], first[name])}
+    joint = script == STAGE3
+    texts = [f"transformer.resblocks.{block}." for block in range(2 * joint)]
+    blocks = [*(f"visual.transformer.resblocks.{block}." for block in range(2, 6)), *texts]
+    layers = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    matrices = {block + layer for block in blocks for layer in layers}
+    behind = {"visual.ln_post.weight", "visual.ln_post.bias", "visual.proj", "logit_scale"}
+    behind |= {"ln_final.weight", "ln_final.bias", "text_projection"} if joint else set()
+    assert moved == matrices | behind
+    for name in matrices:
+        singular = torch.linalg.svdvals(found[name] - first[name])
+        assert singular[3] > 10 * singular[4]  # beyond four is rounding
+    trained = load(path.with_name(path.name.replace("BEST", "LAST")))["training"]["modules"]["clip"]
+    assert sum(".lora_A." in name for name in trained) == len(matrices)
+
+
+def write_start(path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    torch.save(weights, path)
+    return path
 
 
 def test_a_run_is_not_continued_with_other_flags(project, stage2, tmp_path):

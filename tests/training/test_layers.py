@@ -17,7 +17,7 @@ from clipfh.training.state import decay_groups
 
 import open_clip  # isort: skip  (after the guard that clipfh.models brings)
 
-PLAIN = Layers(freeze_until=-1, head_epochs=0, layer_decay=1.0, head_lr_scale=1.0)
+PLAIN = Layers(freeze_until=-1, head_epochs=0, layer_decay=1.0, head_lr_scale=1.0, lora_rank=0, lora_lr_scale=10.0)
 
 
 def small_rn50() -> nn.Module:
@@ -116,6 +116,27 @@ def test_rates_fall_from_block_to_block(tiny_rn):
     assert all(
         (parameter.ndim < 2) == (group["weight_decay"] == 0) for group in groups for parameter in group["params"]
     )
+
+
+def test_adapters_have_a_rate_of_their_own(tiny_rn):
+    pytest.importorskip("peft", reason="needs the extra lora")
+    layers = replace(PLAIN, layer_decay=0.5, head_lr_scale=3.0, freeze_until=2, lora_rank=4, lora_lr_scale=8.0)
+    layers.hold(tiny_rn)
+    model, merge = layers.adapt(tiny_rn)
+    groups = layers.groups(model, 0.8, 0.1, text_lr_scale=0.25)
+    rate = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    named = dict(model.named_parameters())
+    assert rate[named["visual.trunk.layer4.0.downsample.1.lora_A.default.weight"]] == pytest.approx(8 * 0.8)
+    assert rate[named["transformer.resblocks.0.mlp.c_fc.lora_B.default.weight"]] == pytest.approx(8 * 0.25 * 0.8)
+    assert rate[named["visual.trunk.fc.weight"]] == pytest.approx(2.4) and rate[named["text_projection"]] == 0.2
+    assert {name for name, parameter in named.items() if parameter in rate} == {
+        name for name, parameter in named.items() if parameter.requires_grad
+    }
+    assert layers.told(model).startswith("LoRA beside ") and merge is not None
+
+
+def test_without_a_rank_the_model_itself_learns(tiny_rn):
+    assert PLAIN.adapt(tiny_rn) == (tiny_rn, None) and PLAIN.told(tiny_rn) == ""
 
 
 def test_the_average_lies_between_the_start_and_what_was_learned():

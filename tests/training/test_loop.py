@@ -121,6 +121,25 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     assert read_checkpoint(tmp_path / "part" / "run_BEST.pth")["epoch"] == 2
 
 
+def test_what_is_averaged_may_be_made_of_what_learns(tmp_path):
+    seed_everything(0)
+    model, made, calls = Model(), nn.Linear(8, 6), []
+
+    def refresh() -> None:
+        calls.append(loop.step)
+        with torch.no_grad():
+            made.weight.copy_(2 * model[3].weight)
+
+    settings = replace(SETTINGS, epochs=2, ema_decay=0.0)
+    sampler, images = PKSampler(LABELS, 3, 2, seed=7), [str(number) for number in range(30)]
+    groups, modules = decay_groups(model, 0.05, 0.1), {"model": model}
+    loop = Loop(model, groups, modules, sampler, images, settings, averaged=made, refresh=refresh)
+    fit(loop, make_run(tmp_path), values=())
+    assert torch.equal(loop.average.module.weight, 2 * model[3].weight)
+    assert read_checkpoint(tmp_path / "run_BEST.pth")["state_dict"].keys() == {"weight", "bias"}
+    assert len(sampler) == 6 and calls == [0, 4, 5, 9, 11]  # the first step, every fourth, the end of each epoch
+
+
 def test_it_stops_early_and_says_what_is_best(tmp_path, capsys):
     settings = Optimisation(**{**vars(SETTINGS), "patience": 2})
     loop = make_loop(0, settings=settings)

@@ -1,5 +1,7 @@
 """An exponential moving average of a model's weights: what is validated and saved."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -17,12 +19,22 @@ class AveragedWeights(AveragedModel):
     `keep_start` is the share of the model's first weights in the average: what was fine-tuned, and between it and the
     start, is often better on what was not seen than what was fine-tuned alone (WiSE-FT, Wortsman et al. 2022). With
     `remember_start` they are at hand for `move_between` without a share in the average.
+
+    `refresh` brings `model` up to date before the average follows it, where its weights are made of others
+    (`clipfh.models.lora`).
     """
 
     def __init__(
-        self, model: nn.Module, decay: float, keep_start: float = 0.0, *, remember_start: bool = False
+        self,
+        model: nn.Module,
+        decay: float,
+        keep_start: float = 0.0,
+        *,
+        remember_start: bool = False,
+        refresh: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(model, use_buffers=True)
+        self._refresh = refresh or (lambda: None)
         self._keep_start = keep_start
         learning = self._learning(model) if keep_start or remember_start else []
         # among what is saved: a continued run needs it again
@@ -44,12 +56,14 @@ class AveragedWeights(AveragedModel):
             self._pair_up(model)
             if self.n_averaged == 0:
                 self._steps = 0
+                self._refresh()
                 super().update_parameters(model)  # copies everything
                 self._move(1.0)
                 return
         if not now and self._steps < STEPS_AT_ONCE:
             return
         steps, self._steps = self._steps, 0
+        self._refresh()
         self._move(1 - self._decay**steps)  # as torch's get_ema_multi_avg_fn does
         for mine, its in self._copied:
             mine.copy_(its)

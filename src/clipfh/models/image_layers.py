@@ -34,10 +34,18 @@ def layers_of(visual: nn.Module) -> dict[str, int]:
     found = {name: re.match(pattern, short) for name, short in names.items()}
     blocks = {name: int(match[1]) - is_residual + 1 for name, match in found.items() if match}
     if not blocks:
-        raise InputError(f"the blocks of a {type(encoder).__name__} cannot be told apart: leave --freeze_until at -1")
+        raise InputError(
+            f"the blocks of a {type(encoder).__name__} cannot be told apart: leave --freeze_until at -1 and "
+            "--lora_rank at 0"
+        )
     stem = re.compile(r"(conv\d*|bn\d+|ln_pre)\.|(class_embedding|positional_embedding)$")
     last = max(blocks.values()) + 1
     return {name: blocks.get(name, 0 if stem.match(short) else last) for name, short in names.items()}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is that of an adapter of `clipfh.models.lora`."""
+    return ".lora_" in name
 
 
 def hold_image_layers(visual: nn.Module, until: int, *, head_alone: bool = False) -> None:
@@ -45,6 +53,7 @@ def hold_image_layers(visual: nn.Module, until: int, *, head_alone: bool = False
 
     Held parameters get no gradient, and their batch norms use their own statistics. As nothing before them learns, the
     backward pass ends behind them. To be called after `model.train()`, which puts batch norms back into train mode.
+    Of an encoder with adapters (`clipfh.models.lora`) the stem is held, and in its blocks learn the adapters alone.
 
     Args:
         visual: the image encoder.
@@ -61,8 +70,10 @@ def hold_image_layers(visual: nn.Module, until: int, *, head_alone: bool = False
     if until > last - 2:
         raise InputError(f"--freeze_until {until}: the image encoder has {last - 1} blocks, 0 to {last - 2}")
     held = last - 1 if head_alone else until + 1 if until >= 0 else -1
+    with_adapters = any(map(is_adapter, layers))
     for name, parameter in visual.named_parameters():
-        parameter.requires_grad_(layers[name] > held)
+        may_learn = not with_adapters or layers[name] == last or is_adapter(name)
+        parameter.requires_grad_(may_learn and layers[name] > held)
     for module in visual.modules():
         if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
             module.eval()

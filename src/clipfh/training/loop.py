@@ -56,7 +56,8 @@ class Loop:
         sampler: of the batches.
         images: names of the images that a batch's `indices` stand for.
         settings: how long, how fast, what is kept.
-        averaged: the part of `model` whose average is kept; default: all of it.
+        averaged: what has an average, a part of `model` or what is made of it; default: all of it.
+        refresh: brings `averaged` up to date with `model`, where it is made of it; called when the average moves.
         constant_lr: stay at the peak instead of warming up and falling along a cosine.
         remember_start: keep the first weights of what learns, for `clipfh.training.interpolation`.
         chosen_by: the val figure that `validate` gives, as checkpoints record it.
@@ -76,6 +77,7 @@ class Loop:
         settings: Optimisation,
         *,
         averaged: nn.Module | None = None,
+        refresh: Callable[[], None] | None = None,
         constant_lr: bool = False,
         remember_start: bool = False,
         chosen_by: str = "val_mAP",
@@ -84,7 +86,11 @@ class Loop:
         self._chosen_by = chosen_by
         self._averaged = model if averaged is None else averaged
         self.average = AveragedWeights(
-            self._averaged, settings.ema_decay, settings.keep_start, remember_start=remember_start
+            self._averaged,
+            settings.ema_decay,
+            settings.keep_start,
+            remember_start=remember_start,
+            refresh=refresh,
         )
         self._modules = {**modules, "ema": self.average}
         self.optimizer = AdamW(groups, betas=(0.9, 0.98), eps=1e-6, fused=True)
