@@ -181,7 +181,14 @@ PARTLY = ("--freeze_until", 0, "--head_epochs", 2, "--keep_start", 0.2, "--eval_
 
 
 @pytest.mark.parametrize(
-    ("script", "further"), [(STAGE2, PARTLY), (STAGE3, ()), (STAGE3, ("--grad_cache_chunk", 3))], ids=str
+    ("script", "further"),
+    [
+        (STAGE2, PARTLY),
+        (STAGE2, ("--loss", "supcon+distill")),
+        (STAGE3, ()),
+        (STAGE3, ("--grad_cache_chunk", 3, "--loss", "supcon+distill")),
+    ],
+    ids=str,
 )
 def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script, further):
     flags = ["--epochs", 4, *SMALL, "--seed", 3, *further]
@@ -214,6 +221,24 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script
     assert [row["epoch"] for row in metrics_of(stopped)] == [1, 2, 3, 4]
     (best,), (reference,) = stopped.glob("*_BEST.pth"), straight.glob("*_BEST.pth")
     assert_same(load(reference), load(best))
+
+
+@pytest.mark.parametrize(("script", "loss"), [(STAGE2, "supcon+id+distill"), (STAGE3, "infonce+distill")])
+def test_distillation_is_to_the_first_weights_and_holds_the_features_there(project, tmp_path, script, loss):
+    turned = {}
+    for weight in (0.01, 100):
+        folder = tmp_path / str(weight)
+        where = ("--save_path", folder, "--log_dir", folder)
+        project.run(script, "--epochs", 2, *SMALL, *where, "--loss", loss, "--distill_weight", weight, "--ema_decay", 0)
+        turned[weight] = [row["loss_distill"] / weight for row in metrics_of(folder)]
+        (best,), (last,) = folder.glob("*_BEST.pth"), folder.glob("*_LAST.pth")
+        objective = load(last)["training"]["modules"]["objective"]
+        anchors = {name: value for name, value in objective.items() if "anchors" in name}
+        assert len(anchors) == (1 if script == STAGE2 else 2)
+        for value in anchors.values():
+            torch.testing.assert_close(value.norm(dim=1), torch.ones(len(value)))
+        assert not any("anchors" in name for name in load(best)["state_dict"])
+    assert turned[100][-1] < turned[0.01][-1]
 
 
 def test_a_run_is_not_continued_with_other_flags(project, stage2, tmp_path):
