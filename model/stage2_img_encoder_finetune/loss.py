@@ -1,6 +1,6 @@
 """What stage 2 minimises: a weighted sum of named terms on the features of a P x K batch.
 
-Shapes: B batch, D embedding, C train identities, T distinct texts.
+Shapes: B batch, D embedding, C train identities, T distinct texts, N train photos.
 
 | term | on | from |
 |---|---|---|
@@ -9,7 +9,10 @@ Shapes: B batch, D embedding, C train identities, T distinct texts.
 | id | BNNeck, then label-smoothed cross entropy over the identities | Luo et al. 2019 |
 | i2t | unit features against the frozen prompt features of all identities | CLIP-ReID, Li et al. 2023 |
 | supcon | unit features, every same-identity pair a positive | Khosla et al. 2020 |
+| distill | features against those that the first weights gave the same photos | Mukhoti et al. 2024 |
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,13 +24,15 @@ from clipfh.losses import (
     BNNeckClassifier,
     CenterLoss,
     batch_hard_triplet_loss,
+    distillation_loss,
     identity_loss,
     image_to_text_loss,
     supcon_loss,
 )
 
 # The center term is small where features are unit vectors; 0.1 keeps it a regulariser beside the triplet term.
-WEIGHTS = {"triplet": 1.0, "center": 0.1, "id": 1.0, "i2t": 1.0, "supcon": 1.0}
+# How much distill holds back is a matter of the data: --distill_weight comes to it.
+WEIGHTS = {"triplet": 1.0, "center": 0.1, "id": 1.0, "i2t": 1.0, "supcon": 1.0, "distill": 1.0}
 TRIPLET_MARGIN = 0.3
 SUPCON_LOGIT_SCALE = 10.0  # temperature 0.1
 
@@ -36,8 +41,8 @@ def parse_terms(loss: str, p: int, k: int) -> tuple[str, ...]:
     """`"triplet+center"` to `("triplet", "center")`.
 
     Raises:
-        InputError: an unknown or repeated term (the valid ones are listed), or one that is always zero on
-            batches of P x K.
+        InputError: an unknown or repeated term (the valid ones are listed), one that is always zero on batches of
+            P x K, or none that teaches anything.
     """
     terms = tuple(loss.split("+"))
     for term in terms:
@@ -49,6 +54,8 @@ def parse_terms(loss: str, p: int, k: int) -> tuple[str, ...]:
         raise InputError(f"--loss {loss}: triplet and supcon compare photos of one identity; they need --k 2 or more")
     if p < 2 and not {"triplet", "id"}.isdisjoint(terms):
         raise InputError(f"--loss {loss}: triplet and id compare identities; they need --p 2 or more")
+    if terms == ("distill",):
+        raise InputError("--loss distill alone keeps the features as they are and teaches nothing; add other terms")
     return terms
 
 
@@ -59,12 +66,28 @@ class ImageEncoderLoss(nn.Module):
         terms: from `parse_terms`.
         class_text_features: (C, D) unit prompt features of the train identities, from the frozen text encoder.
         same_text: (C,) integers, equal for identities whose prompts are the same text.
+        num_photos: N, and
+        distill_weight: of the term distill, where there is one.
+
+    Attributes:
+        anchors: (N, D) of distill, to be filled with unit features by the first weights; None without the term. Part of
+            the state: a run that is continued has other weights to begin with.
     """
 
-    def __init__(self, terms: tuple[str, ...], class_text_features: torch.Tensor, same_text: torch.Tensor) -> None:
+    def __init__(
+        self,
+        terms: tuple[str, ...],
+        class_text_features: torch.Tensor,
+        same_text: torch.Tensor,
+        *,
+        num_photos: int = 0,
+        distill_weight: float = 1.0,
+    ) -> None:
         super().__init__()
         C, D = class_text_features.shape
         self.terms = terms
+        self.distill_weight = distill_weight
+        self.register_buffer("anchors", torch.full((num_photos, D), torch.nan) if "distill" in terms else None)
         self.center = CenterLoss(C, D) if "center" in terms else None
         self.classifier = BNNeckClassifier(D, C) if "id" in terms else None
         # identities with the same text are one class of i2t, whichever of them the image shows
@@ -73,9 +96,20 @@ class ImageEncoderLoss(nn.Module):
         self.register_buffer("text_of_class", torch.from_numpy(text_of_class), persistent=False)  # (C,)
 
     def forward(
-        self, features: torch.Tensor, labels: torch.Tensor, logit_scale: torch.Tensor
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        logit_scale: torch.Tensor,
+        indices: Sequence[int] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Features as the encoder gives them (B, D), labels (B,) in 0..C-1: each term by name, weighted."""
+        """Each term by name, weighted.
+
+        Args:
+            features: (B, D), as the encoder gives them.
+            labels: (B,) in 0..C-1.
+            logit_scale: 0-d, the inverse temperature.
+            indices: B places of the photos among the N, which distill needs.
+        """
         unit = F.normalize(features.float(), dim=1)
         values = {}
         for term in self.terms:
@@ -90,6 +124,8 @@ class ImageEncoderLoss(nn.Module):
                 value = image_to_text_loss(unit, self.text_features, texts, logit_scale, label_smoothing=0.1)
             elif term == "supcon":
                 value = supcon_loss(unit, labels, SUPCON_LOGIT_SCALE)
+            elif term == "distill":
+                value = self.distill_weight * distillation_loss(unit, self.anchors[indices])
             else:
                 raise ValueError(f"{term!r} has a weight, but nothing that computes it")
             values[term] = WEIGHTS[term] * value

@@ -61,6 +61,7 @@ class Config:
     center_lr: float = option(
         IN_FILE, "rate at which a center follows its photos, alpha of Wen et al.", above=0, at_most=1
     )
+    distill_weight: float = option(IN_FILE, "of the term distill, where --loss has it", above=0)
     optimisation: Optimisation = section()
     views: Views = section()
     layers: Layers = section()
@@ -74,7 +75,7 @@ def make_step(config: Config, model: nn.Module, objective: ImageEncoderLoss) -> 
     def step(batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.images.device, config.run.precision):
             features = model.encode_image(batch.images)  # (P*K, D)
-        terms = objective(features, batch.labels, model.logit_scale.exp())
+        terms = objective(features, batch.labels, model.logit_scale.exp(), batch.indices)
         (sum(terms.values()) / config.optimisation.accumulate).backward()
         objective.update_centers(features, batch.labels, config.center_lr)
         return {name: value.detach() for name, value in terms.items()}
@@ -104,7 +105,10 @@ def main(config: Config) -> None:
     config.layers.hold(clip.model)
     model, merge = config.layers.adapt(clip.model)
     prompts = [identities.prompts[item_id] for item_id in photos.item_ids]
-    objective = ImageEncoderLoss(terms, *class_text_features(clip, prompts, place.device)).to(place.device)
+    texts, same_text = class_text_features(clip, prompts, place.device)
+    objective = ImageEncoderLoss(
+        terms, texts, same_text, num_photos=len(photos.labels), distill_weight=config.distill_weight
+    ).to(place.device)
 
     # ---- the loop: AdamW, cosine with warm-up by step; the centers follow by themselves
     groups = config.layers.groups(model, config.lr, config.optimisation.weight_decay)
@@ -131,6 +135,8 @@ def main(config: Config) -> None:
         run.log.say(told)
     if "i2t" in terms and len(objective.text_features) == 1:
         run.log.say("all identities have the same prompt: the term i2t teaches nothing here")
+    if "distill" in terms and loop.epoch == 0:  # a run to continue has those of its first weights in its state
+        objective.anchors.copy_(photos.features(clip))
 
     def batches(epoch: int) -> Iterator[Batch]:
         config.layers.hold(model, epoch)

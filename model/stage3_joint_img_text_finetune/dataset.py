@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     images: torch.Tensor | None  # (B, 3, S, S); None where they come by the chunk
     tokens: torch.Tensor  # (U, L)
     token_row: torch.Tensor  # (T,) the row of `tokens` of each prompt: two identities may have the same one
+    prompt_rows: torch.Tensor  # (T,) the place of each prompt in `TrainPairs.prompts`
     image_labels: torch.Tensor  # (B,)
     text_labels: torch.Tensor  # (T,)
     prompt_of_image: torch.Tensor  # (B,) one of the T prompts, of the same identity
@@ -40,13 +41,16 @@ class TrainPairs:
         photos: of C identities.
         prompts: {item_id: one or more prompts}.
         clip: whose tokenizer reads them.
+
+    Attributes:
+        prompts: the distinct ones of all identities.
     """
 
     def __init__(self, photos: TrainPhotos, prompts: dict[str, list[str]], clip: LoadedClip) -> None:
         self.photos = photos
-        distinct = list(dict.fromkeys(prompt for item_id in photos.item_ids for prompt in prompts[item_id]))
-        row = {prompt: number for number, prompt in enumerate(distinct)}
-        self._tokens = clip.tokenizer(distinct)  # (distinct prompts, L)
+        self.prompts = list(dict.fromkeys(prompt for item_id in photos.item_ids for prompt in prompts[item_id]))
+        row = {prompt: number for number, prompt in enumerate(self.prompts)}
+        self._tokens = clip.tokenizer(self.prompts)  # (distinct prompts, L)
         self._rows = [[row[prompt] for prompt in prompts[item_id]] for item_id in photos.item_ids]  # of each identity
 
     def say_what_prompts_tell_apart(self) -> str | None:
@@ -91,6 +95,7 @@ class TrainPairs:
             images,
             self._tokens[torch.from_numpy(distinct)].to(device),
             torch.from_numpy(token_row).to(device),
+            torch.tensor(rows, device=device),
             torch.from_numpy(labels).to(device),
             torch.tensor(text_labels, device=device),
             torch.from_numpy(prompt_of_image).to(device),

@@ -72,6 +72,7 @@ class Config:
         None, f"start from this checkpoint, or from the newest BEST of {', '.join(SOURCES)} on the dataset"
     )
     loss: str = option(IN_FILE, f"sum of {', '.join(TERMS)}")
+    distill_weight: float = option(IN_FILE, "of the term distill, where --loss has it", above=0)
     batches: str = option(IN_FILE, "pk: P identities x K photos; random: P*K photos", choices=("pk", "random"))
     temperature: float | None = option(
         IN_FILE, "first value of the learned temperature; null: that of the weights", above=0
@@ -120,7 +121,8 @@ def make_step(
         def loss_of(image_features: Tensor, text_features: Tensor) -> Tensor:  # (B, D), (U, D)
             labels = batch.image_labels, batch.text_labels, batch.prompt_of_image, batch.image_groups, batch.own_prompts
             texts = text_features[batch.token_row]  # (T, D)
-            terms.update(objective(image_features, texts, *labels, model.logit_scale.exp()))
+            anchored = batch.indices, batch.prompt_rows
+            terms.update(objective(image_features, texts, *labels, model.logit_scale.exp(), *anchored))
             return sum(terms.values()) / config.optimisation.accumulate
 
         if size == 0:
@@ -162,7 +164,14 @@ def main(config: Config) -> None:
     if config.temperature:
         clip.model.logit_scale.data.fill_(torch.tensor(1 / config.temperature).log())
     embed_dim = encode_texts(clip, ["a photo"], place.device).shape[1]
-    objective = JointLoss(terms, embed_dim, len(photos.item_ids)).to(place.device)
+    objective = JointLoss(
+        terms,
+        embed_dim,
+        len(photos.item_ids),
+        num_photos=len(photos.labels),
+        num_prompts=len(pairs.prompts),
+        distill_weight=config.distill_weight,
+    ).to(place.device)
 
     # ---- the loop: AdamW for both encoders, by step. With LoRA `model` is a twin whose adapters learn, and `merge`
     # brings up to date what is validated and saved: the weights of `clip`
@@ -195,6 +204,9 @@ def main(config: Config) -> None:
     if config.grad_cache_chunk and any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules()):
         chunk = f"by {config.grad_cache_chunk} photos"
         run.log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, {chunk}")
+    if "distill" in terms and loop.epoch == 0:  # a run to continue has those of its first weights in its state
+        objective.image_anchors.copy_(photos.features(clip))
+        objective.text_anchors.copy_(encode_texts(clip, pairs.prompts, place.device))
 
     def batches(epoch: int) -> Iterator[Batch]:
         config.layers.hold(model, epoch)

@@ -188,7 +188,9 @@ LORA = ("--model", "tiny-vit", "--pretrained", "random", "--lora_rank", 4)
 @pytest.mark.parametrize(
     ("script", "further"),
     [
-        *((STAGE2, PARTLY), (STAGE3, ()), (STAGE3, ("--grad_cache_chunk", 3))),
+        (STAGE2, (*PARTLY, "--loss", "supcon+distill")),
+        (STAGE3, ()),
+        (STAGE3, ("--grad_cache_chunk", 3, "--loss", "supcon+distill")),
         pytest.param(STAGE2, (*LORA, "--keep_start", 0.2, "--head_epochs", 1), marks=needs_peft),
         pytest.param(STAGE3, (*LORA, "--ema_decay", 0.9), marks=needs_peft),
     ],
@@ -259,6 +261,24 @@ def test_lora_saves_a_plain_clip_whose_blocks_moved_by_its_rank(project, tmp_pat
 def write_start(path: Path, weights: dict[str, torch.Tensor]) -> Path:
     torch.save(weights, path)
     return path
+
+
+@pytest.mark.parametrize(("script", "loss"), [(STAGE2, "supcon+id+distill"), (STAGE3, "infonce+distill")])
+def test_distillation_is_to_the_first_weights_and_holds_the_features_there(project, tmp_path, script, loss):
+    turned = {}
+    for weight in (0.01, 100):
+        folder = tmp_path / str(weight)
+        where = ("--save_path", folder, "--log_dir", folder)
+        project.run(script, "--epochs", 2, *SMALL, *where, "--loss", loss, "--distill_weight", weight, "--ema_decay", 0)
+        turned[weight] = [row["loss_distill"] / weight for row in metrics_of(folder)[1:]]
+        (best,), (last,) = folder.glob("*_BEST.pth"), folder.glob("*_LAST.pth")
+        objective = load(last)["training"]["modules"]["objective"]
+        anchors = {name: value for name, value in objective.items() if "anchors" in name}
+        assert len(anchors) == (1 if script == STAGE2 else 2)
+        for value in anchors.values():
+            torch.testing.assert_close(value.norm(dim=1), torch.ones(len(value)))
+        assert not any("anchors" in name for name in load(best)["state_dict"])
+    assert turned[100][-1] < turned[0.01][-1]
 
 
 def test_a_run_is_not_continued_with_other_flags(project, stage2, tmp_path):

@@ -14,6 +14,7 @@ from clipfh.images.augment import Augmentation
 from clipfh.images.pixels import Pixels
 from clipfh.losses import (
     batch_hard_triplet_loss,
+    distillation_loss,
     identity_loss,
     image_to_text_loss,
     info_nce_loss,
@@ -24,6 +25,7 @@ from clipfh.training.data import TrainPhotos
 B, D, C = 8, 6, 4
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
 SCALE = torch.tensor(10.0)
+PHOTOS = [3, 0, 11, 7, 8, 1, 9, 4, 2, 5, 6, 10]  # the batch has the first B of them
 
 
 image_encoder = stage_module("stage2_img_encoder_finetune", "loss")
@@ -47,9 +49,9 @@ def test_terms_keep_their_order():
 
 @pytest.mark.parametrize("loss", ["", "triplet+", "magic", "Triplet", "triplet, center", "triplet+magic"])
 def test_an_unknown_term_is_refused_with_the_valid_ones(loss):
-    with pytest.raises(InputError, match="triplet, center, id, i2t, supcon"):
+    with pytest.raises(InputError, match="triplet, center, id, i2t, supcon, distill"):
         image_encoder.parse_terms(loss, 4, 2)
-    with pytest.raises(InputError, match="supcon, infonce, id"):
+    with pytest.raises(InputError, match="supcon, infonce, id, distill"):
         joint.parse_terms(loss)
 
 
@@ -67,9 +69,16 @@ def test_a_repeated_term_is_refused(parse_terms):
         parse_terms("supcon+id+supcon")
 
 
-def test_a_joint_loss_must_train_the_text_encoder():
+@pytest.mark.parametrize("loss", ["id", "distill", "id+distill"])
+def test_a_joint_loss_must_train_the_text_encoder(loss):
     with pytest.raises(InputError, match="add supcon or infonce"):
-        joint.parse_terms("id")
+        joint.parse_terms(loss)
+
+
+def test_a_loss_must_teach_something():
+    with pytest.raises(InputError, match="--loss distill alone"):
+        image_encoder.parse_terms("distill", 4, 2)
+    assert image_encoder.parse_terms("distill+id", 4, 2) == ("distill", "id")
 
 
 # ---- stage 2
@@ -79,14 +88,17 @@ def test_a_joint_loss_must_train_the_text_encoder():
 def all_terms():
     torch.manual_seed(0)
     texts = F.normalize(random_features(C, 1), dim=1)
-    return image_encoder.ImageEncoderLoss(tuple(image_encoder.WEIGHTS), texts, torch.tensor([0, 1, 2, 2]))
+    terms, same = tuple(image_encoder.WEIGHTS), torch.tensor([0, 1, 2, 2])
+    loss = image_encoder.ImageEncoderLoss(terms, texts, same, num_photos=len(PHOTOS), distill_weight=0.3)
+    loss.anchors.copy_(F.normalize(random_features(len(PHOTOS), 2), dim=1))
+    return loss
 
 
 def test_stage2_terms_are_the_weighted_losses(all_terms):
     features, weights = random_features(B, 0), image_encoder.WEIGHTS
     unit = F.normalize(features, dim=1)
     all_terms.eval()  # the neck's batch norm, called twice below, keeps its statistics
-    values = all_terms(features, LABELS, SCALE)
+    values = all_terms(features, LABELS, SCALE, PHOTOS[:B])
     expected = {
         "triplet": batch_hard_triplet_loss(unit, LABELS, image_encoder.TRIPLET_MARGIN),
         "center": all_terms.center(unit, LABELS),
@@ -100,6 +112,7 @@ def test_stage2_terms_are_the_weighted_losses(all_terms):
             same_text=torch.tensor([0, 1, 2, 2]),
         ),
         "supcon": supcon_loss(unit, LABELS, image_encoder.SUPCON_LOGIT_SCALE),
+        "distill": 0.3 * distillation_loss(features, random_features(len(PHOTOS), 2)[PHOTOS[:B]]),
     }
     assert list(values) == list(weights)
     for name, value in expected.items():
@@ -113,13 +126,17 @@ def test_stage2_holds_only_the_parameters_of_its_terms():
     assert image_encoder.ImageEncoderLoss(("id",), texts, same).center is None
     state = image_encoder.ImageEncoderLoss(("i2t",), texts, same).state_dict()
     assert not state  # the prompt features are made again from the prompts
+    anchored = image_encoder.ImageEncoderLoss(("i2t", "distill"), texts, same, num_photos=12)
+    assert not list(anchored.parameters())
+    assert {name: value.shape for name, value in anchored.state_dict().items()} == {"anchors": (12, D)}
+    assert anchored.anchors.isnan().all()  # forgotten ones would stop the run
 
 
 def test_centers_follow_the_unit_features_whatever_the_weight_of_the_term(all_terms):
     features = random_features(B, 0)
     expected = image_encoder.CenterLoss(*all_terms.center.centers.shape)
     expected.update(F.normalize(features, dim=1), LABELS, 0.3)
-    all_terms(features, LABELS, SCALE)
+    all_terms(features, LABELS, SCALE, PHOTOS[:B])
     assert not all_terms.center.centers.any()  # the loss alone moves nothing
     all_terms.update_centers(features, LABELS, 0.3)
     assert torch.equal(all_terms.center.centers, expected.centers) and expected.centers.any()
@@ -127,7 +144,7 @@ def test_centers_follow_the_unit_features_whatever_the_weight_of_the_term(all_te
 
 def test_identities_with_one_prompt_are_one_class_of_i2t(all_terms):
     def i2t(labels: torch.Tensor) -> torch.Tensor:
-        return all_terms(random_features(B, 0), labels, SCALE)["i2t"]
+        return all_terms(random_features(B, 0), labels, SCALE, PHOTOS[:B])["i2t"]
 
     swapped = torch.where(LABELS == 2, 3, torch.where(LABELS == 3, 2, LABELS))  # 2 and 3 share their prompt
     torch.testing.assert_close(i2t(LABELS), i2t(swapped))
@@ -139,14 +156,23 @@ def test_identities_with_one_prompt_are_one_class_of_i2t(all_terms):
 
 def test_stage3_terms_are_the_losses_over_images_and_texts():
     torch.manual_seed(0)
-    loss = joint.JointLoss(joint.TERMS, D, C).eval()
-    images, texts = random_features(B, 0), random_features(C, 1)
-    values = loss(images, texts, LABELS, torch.arange(C), LABELS, LABELS, torch.arange(C), SCALE)
+    loss = joint.JointLoss(joint.TERMS, D, C, num_photos=len(PHOTOS), num_prompts=7, distill_weight=0.3).eval()
+    loss.image_anchors.copy_(random_features(len(PHOTOS), 2))
+    loss.text_anchors.copy_(random_features(7, 3))
+    images, texts, rows = random_features(B, 0), random_features(C, 1), torch.tensor([5, 0, 6, 2])
+    anchored = (PHOTOS[:B], rows)
+    values = loss(images, texts, LABELS, torch.arange(C), LABELS, LABELS, torch.arange(C), SCALE, *anchored)
     unit_images, unit_texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
     both = torch.cat([unit_images, unit_texts])
     torch.testing.assert_close(values["supcon"], supcon_loss(both, torch.cat([LABELS, torch.arange(C)]), SCALE))
     torch.testing.assert_close(values["infonce"], info_nce_loss(unit_images, unit_texts[LABELS], SCALE, LABELS))
     torch.testing.assert_close(values["id"], identity_loss(loss.classifier(images)[1], LABELS))
+    turned = distillation_loss(images, random_features(len(PHOTOS), 2)[PHOTOS[:B]])
+    turned += distillation_loss(texts, random_features(7, 3)[rows])
+    torch.testing.assert_close(values["distill"], 0.3 * turned)
+    assert list(values) == list(joint.TERMS)
+    assert {"image_anchors", "text_anchors"} <= loss.state_dict().keys()
+    assert not joint.JointLoss(("supcon", "infonce"), D, C, num_photos=12, num_prompts=7).state_dict()
 
 
 def test_several_prompts_of_one_identity_are_positives():
@@ -263,6 +289,7 @@ def test_stage3_batches_hold_each_prompt_once_and_point_at_it():
         distinct = batch.tokens.flatten().tolist()
         assert len(set(distinct)) == len(distinct) == 4  # both of a, the one of b and d, one of c: it has one photo
         texts = batch.tokens[batch.token_row].flatten()
+        assert [int(pairs.prompts[row]) for row in batch.prompt_rows] == texts.tolist()
         assert len(texts) == 5 and batch.text_labels.tolist() == [0, 0, 1, 2, 3]
         assert texts[2] == texts[4] == 20 and set(texts[:2].tolist()) == {10, 11} and texts[3] // 10 == 3
         assert torch.equal(batch.text_labels[batch.prompt_of_image], batch.image_labels)

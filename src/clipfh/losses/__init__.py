@@ -5,6 +5,7 @@ They are plain mathematics on features and labels; a stage's own `loss.py` compo
 
 from clipfh.losses.center import CenterLoss
 from clipfh.losses.classification import BNNeckClassifier, identity_loss
+from clipfh.losses.distillation import distillation_loss
 from clipfh.losses.image_to_text import image_to_text_loss
 from clipfh.losses.infonce import info_nce_loss
 from clipfh.losses.supcon import supcon_loss
@@ -14,6 +15,7 @@ __all__ = [
     "BNNeckClassifier",
     "CenterLoss",
     "batch_hard_triplet_loss",
+    "distillation_loss",
     "identity_loss",
     "image_to_text_loss",
     "info_nce_loss",
