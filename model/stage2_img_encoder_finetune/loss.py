@@ -7,7 +7,7 @@ Shapes: B batch, D embedding, C train identities, T distinct texts, N train phot
 | triplet | unit features, batch-hard, margin 0.3 | Hermans et al. 2017 |
 | center | unit features against one center an identity, which follows them | Wen et al. 2016 |
 | id | BNNeck, then label-smoothed cross entropy over the identities | Luo et al. 2019 |
-| i2t | unit features against the frozen prompt features of all identities | CLIP-ReID, Li et al. 2023 |
+| i2t | unit features against the frozen text features of all identities | CLIP-ReID, Li et al. 2023 |
 | supcon | unit features, every same-identity pair a positive | Khosla et al. 2020 |
 | distill | features against those that the first weights gave the same photos | Mukhoti et al. 2024 |
 """
@@ -64,8 +64,9 @@ class ImageEncoderLoss(nn.Module):
 
     Args:
         terms: from `parse_terms`.
-        class_text_features: (C, D) unit prompt features of the train identities, from the frozen text encoder.
+        class_text_features: (C, D) unit text features of the train identities, from the frozen text encoder.
         same_text: (C,) integers, equal for identities whose prompts are the same text.
+        keep_texts: the text features are part of the state, as what was learned may come out otherwise another time.
         num_photos: N, and
         distill_weight: of the term distill, where there is one.
 
@@ -80,6 +81,7 @@ class ImageEncoderLoss(nn.Module):
         class_text_features: torch.Tensor,
         same_text: torch.Tensor,
         *,
+        keep_texts: bool = False,
         num_photos: int = 0,
         distill_weight: float = 1.0,
     ) -> None:
@@ -92,7 +94,7 @@ class ImageEncoderLoss(nn.Module):
         self.classifier = BNNeckClassifier(D, C) if "id" in terms else None
         # identities with the same text are one class of i2t, whichever of them the image shows
         _, first, text_of_class = np.unique(same_text.numpy(), return_index=True, return_inverse=True)
-        self.register_buffer("text_features", class_text_features[first], persistent=False)  # (T, D)
+        self.register_buffer("text_features", class_text_features[first], persistent=keep_texts)  # (T, D)
         self.register_buffer("text_of_class", torch.from_numpy(text_of_class), persistent=False)  # (C,)
 
     def forward(

@@ -5,7 +5,8 @@
         --loss triplet+center+id+i2t --p 16 --k 4 --epochs 20
 
 Each batch holds P identities with K photos each. The prompts of the train identities go through the frozen text
-encoder once; their features are the classes of the image-to-text term. BEST is chosen by mAP on the val identities.
+encoder once; their features are the classes of the image-to-text term, or with --text learned those of texts that are
+learned first (learned_prompts.py). BEST is chosen by mAP on the val identities.
 
 Values are read from config/default.yaml, for the models of stage 0 then small_clip.yaml or tiny.yaml, then from the
 files of --config; flags win.
@@ -17,7 +18,7 @@ Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ bes
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,9 @@ sys.path.insert(0, str(ROOT))
 import project_environment  # noqa: F401  (finds the project's .venv when started with another Python)
 
 # isort: split
+import torch
 from dataset import Batch, class_text_features, make_batches
+from learned_prompts import ClassTexts, LearnedPrompts, learn
 from loss import WEIGHTS, ImageEncoderLoss, parse_terms
 from torch import Tensor, nn
 
@@ -55,6 +58,7 @@ class Config:
     source: Source = section()
     start: Start = section()
     loss: str = option(IN_FILE, f"sum of {', '.join(WEIGHTS)}")
+    texts: ClassTexts = section()
     p: int = option(IN_FILE, "identities a batch", at_least=1)
     k: int = option(IN_FILE, "photos of each identity", at_least=1)
     lr: float = option(IN_FILE, "peak learning rate", above=0)
@@ -86,8 +90,10 @@ def make_step(config: Config, model: nn.Module, objective: ImageEncoderLoss) -> 
 def main(config: Config) -> None:
     """Data, model, objective, the loop."""
     if config.run.smoke:  # without interpolation: after one short epoch it would often take the first weights
-        config = shrunk(config, p=4, k=2, interpolation=Interpolation(wise_ft=0))
+        few = replace(config.texts, learned_epochs=1)
+        config = shrunk(config, p=4, k=2, texts=few, interpolation=Interpolation(wise_ft=0))
     terms = parse_terms(config.loss, config.p, config.k)
+    config.texts.require(terms)
     place = prepare_run(config.run, STAGE)
 
     # ---- data: photos and prompts of the train identities, in P x K batches; a run to continue knows its image size
@@ -106,8 +112,17 @@ def main(config: Config) -> None:
     model, merge = config.layers.adapt(clip.model)
     prompts = [identities.prompts[item_id] for item_id in photos.item_ids]
     texts, same_text = class_text_features(clip, prompts, place.device)
+    learned = None
+    if config.texts.text == "learned":  # below, in the place of the prompts' features; each identity has its own
+        learned = LearnedPrompts(clip, len(texts), config.texts.learned_tokens, place.seed)
+        same_text = torch.arange(len(texts))
     objective = ImageEncoderLoss(
-        terms, texts, same_text, num_photos=len(photos.labels), distill_weight=config.distill_weight
+        terms,
+        texts,
+        same_text,
+        keep_texts=learned is not None,
+        num_photos=len(photos.labels),
+        distill_weight=config.distill_weight,
     ).to(place.device)
 
     # ---- the loop: AdamW, cosine with warm-up by step; the centers follow by themselves
@@ -135,8 +150,19 @@ def main(config: Config) -> None:
         run.log.say(told)
     if "i2t" in terms and len(objective.text_features) == 1:
         run.log.say("all identities have the same prompt: the term i2t teaches nothing here")
-    if "distill" in terms and loop.epoch == 0:  # a run to continue has those of its first weights in its state
-        objective.anchors.copy_(photos.features(clip))
+
+    # ---- what the first weights make of the photos, whole: a run to continue has it in its state
+    if loop.epoch == 0 and (learned or "distill" in terms):
+        features = photos.features(clip)  # (N, D)
+        if learned:
+            labels = torch.from_numpy(photos.labels).to(place.device)
+            found, line = learn(
+                learned, features, labels, config.texts, precision=config.run.precision, seed=place.seed
+            )
+            objective.text_features.copy_(found)
+            run.log.say(line)
+        if "distill" in terms:
+            objective.anchors.copy_(features)
 
     def batches(epoch: int) -> Iterator[Batch]:
         config.layers.hold(model, epoch)

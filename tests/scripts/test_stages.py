@@ -188,7 +188,7 @@ LORA = ("--model", "tiny-vit", "--pretrained", "random", "--lora_rank", 4)
 @pytest.mark.parametrize(
     ("script", "further"),
     [
-        (STAGE2, (*PARTLY, "--loss", "supcon+distill")),
+        (STAGE2, (*PARTLY, "--loss", "supcon+i2t+distill", "--text", "learned", "--learned_epochs", 3)),
         (STAGE3, ()),
         (STAGE3, ("--grad_cache_chunk", 3, "--loss", "supcon+distill")),
         pytest.param(STAGE2, (*LORA, "--keep_start", 0.2, "--head_epochs", 1), marks=needs_peft),
@@ -279,6 +279,26 @@ def test_distillation_is_to_the_first_weights_and_holds_the_features_there(proje
             torch.testing.assert_close(value.norm(dim=1), torch.ones(len(value)))
         assert not any("anchors" in name for name in load(best)["state_dict"])
     assert turned[100][-1] < turned[0.01][-1]
+
+
+def test_learned_texts_are_the_classes_of_i2t_and_stay_with_the_run(project, stage2, tmp_path):
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    result = project.run(STAGE2, "--smoke", *folders, "--text", "learned")
+    assert "learned prompts: loss " in result.stdout and "in 1 epochs; Rank-1 of 6 texts over" in result.stdout
+    (best,), (last,) = tmp_path.glob("*_BEST.pth"), tmp_path.glob("*_LAST.pth")
+    texts = load(last)["training"]["modules"]["objective"]["text_features"]
+    torch.testing.assert_close(texts.norm(dim=1), torch.ones(6))
+    assert load(best)["state_dict"].keys() == load(stage2)["state_dict"].keys()  # the CLIP, and no more
+    (start,) = project.checkpoints(STAGE0).glob("*.pth")
+    before, after = load(start)["state_dict"], load(best)["state_dict"]
+    assert all(torch.equal(before[name], after[name]) for name in before if is_text_parameter(name))
+    written = stage2.with_name(stage2.name.replace("_BEST", "_LAST"))
+    assert "text_features" not in load(written)["training"]["modules"]["objective"]
+    flags = ("--dataset", NAME, "--smoke", *folders)
+    project.refused(STAGE2, *flags, "--text", "learned", "--loss", "supcon", says=["--text learned", "has no i2t"])
+    project.refused(
+        STAGE2, *flags, "--text", "learned", "--resume_ckpt", written, says=["--text prompts (now learned)"]
+    )
 
 
 def test_a_run_is_not_continued_with_other_flags(project, stage2, tmp_path):

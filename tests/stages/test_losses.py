@@ -126,6 +126,8 @@ def test_stage2_holds_only_the_parameters_of_its_terms():
     assert image_encoder.ImageEncoderLoss(("id",), texts, same).center is None
     state = image_encoder.ImageEncoderLoss(("i2t",), texts, same).state_dict()
     assert not state  # the prompt features are made again from the prompts
+    kept = image_encoder.ImageEncoderLoss(("i2t",), texts, same, keep_texts=True).state_dict()
+    assert torch.equal(kept.pop("text_features"), texts) and not kept  # what was learned
     anchored = image_encoder.ImageEncoderLoss(("i2t", "distill"), texts, same, num_photos=12)
     assert not list(anchored.parameters())
     assert {name: value.shape for name, value in anchored.state_dict().items()} == {"anchors": (12, D)}

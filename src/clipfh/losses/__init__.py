@@ -9,6 +9,7 @@ from clipfh.losses.distillation import distillation_loss
 from clipfh.losses.image_to_text import image_to_text_loss
 from clipfh.losses.infonce import info_nce_loss
 from clipfh.losses.supcon import supcon_loss
+from clipfh.losses.text_to_image import text_to_image_loss
 from clipfh.losses.triplet import batch_hard_triplet_loss
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "image_to_text_loss",
     "info_nce_loss",
     "supcon_loss",
+    "text_to_image_loss",
 ]

@@ -210,6 +210,12 @@ def is_text_parameter(name: str) -> bool:
     return not is_image_parameter(name) and name not in ("logit_scale", "logit_bias")
 
 
+def token_embedding(model: nn.Module) -> nn.Embedding:
+    """The table from which a CLIP's text encoder, open_clip's own or one of transformers, takes its tokens' vectors."""
+    tower = getattr(model, "text", model)
+    return tower.transformer.get_input_embeddings() if isinstance(tower, HFTextEncoder) else tower.token_embedding
+
+
 def freeze_text_encoder(model: nn.Module) -> None:
     """Stop gradients to the text encoder; the image encoder and the temperature stay as they are."""
     for name, parameter in model.named_parameters():
