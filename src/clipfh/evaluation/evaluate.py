@@ -18,7 +18,7 @@ from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
 from clipfh.evaluation.embedding_map import draw_map
 from clipfh.evaluation.kept import measure_kept
-from clipfh.evaluation.measure import Measured, measure
+from clipfh.evaluation.measure import Measured, measure, require_descriptions
 from clipfh.evaluation.probe import find_probe
 from clipfh.evaluation.rankings import draw_rankings, ranking_table
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
@@ -119,6 +119,7 @@ def evaluate_clip(
         skip_unreadable=config.skip_unreadable,
         fast_decode=config.fast_decode,
     )
+    require_descriptions(config.reranking, test, data.name)
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
     measured = measure(clip, test, features, device, config, exclude_same_camera=data.exclude_same_camera)
     kept = measure_kept(clip, probe, test.pixels, features, device, cache_dir / "features")
