@@ -343,6 +343,8 @@ def test_evaluation_takes_the_newest_best_of_its_dataset_and_says_which(project,
         rows = list(csv.DictReader(file))
     labels = [(row["stage"], row["variant"]) for row in rows if row["protocol"] == "official"]
     assert labels == [("2", "triplet+center+id+i2t"), ("3", "v4"), ("3", "v2")]
+    of_another = ("--ckpt", stage3["v2"], "--variant", "v4")
+    project.refused(EVAL3, *of_another, says=[stage3["v2"].name, "is of variant v2, not of --variant v4"])
 
 
 def test_evaluation_of_a_given_checkpoint_with_given_folders(project, stage3, tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from clipfh.core.cli import jsonable
+from clipfh.core.errors import InputError
 from clipfh.core.files import replace_atomically, write_json
 from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
@@ -38,8 +39,8 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     """Evaluate `config.ckpt`, or the newest BEST of `stage` (and `variant`) on the dataset, and say which.
 
     Raises:
-        InputError: there is none (the command `made_by` makes one), it is of another stage or architecture, or what
-            `evaluate_clip` raises.
+        InputError: there is none (the command `made_by` makes one), it is of another stage, variant or architecture,
+            or what `evaluate_clip` raises.
     """
     # the checkpoint first: without one, there is no reason to prepare the embedded default
     if config.ckpt is None and config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
@@ -47,6 +48,8 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     data = load_dataset(config)
     path = config.ckpt or _newest_best(stage, data.name, data.digest, variant, made_by)
     content = read_stage_checkpoint(path, stage)
+    if variant and content["variant"] != variant:
+        raise InputError(f"--ckpt {display(path)} is of variant {content['variant']}, not of --variant {variant}")
     model = canonical_model_name(config.model) if config.model else content["model"]
     device = pick_device(config.device)
     val = f"val mAP {100 * content['val_mAP']:.1f}" if "val_mAP" in content else "no val: a final fit"
