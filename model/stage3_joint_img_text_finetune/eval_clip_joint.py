@@ -28,7 +28,9 @@ from clipfh.tables.prepared import DEFAULT_DATASET
 class Config(CheckpointConfig):
     """The command line: what every evaluation of a checkpoint takes."""
 
-    variant: str | None = option(None, "without --ckpt: only runs of this variant", choices=("v1", "v2", "v3", "v4"))
+    variant: str | None = option(
+        None, "which the checkpoint must be of (default: whatever it is)", choices=("v1", "v2", "v3", "v4")
+    )
 
 
 def main(config: Config) -> None:

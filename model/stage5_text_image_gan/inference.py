@@ -108,6 +108,10 @@ def draw_images(writer: TrainedGenerator, embeddings: torch.Tensor, num: int, de
 @torch.inference_mode()
 def main(config: Config) -> None:
     """Load what the task needs, do it, write it."""
+    if config.text is not None and config.task not in ("all", "text_to_image"):
+        raise InputError(f"--text is for --task text_to_image, and --task is {config.task}")
+    if config.image and config.task == "text_to_image":
+        raise InputError("--image is for --task image_to_text and image_to_image, and --task is text_to_image")
     device = pick_device(config.device)
     torch.manual_seed(config.seed)
     folder = config.run_dir or newest_run("conditional")

@@ -146,8 +146,11 @@ def complete(config: Config) -> Config:
     """Fill in the epochs of the GANs, check what one field alone cannot tell, and shrink a smoke run.
 
     Raises:
-        InputError: an unknown augmentation.
+        InputError: an unknown augmentation; a first GAN for a cycle that there is not.
     """
+    if config.img2text_ckpt and (config.gans == "img2text" or config.text2img.cycle == 0):
+        reason = "--gans is img2text" if config.gans == "img2text" else "--text2img.cycle is 0"
+        raise InputError(f"--img2text_ckpt is for the cycle of the second GAN, and {reason}")
     try:
         parse_policy(config.augment)
     except ValueError as error:

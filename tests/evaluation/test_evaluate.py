@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,9 +19,12 @@ from clipfh.evaluation import evaluate as evaluation
 from clipfh.evaluation.data import require_matches
 from clipfh.evaluation.evaluate import evaluate_checkpoint, evaluate_clip
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
+from clipfh.features.extraction import extract_features
+from clipfh.images.pixels import load_pixels
 from clipfh.metrics.reranking import KReciprocal, QueryExpansion
+from clipfh.metrics.text_fusion import TextFusion
 from clipfh.models.checkpoint import write_checkpoint
-from clipfh.models.clip import load_clip
+from clipfh.models.clip import encode_texts, load_clip
 from clipfh.prompts.files import write_prompts
 from clipfh.reports.summary import read_summary
 from clipfh.tables.prepared import SPLITS, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prepared
@@ -156,6 +160,7 @@ def test_a_second_evaluation_reuses_the_features_until_an_image_changes(
 PARAMETERS = {
     "k_reciprocal": {"rerank_k1": 9, "rerank_k2": 3, "rerank_lambda": 0.2},
     "aqe": {"aqe_n": 4, "aqe_alpha": 2.0},
+    "text_fusion": {"text_weight": 0.25},
 }
 
 
@@ -180,10 +185,10 @@ def test_re_ranked_figures_have_a_row_a_line_and_an_entry_of_their_own(clip, dat
     summary = read_summary(dataset.results_dir / "summary.csv")
     assert summary["protocol"].tolist() == ["official", *["random"] * 10, "text_to_image", "official_reranked"]
     assert summary["mAP"].iloc[-1] == pytest.approx(written["mAP"], abs=1e-6)
-    assert (
-        f"<td>official split, re-ranked</td><td>{100 * written['rank1']:.1f}</td>"
-        in (run_dir / "report.html").read_text()
-    )
+    detail = f"{method} {'/'.join(f'{value:g}' for value in PARAMETERS[method].values())}"
+    assert summary["detail"].tolist() == [*[""] * 12, detail]
+    page = (run_dir / "report.html").read_text()
+    assert f"<td>official split, re-ranked, {detail}</td><td>{100 * written['rank1']:.1f}</td>" in page
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"re-ranked, {method}")]
     assert f"{100 * written['mAP']:.1f}" in line.split()
 
@@ -199,9 +204,73 @@ def test_the_querys_camera_is_left_out_of_the_re_ranked_figures(clip, dataset, w
 def test_flags_of_re_ranking_that_do_not_fit():
     with pytest.raises(InputError, match="--rerank_k2 is 6, more than --rerank_k1 5"):
         EvaluationConfig(rerank="k_reciprocal", rerank_k1=5)
-    assert EvaluationConfig(rerank_k1=5).reranking is None
     assert EvaluationConfig(rerank="k_reciprocal").reranking == KReciprocal(20, 6, 0.3)
     assert CheckpointConfig(rerank="aqe").reranking == QueryExpansion(5, 3.0)
+    assert CheckpointConfig(rerank="text_fusion").reranking == TextFusion()
+    assert EvaluationConfig(rerank="text_fusion", text_weight=0.0).reranking == TextFusion(0.0)
+    assert EvaluationConfig().reranking is None
+
+
+@pytest.mark.parametrize("method", ["none", *PARAMETERS])
+def test_a_flag_of_a_method_that_is_not_chosen(method):
+    for other, parameters in PARAMETERS.items():
+        for flag, value in parameters.items():
+            if other == method:
+                assert EvaluationConfig(rerank=method, **parameters).reranking.as_dict()[flag] == value
+            else:
+                with pytest.raises(InputError, match=f"^--{flag} is for --rerank {other}, and --rerank is {method}$"):
+                    EvaluationConfig(rerank=method, **{flag: value})
+
+
+def test_the_default_of_each_parameter_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(EvaluationConfig, None, ["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for method in (KReciprocal(), QueryExpansion(), TextFusion()):
+        for flag, value in list(method.as_dict().items())[1:]:
+            assert re.search(rf"--{flag} [NX] {method.method}: [^()]*\(default: {value}\)", told)
+
+
+def test_a_query_of_photo_and_description(clip, dataset, without_figures, tmp_path):
+    """An identity of two prompts, and one that the gallery lacks; similarities added up query by query."""
+    prompts = json.loads((dataset.metadata_dir / TOKEN_SAFE_PROMPTS).read_text())
+    ids = read_image_meta(dataset.metadata_dir / "image_paths.json").set_index("image")["item_id"]
+    split = json.loads((dataset.metadata_dir / SPLITS).read_text())["official"]
+    several, absent = sorted(set(ids[split["query"]]))[:2]
+    prompts[several] = ["a red square", "a photo of something blue"]
+    split["gallery"] = [image for image in split["gallery"] if ids[image] != absent]
+    write_json(dataset.metadata_dir / SPLITS, {"official": split, "random": []})
+    write_prompts(dataset.metadata_dir / TOKEN_SAFE_PROMPTS, prompts)
+    result, _ = evaluate(clip, replace(dataset, rerank="text_fusion", text_weight=0.4))
+
+    queries = [image for image in split["query"] if ids[image] != absent]
+    pixels = load_pixels(
+        tmp_path / "photos", [*split["query"], *split["gallery"]], 32, tmp_path / "p", resize_mode=clip.resize_mode
+    )
+    features = dict(zip(pixels.images, extract_features(clip, pixels.array, CPU).double().numpy(), strict=True))
+    gallery, texts = np.stack([features[image] for image in split["gallery"]]), {}
+    for item_id in set(ids[queries]):
+        of_prompts = encode_texts(clip, np.atleast_1d(prompts[item_id]).tolist(), CPU).double().numpy()
+        texts[item_id] = of_prompts.sum(axis=0) / np.linalg.norm(of_prompts.sum(axis=0))
+    by_photo = {image: gallery @ features[image] for image in split["query"]}
+    by_text = {image: gallery @ texts[ids[image]] for image in queries}
+    spreads = [np.mean([values.std() for values in part.values()]) for part in (by_photo, by_text)]
+    precision = []
+    for image in queries:
+        order = np.argsort(-(0.6 * by_photo[image] / spreads[0] + 0.4 * by_text[image] / spreads[1]))
+        ranks = np.flatnonzero(ids[split["gallery"]].to_numpy()[order] == ids[image]) + 1
+        precision.append((np.arange(1, len(ranks) + 1) / ranks).mean())
+    assert result["official_reranked"]["mAP"] == pytest.approx(np.mean(precision), abs=1e-6)
+    assert result["official_reranked"]["num_without_match"] == result["official"]["num_without_match"] == 7
+
+
+def test_descriptions_that_are_all_the_same_cannot_stand_beside_photos(clip, dataset, monkeypatch):
+    ids = json.loads((dataset.metadata_dir / TOKEN_SAFE_PROMPTS).read_text())
+    write_prompts(dataset.metadata_dir / TOKEN_SAFE_PROMPTS, dict.fromkeys(ids, "a square"))
+    monkeypatch.setattr(evaluation, "load_features", lambda *_, **__: pytest.fail("told too late"))
+    with pytest.raises(InputError, match=r"^--rerank text_fusion .* identities of squares have the same prompt$"):
+        evaluate(clip, replace(dataset, rerank="text_fusion"))
+    assert not (dataset.results_dir / "summary.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -216,6 +285,9 @@ def test_flags_of_re_ranking_that_do_not_fit():
         (["--rerank_lambda", "nan"], "not a finite number"),
         (["--aqe_n", "0"], "--aqe_n: it must be at least 1"),
         (["--aqe_alpha", "-1"], "--aqe_alpha: it must be at least 0"),
+        (["--rerank", "text_fusion", "--text_weight", "nan"], "--text_weight: nan is not a finite number"),
+        (["--rerank", "text_fusion", "--text_weight", "2"], "--text_weight: it must be at least 0 and at most 1"),
+        (["--rerank", "text_fusion", "--text_weight", "half"], "--text_weight: invalid float value"),
     ],
 )
 def test_impossible_flags_of_re_ranking(flags, says, capsys):

@@ -102,6 +102,12 @@ def as_key(name: str, json_text: str, split: str | None = None) -> Callable[[Pla
     return change
 
 
+def same_prompts(place: Place) -> None:
+    """Every identity has the same prompt."""
+    path = place.metadata / "image_prompts_cleaned_for_v4.json"
+    path.write_text(json.dumps(dict.fromkeys(read_json(path), "a photo of an item")), encoding="utf-8")
+
+
 def nothing(place: Place) -> None:
     """The flags alone are wrong."""
 
@@ -377,6 +383,19 @@ ROWS: dict[str, tuple[str, Callable[[Place], object], tuple[object, ...], str]] 
         f"batches larger than the data of {Path(script).stem}": (script, nothing, ("--no-smoke", flag, 2**40), flag)
         for script, flag in ((STAGE2, "--p"), (STAGE3, "--p"))
     },
+    **{
+        f"re-ranking with {' '.join(map(str, flags))}": (STAGE1, nothing, flags, says)
+        for flags, says in (
+            (("--text_weight", 0.5), "--text_weight is for --rerank text_fusion, and --rerank is none"),
+            (("--rerank", "aqe", "--text_weight", 0.5), "--text_weight is for --rerank text_fusion"),
+            (("--aqe_n", 5), "--aqe_n is for --rerank aqe"),
+            (("--rerank", "aqe", "--rerank_k1", 30), "--rerank_k1 is for --rerank k_reciprocal"),
+            (("--rerank", "text_fusion", "--text_weight", "nan"), "--text_weight: nan is not a finite number"),
+            (("--rerank", "text_fusion", "--text_weight", 2), "--text_weight: it must be at least 0 and at most 1"),
+            (("--rerank", "text_fusion", "--text_weight", ""), "--text_weight: invalid float value"),
+        )
+    },
+    "descriptions that tell nothing": (STAGE1, same_prompts, ("--rerank", "text_fusion"), "have the same prompt"),
     "unknown flag": (STAGE2, nothing, ("--learning_rate", 1), "--learning_rate"),
     "photos in an empty folder": (PREPARE, nothing, ("--data_root", "{folder}", "--name", "x"), "{folder}"),
     "name with an escape": (PREPARE, nothing, ("--data_root", "{folder}", "--name", "\x1b[31m"), "--name"),

@@ -404,6 +404,14 @@ def test_stage1_writes_metrics_rankings_figures_and_summary(project, tmp_path):
     assert read_json(figures)["official"] == metrics["official"]  # the same figures from the same weights
     assert read_json(figures)["official_reranked"]["rerank_k1"] == 20 and metrics["official_reranked"] is None
     assert "re-ranked, k_reciprocal" in again.stdout
+    fused = project.run(STAGE1, "--results_dir", tmp_path / "fused", "--rerank", "text_fusion", "--text_weight", 1)
+    (figures,) = (tmp_path / "fused").glob(f"{NAME}_stage1_*/metrics.json")
+    of_text = read_json(figures)["official_reranked"]  # the text alone: of one prompt an identity, as text to image
+    assert (of_text["method"], of_text["text_weight"], of_text["num_query"]) == ("text_fusion", 1.0, 16)
+    assert of_text["mAP"] == pytest.approx(metrics["text_to_image"]["mAP"])
+    with (tmp_path / "fused" / "summary.csv").open(newline="") as file:
+        assert [row["detail"] for row in csv.DictReader(file)] == [*[""] * 12, "text_fusion 1"]
+    assert "re-ranked, text_fusion" in fused.stdout
 
 
 def test_evaluation_takes_the_newest_best_of_its_dataset_and_says_which(project, stage2, stage3, tmp_path):
@@ -421,6 +429,8 @@ def test_evaluation_takes_the_newest_best_of_its_dataset_and_says_which(project,
         rows = list(csv.DictReader(file))
     labels = [(row["stage"], row["variant"]) for row in rows if row["protocol"] == "official"]
     assert labels == [("2", "triplet+center+id+i2t"), ("3", "v4"), ("3", "v2")]
+    of_another = ("--ckpt", stage3["v2"], "--variant", "v4")
+    project.refused(EVAL3, *of_another, says=[stage3["v2"].name, "is of variant v2, not of --variant v4"])
 
 
 def test_evaluation_of_a_given_checkpoint_with_given_folders(project, stage3, tmp_path):

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from clipfh.core.cli import jsonable
+from clipfh.core.errors import InputError
 from clipfh.core.files import replace_atomically, write_json
 from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
 from clipfh.evaluation.embedding_map import draw_map
 from clipfh.evaluation.kept import measure_kept
-from clipfh.evaluation.measure import Measured, measure
+from clipfh.evaluation.measure import Measured, measure, require_descriptions
 from clipfh.evaluation.probe import find_probe
 from clipfh.evaluation.rankings import draw_rankings, ranking_table
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
@@ -38,8 +39,8 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     """Evaluate `config.ckpt`, or the newest BEST of `stage` (and `variant`) on the dataset, and say which.
 
     Raises:
-        InputError: there is none (the command `made_by` makes one), it is of another stage or architecture, or what
-            `evaluate_clip` raises.
+        InputError: there is none (the command `made_by` makes one), it is of another stage, variant or architecture,
+            or what `evaluate_clip` raises.
     """
     # the checkpoint first: without one, there is no reason to prepare the embedded default
     if config.ckpt is None and config.dataset in (None, DEFAULT_DATASET) and config.metadata_dir is None:
@@ -47,6 +48,8 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     data = load_dataset(config)
     path = config.ckpt or _newest_best(stage, data.name, data.digest, variant, made_by)
     content = read_stage_checkpoint(path, stage)
+    if variant and content["variant"] != variant:
+        raise InputError(f"--ckpt {display(path)} is of variant {content['variant']}, not of --variant {variant}")
     model = canonical_model_name(config.model) if config.model else content["model"]
     device = pick_device(config.device)
     val = f"val mAP {100 * content['val_mAP']:.1f}" if "val_mAP" in content else "no val: a final fit"
@@ -119,6 +122,7 @@ def evaluate_clip(
         skip_unreadable=config.skip_unreadable,
         fast_decode=config.fast_decode,
     )
+    require_descriptions(config.reranking, test, data.name)
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
     measured = measure(clip, test, features, device, config, exclude_same_camera=data.exclude_same_camera)
     kept = measure_kept(clip, probe, test.pixels, features, device, cache_dir / "features")

@@ -1,13 +1,15 @@
-"""All figures of one evaluation: image to image on every split, text to image, clusters, and re-ranked."""
+"""All figures of one evaluation: image to image on every split, text to image, clusters, and what --rerank adds."""
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
+from clipfh.core.errors import InputError
 from clipfh.evaluation.data import EvaluationData
 from clipfh.evaluation.rankings import TextQueries, text_to_image
 from clipfh.evaluation.settings import EvaluationConfig
@@ -16,14 +18,15 @@ from clipfh.metrics.clustering import ClusteringFigures, evaluate_clustering
 from clipfh.metrics.reranking import Reranking
 from clipfh.metrics.retrieval import RetrievalFigures
 from clipfh.metrics.statistics import bootstrap_interval
+from clipfh.metrics.text_fusion import TextFusion
 from clipfh.models.clip import LoadedClip
 from clipfh.reports.per_query import per_query_rows
 
 
 class Reranked(NamedTuple):
-    """The figures of the official split after re-ranking, and by which method."""
+    """The figures of the official split after re-ranking, or with descriptions beside photos, and by which method."""
 
-    method: Reranking
+    method: Reranking | TextFusion
     figures: RetrievalFigures
 
 
@@ -62,6 +65,25 @@ def query_ids(test: EvaluationData) -> list[str]:
     return test.table.set_index("image").loc[test.official["query"], "item_id"].tolist()
 
 
+def prompts_tell(test: EvaluationData) -> bool:
+    """Whether the prompts of the query identities tell any of them apart, so that they can be queries."""
+    ids = set(query_ids(test))
+    return len(ids) == 1 or len({tuple(test.prompts[item_id]) for item_id in ids}) > 1
+
+
+def require_descriptions(method: Reranking | TextFusion | None, test: EvaluationData, name: str) -> None:
+    """Check that what the dataset `name` says of its identities can be of use to `method`.
+
+    Raises:
+        InputError: `method` needs descriptions, and all are the same.
+    """
+    if isinstance(method, TextFusion) and not prompts_tell(test):
+        raise InputError(
+            f"--rerank {method.method} puts an identity's description beside each photo, and all query identities of "
+            f"{name} have the same prompt"
+        )
+
+
 def measure(
     clip: LoadedClip,
     test: EvaluationData,
@@ -74,7 +96,7 @@ def measure(
     """Measure the features (N, D) of the test images: the official split, the random ones, text queries, clusters.
 
     There are no text queries where all identities have the same prompts: they would tell nothing apart. If `config`
-    says so, the official split is measured re-ranked, too, in a row of its own protocol.
+    says so, the official split is measured re-ranked or with text beside photos, too, in a row of its own protocol.
     """
     rows, figures = [], []
     splits = [("official", "", test.official)]
@@ -86,7 +108,7 @@ def measure(
         rows.append(summary_row(measured, protocol, number, time.perf_counter() - start))
     start, text = time.perf_counter(), None
     ids = set(query_ids(test))
-    if len(ids) > 1 and len({tuple(test.prompts[item_id]) for item_id in ids}) == 1:
+    if not prompts_tell(test):
         print(f"no text-to-image figures: all {len(ids):,} query identities have the same prompt")
     else:
         text = text_to_image(clip, features, test.table, test.official["gallery"], ids, test.prompts, device)
@@ -100,6 +122,8 @@ def measure(
     if method := config.reranking:
         start = time.perf_counter()
         same_camera, ranks = exclude_same_camera, method.match_ranks
+        if isinstance(method, TextFusion):
+            ranks = partial(ranks, text_features=text.of_identities(query_ids(test)))
         measured = image_to_image(features, test.table, **test.official, exclude_same_camera=same_camera, ranks=ranks)
         reranked = Reranked(method, measured)
         rows.append(summary_row(measured, "official_reranked", "", time.perf_counter() - start, str(method)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 from clipfh.features.extraction import rank_gallery
 from clipfh.metrics.retrieval import RetrievalFigures, evaluate_retrieval
@@ -25,10 +26,20 @@ class TextQueries:
 
     item_ids: list[str]
     prompts: list[str]
+    features: torch.Tensor  # (Q, D), unit rows
     gallery: pd.DataFrame
     indices: torch.Tensor  # (Q, K) into the gallery
     similarities: torch.Tensor  # (Q, K)
     figures: RetrievalFigures
+
+    def of_identities(self, item_ids: list[str]) -> torch.Tensor:
+        """Each identity's description (len(item_ids), D), on the CPU: its prompts' mean direction, of unit length.
+
+        Zeros for identities without gallery images: no figure counts them.
+        """
+        prompts = pd.DataFrame(self.features.cpu().numpy(), index=self.item_ids)
+        sums = prompts.groupby(level=0).sum().reindex(item_ids, fill_value=0)
+        return F.normalize(torch.from_numpy(sums.to_numpy()), dim=1)
 
 
 def text_to_image(
@@ -60,7 +71,7 @@ def text_to_image(
     gallery_features = features[place]
     figures = evaluate_retrieval(text_features, gallery_features, item_ids, gallery["item_id"].tolist())
     indices, similarities = rank_gallery(text_features, gallery_features, TOP_K)
-    return TextQueries(item_ids, texts, gallery, indices, similarities, figures)
+    return TextQueries(item_ids, texts, text_features, gallery, indices, similarities, figures)
 
 
 def ranking_table(

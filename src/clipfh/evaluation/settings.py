@@ -4,18 +4,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipfh.core.cli import option
+from clipfh.core.errors import InputError
 from clipfh.core.paths import RESULTS_DIR
 from clipfh.images.transforms import RESIZE_MODES
-from clipfh.metrics.reranking import (
-    MAX_ALPHA,
-    MAX_EXPANSION,
-    MAX_K,
-    METHODS,
-    KReciprocal,
-    QueryExpansion,
-    Reranking,
-)
+from clipfh.metrics.reranking import MAX_ALPHA, MAX_EXPANSION, MAX_K, KReciprocal, QueryExpansion, Reranking
+from clipfh.metrics.text_fusion import TextFusion
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
+
+_PARAMETERS = {  # of each method of --rerank: flags, and what it calls them
+    KReciprocal: {"rerank_k1": "k1", "rerank_k2": "k2", "rerank_lambda": "weight"},
+    QueryExpansion: {"aqe_n": "n", "aqe_alpha": "alpha"},
+    TextFusion: {"text_weight": "weight"},
+}
 
 
 @dataclass(frozen=True)
@@ -55,30 +55,59 @@ class EvaluationConfig:
     clustering: bool = option(True, "measure NMI and ARI of k-means on the test images too, and draw a map of them")
     rerank: str = option(
         "none",
-        "measure the official split re-ranked, too: k_reciprocal or aqe (alpha query expansion); in rows of its own",
-        choices=("none", *METHODS),
+        "measure the official split once more, in rows of its own: re-ranked by k_reciprocal or aqe (alpha query "
+        "expansion), or text_fusion: with a query's description beside its photo",
+        choices=("none", *(method.method for method in _PARAMETERS)),
     )
-    rerank_k1: int = option(20, "k_reciprocal: neighbours of a photo", at_least=1, at_most=MAX_K)
-    rerank_k2: int = option(
-        6, "k_reciprocal: nearest photos that a vector is averaged over, at most k1", at_least=1, at_most=MAX_K
+    rerank_k1: int | None = option(
+        None, f"k_reciprocal: neighbours of a photo (default: {KReciprocal.k1})", at_least=1, at_most=MAX_K
     )
-    rerank_lambda: float = option(0.3, "k_reciprocal: weight of the original distance", at_least=0, at_most=1)
-    aqe_n: int = option(5, "aqe: gallery photos that a query is expanded by", at_least=1, at_most=MAX_EXPANSION)
-    aqe_alpha: float = option(3.0, "aqe: power of their similarities; 0: all alike", at_least=0, at_most=MAX_ALPHA)
+    rerank_k2: int | None = option(
+        None,
+        f"k_reciprocal: nearest photos that a vector is averaged over, at most k1 (default: {KReciprocal.k2})",
+        at_least=1,
+        at_most=MAX_K,
+    )
+    rerank_lambda: float | None = option(
+        None, f"k_reciprocal: weight of the original distance (default: {KReciprocal.weight})", at_least=0, at_most=1
+    )
+    aqe_n: int | None = option(
+        None,
+        f"aqe: gallery photos that a query is expanded by (default: {QueryExpansion.n})",
+        at_least=1,
+        at_most=MAX_EXPANSION,
+    )
+    aqe_alpha: float | None = option(
+        None,
+        f"aqe: power of their similarities; 0: all alike (default: {QueryExpansion.alpha})",
+        at_least=0,
+        at_most=MAX_ALPHA,
+    )
+    text_weight: float | None = option(
+        None,
+        f"text_fusion: weight of the description, the photo having the rest (default: {TextFusion.weight})",
+        at_least=0,
+        at_most=1,
+    )
 
     def __post_init__(self) -> None:
         _ = self.reranking  # its flags must fit together, before the work
 
     @property
-    def reranking(self) -> Reranking | None:
+    def reranking(self) -> Reranking | TextFusion | None:
         """The method of the re-ranked figures; None: there are none.
 
         Raises:
-            InputError: an impossible parameter of it.
+            InputError: an impossible parameter of it, or one of another method.
         """
-        if self.rerank == KReciprocal.method:
-            return KReciprocal(self.rerank_k1, self.rerank_k2, self.rerank_lambda)
-        return QueryExpansion(self.aqe_n, self.aqe_alpha) if self.rerank == QueryExpansion.method else None
+        chosen = None
+        for method, names in _PARAMETERS.items():
+            given = {flag: getattr(self, flag) for flag in names if getattr(self, flag) is not None}
+            if self.rerank == method.method:
+                chosen = method(**{names[flag]: value for flag, value in given.items()})
+            elif given:
+                raise InputError(f"--{min(given)} is for --rerank {method.method}, and --rerank is {self.rerank}")
+        return chosen
 
 
 @dataclass(frozen=True)

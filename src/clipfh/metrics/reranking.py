@@ -48,9 +48,9 @@ class KReciprocal:
     weight: float = 0.3
 
     def __post_init__(self) -> None:
-        _require_within("rerank_k1", self.k1, 1, MAX_K)
-        _require_within("rerank_k2", self.k2, 1, MAX_K)
-        _require_within("rerank_lambda", self.weight, 0, 1)
+        require_within("rerank_k1", self.k1, 1, MAX_K)
+        require_within("rerank_k2", self.k2, 1, MAX_K)
+        require_within("rerank_lambda", self.weight, 0, 1)
         if self.k2 > self.k1:
             raise InputError(
                 f"--rerank_k2 is {self.k2}, more than --rerank_k1 {self.k1}: a photo's vector is averaged over the "
@@ -83,7 +83,7 @@ class KReciprocal:
         """
         if same.query_positions is not None:
             raise ValueError("k-reciprocal re-ranking needs queries that are not in the gallery")
-        query, gallery = _unit_rows(query_features), _unit_rows(gallery_features)
+        query, gallery = unit_rows(query_features), unit_rows(gallery_features)
         distances = k_reciprocal_distances(query, gallery, k1=self.k1, k2=self.k2, weight=self.weight)
         tolerance = distances.rounding(tie_tolerance(torch.from_numpy(query), torch.from_numpy(gallery)).numpy())
         chunk = rows_at_once(len(gallery) * gallery.itemsize)
@@ -113,8 +113,8 @@ class QueryExpansion:
     alpha: float = 3.0
 
     def __post_init__(self) -> None:
-        _require_within("aqe_n", self.n, 1, MAX_EXPANSION)
-        _require_within("aqe_alpha", self.alpha, 0, MAX_ALPHA)
+        require_within("aqe_n", self.n, 1, MAX_EXPANSION)
+        require_within("aqe_alpha", self.alpha, 0, MAX_ALPHA)
 
     def as_dict(self) -> dict[str, Any]:
         """The method and its parameters, by the names of the flags."""
@@ -130,7 +130,7 @@ class QueryExpansion:
             InputError: features that are not finite.
             ValueError: rows that are not of unit length.
         """
-        query, gallery = _unit_rows(query_features), _unit_rows(gallery_features)
+        query, gallery = unit_rows(query_features), unit_rows(gallery_features)
         nearest, similarities = nearest_of_gallery(query, gallery, same, self.n)
         weights = np.where(nearest < 0, 0, np.maximum(similarities, 0) ** self.alpha)
         expanded = np.empty_like(query)
@@ -151,16 +151,25 @@ class QueryExpansion:
 
 
 Reranking = KReciprocal | QueryExpansion
-METHODS = (KReciprocal.method, QueryExpansion.method)
 
 
-def _require_within(flag: str, value: float, low: float, high: float) -> None:
+def require_within(flag: str, value: float, low: float, high: float) -> None:
+    """Check a parameter, named by its flag.
+
+    Raises:
+        InputError: it lies out of `low` to `high`, or is not a number.
+    """
     if not low <= value <= high:
         raise InputError(f"--{flag} is {value}; it must be at least {low} and at most {high}")
 
 
-def _unit_rows(features: torch.Tensor) -> np.ndarray:
-    """The same on the CPU, checked: neighbours of NaN are none, and distances are those of unit rows."""
+def unit_rows(features: torch.Tensor) -> np.ndarray:
+    """The same (N, D) on the CPU, checked: neighbours of NaN are none, and distances are those of unit rows.
+
+    Raises:
+        InputError: rows that are not finite.
+        ValueError: rows that are not of unit length.
+    """
     rows = np.ascontiguousarray(features.cpu().numpy())
     squares = np.einsum("nd,nd->n", rows, rows)
     if not np.isfinite(squares).all():

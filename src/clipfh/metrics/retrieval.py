@@ -76,7 +76,7 @@ def evaluate_retrieval(
         query_positions: for each query its own place in the gallery, or -1: that image is left out of its ranking
             (leave-one-out).
         ranks: by what the gallery is ranked, if not by the features' similarity: a method of
-            `clipfh.metrics.reranking`. It is called as `match_ranks` is, and yields what that does.
+            `clipfh.metrics.reranking` or `text_fusion`. It is called as `match_ranks` is, and yields what that does.
 
     Raises:
         ValueError: lengths or sizes that do not fit, missing ids, features that are not finite, or a query's own place

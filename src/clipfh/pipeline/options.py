@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,8 +159,13 @@ def checked(options: Options) -> Options:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d)?", options.device):
         raise InputError(f"--device {options.device} is unknown; valid: auto, cpu, cuda, cuda:N, mps")
     wanted = options.wanted
-    if len(options.training_seeds) > 1 and max(wanted) < 2:
-        raise InputError("--seeds is for stages 2 to 5, which --stages leaves out")
+    _ = options.training_seeds  # understood, before anything is said of the stages that use them
+    for flag, first, last in _given(options):
+        if set(wanted).isdisjoint(range(first, last + 1)):
+            users = (
+                f"stage {first}" if first == last else f"stages {first} {'and' if first + 1 == last else 'to'} {last}"
+            )
+            raise InputError(f"--{flag} is for {users}, which --stages leaves out")
     if 0 in wanted and not options.makes_weights:
         raise InputError(f"stage 0 makes the weights of {made}; leave it out here: --stages 1-3")
     for flag, name, root in (
@@ -176,13 +182,6 @@ def checked(options: Options) -> Options:
         raise InputError("--captions identities are those of --dataset: leave --captions_root out")
     if options.faces and not options.faces.exists():
         raise InputError(f"--faces: there is no {options.faces}")
-    for flag, stage, given in (
-        ("faces", 5, options.faces),
-        ("captions", 4, options.captions != "synthetic"),
-        ("captions_val and --captions_test", 4, options.captions_val or options.captions_test),
-    ):
-        if given and stage not in wanted:
-            raise InputError(f"--{flag} is for stage {stage}, which --stages leaves out")
     faces = options.faces or (ROOT / "data" / "fer2013")
     return dataclasses.replace(
         options,
@@ -191,6 +190,29 @@ def checked(options: Options) -> Options:
         faces=_absolute(faces) if faces.exists() else None,
         pretrained=_absolute_file(options.pretrained),
     )
+
+
+def _given(options: Options) -> Iterator[tuple[str, int, int]]:
+    """The options that were given and that some stages alone use; the first and the last of these stages."""
+    last_on_photos = 4 if options.captions == "identities" else 3
+    users = {
+        "dataset": (1, last_on_photos),
+        "data_root": (1, last_on_photos),
+        "exclude_same_camera": (1, 3),
+        "final_fit": (2, 3),
+        "variant": (3, 3),
+        "epochs": (2, 5),
+        "seed": (2, 5),
+        "seeds": (2, 5),
+        "captions": (4, 4),
+        "captions_root": (4, 4),
+        "captions_val": (4, 4),
+        "captions_test": (4, 4),
+        "faces": (5, 5),
+    }
+    for field in dataclasses.fields(options):
+        if field.name in users and getattr(options, field.name) != field.default:
+            yield field.name, *users[field.name]
 
 
 def _absolute(path: Path | None) -> Path | None:

@@ -43,7 +43,8 @@ _KEPT_NOTE = "Kept: top-1 on the probe, relative to that of stage 1."
 _RERANKED = "re-ranked"
 _RERANKED_NOTE = (
     "Re-ranked: the official split by k-reciprocal neighbours or query expansion, for which the test photos are looked "
-    "at together; to be compared with nothing but its like."
+    "at together, or by text_fusion, for which a query is a photo with its description; to be compared with its like "
+    "alone."
 )
 
 

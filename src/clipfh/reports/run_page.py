@@ -102,7 +102,8 @@ def _metric_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         chosen = [row for row in rows if row["protocol"] == protocol]
         if not chosen:
             continue
-        line = [f"{_PROTOCOL_NAMES[protocol]}{f' ({len(chosen)})' if len(chosen) > 1 else ''}"]
+        name = ", ".join(filter(None, (_PROTOCOL_NAMES[protocol], chosen[0]["detail"])))
+        line = [f"{name}{f' ({len(chosen)})' if len(chosen) > 1 else ''}"]
         for name in FRACTIONS:
             mean, std = mean_and_std([float(row[name]) for row in chosen])
             line.append(f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if len(chosen) > 1 else ""))
