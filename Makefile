@@ -1,5 +1,5 @@
 # `make test` and `make lint` set up what they need; the environment is the one that run_all.sh uses.
-.PHONY: install test lint format smoke install-bench bench bench-quick
+.PHONY: install test lint format smoke install-bench bench bench-quick bench-accuracy
 
 PYTHON_WITH_TOOLS = python=$$(bash set_up.sh parts test lint) && PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" "$$python"
 
@@ -32,6 +32,10 @@ BENCH_PYTHON = python=$$(bash set_up.sh parts test lint bench)
 bench:
 	$(BENCH_PYTHON) && for name in $(BENCHMARKS); do "$$python" benchmarks/bench_$$name.py || exit; done
 
+# hours of one core; what is there is not run again
+bench-accuracy:
+	$(BENCH_PYTHON) && "$$python" benchmarks/bench_accuracy.py
+
 # two at a time: whether they run is the question, not how fast
 bench-quick:
-	$(BENCH_PYTHON) && printf '%s\n' $(BENCHMARKS) | xargs -P 2 -I NAME "$$python" benchmarks/bench_NAME.py --quick
+	$(BENCH_PYTHON) && printf '%s\n' accuracy $(BENCHMARKS) | xargs -P 2 -I NAME "$$python" benchmarks/bench_NAME.py --quick

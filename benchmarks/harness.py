@@ -104,6 +104,12 @@ def available(environment: str) -> bool:
     return Path(ENVIRONMENTS[environment]).exists()
 
 
+def packages_of(environment: str) -> list[str]:
+    """The folders of an environment's packages: behind one's own on `sys.path`, what is pure Python can be imported."""
+    python = Path(ENVIRONMENTS[environment])
+    return [str(folder) for folder in sorted(python.parents[1].glob("lib/python3*/site-packages"))]
+
+
 def median(samples: Sequence[Sample], figure: str = "seconds") -> float:
     """The median of one figure over the samples of a case."""
     return statistics.median(getattr(sample, figure) for sample in samples)
@@ -128,7 +134,10 @@ def bar(
 
 
 def save_results(name: str, rows: list[dict[str, Any]], bars: list[dict[str, Any]], *, quick: bool) -> None:
-    """Write `results/<name>.json` and the tables in README.md; a quick run writes to results/quick/ alone."""
+    """Write `results/<name>.json` and the tables in README.md; a quick run writes to results/quick/ alone.
+
+    A row is one of `row`, or holds a name and `cells`, {column: text}, which are shown in place of time and memory.
+    """
     folder = FOLDER / "results" / ("quick" if quick else "")
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -147,7 +156,9 @@ def save_results(name: str, rows: list[dict[str, Any]], bars: list[dict[str, Any
 def _table(name: str, content: dict[str, Any], *, judged: bool) -> str:
     width = max(len(entry["what"]) for entry in [*content["bars"], {"what": ""}])
     lines = [f"\n{name}: {content['machine']}"]
-    lines += [f"  {r['name']:<44} {r['seconds']:>11.4f} s {r['peak_mib']:>9.0f} MiB" for r in content["rows"]]
+    for r in content["rows"]:
+        shown = r.get("cells") or {"": f"{r['seconds']:>11.4f} s {r['peak_mib']:>9.0f} MiB"}
+        lines.append("  ".join([f"  {r['name']:<44}", *(f"{column} {text}".strip() for column, text in shown.items())]))
     lines += [
         f"  {b['what']:<{width}}  {b['measured']:>9g}"
         + (f"  ({b['bar']})  {'holds' if b['holds'] else 'MISSED'}" if judged else "")
@@ -181,16 +192,23 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def run_benchmark(main: Callable[[bool], None], description: str) -> None:
-    """The command line of a benchmark: run `main(quick)`, or, in a child process, one case."""
+def run_benchmark(
+    main: Callable[[Any], None], description: str, add_flags: Callable[[argparse.ArgumentParser], None] | None = None
+) -> None:
+    """The command line of a benchmark: run `main(quick)`, or, in a child process, one case.
+
+    With flags of its own, which `add_flags` adds, a benchmark is run as `main(arguments)`.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small inputs and few runs, to see that it works")
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    if add_flags:
+        add_flags(parser)
     arguments = parser.parse_args()
     if arguments.case:
         print(json.dumps(asdict(_measure(Case(**json.loads(arguments.case))))))
     else:
-        main(arguments.quick)
+        main(arguments if add_flags else arguments.quick)
 
 
 def _measure(case: Case) -> Sample:

@@ -32,6 +32,11 @@ def _section(name: str, content: dict[str, Any]) -> str:
     ]
     if content["bars"]:
         lines += [""]
+    if content["rows"] and "cells" in content["rows"][0]:
+        header = ["case", *content["rows"][0]["cells"]]
+        lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        lines += [f"| {' | '.join([r['name'], *r['cells'].values()])} |" for r in content["rows"]]
+        return "\n".join([*lines, "", ""])
     lines += ["| case | seconds | CPU seconds | extra memory, MiB | |", "|---|---|---|---|---|"]
     for r in content["rows"]:
         more = ", ".join(f"{k} {v}" for k, v in r.items() if k not in ("name", "seconds", "cpu_seconds", "peak_mib"))

@@ -1,0 +1,189 @@
+"""What the contestants of bench_accuracy.py have in common: data, start, the loop of the peers, and the test."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from accuracy_contestants import Recipe, Setting
+from harness import ROOT
+from PIL import Image
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clipfh.core.paths import SMALL_MODEL, processed_dir
+from clipfh.core.run import autocast
+from clipfh.evaluation.data import load_evaluation_data
+from clipfh.evaluation.measure import query_ids
+from clipfh.features.extraction import extract_features, image_to_image
+from clipfh.models.clip import LoadedClip, encode_texts, load_clip
+from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS, PreparedDataset, load_or_prepare, load_prompts
+from clipfh.training.data import TrainingData, validate
+
+STAGE2 = ROOT / "model" / "stage2_img_encoder_finetune"
+CPU = torch.device("cpu")
+
+T = TypeVar("T")
+
+
+# ---- data and start
+
+
+def load_dataset(dataset: str) -> PreparedDataset:
+    """A prepared dataset by its name, or by the absolute path of its metadata folder, as stage 2 sees it."""
+    folder = Path(dataset) if Path(dataset).is_absolute() else None
+    return load_or_prepare(None if folder else dataset, folder=folder, default_meta="image_paths_clean.json")
+
+
+def stage2_values() -> dict[str, Any]:
+    """What stage 2 reads from its files for small-clip."""
+    files = [STAGE2 / "config" / name for name in ("default.yaml", "small_clip.yaml")]
+    return {key: value for file in files for key, value in yaml.safe_load(file.read_text("utf-8")).items()}
+
+
+def load_model(data: PreparedDataset, weights: str | None = None) -> LoadedClip:
+    """small-clip with the weights of stage 0, or of a checkpoint, for photos of the size that stage 2 measures at."""
+    size = stage2_values()["eval_image_size"]
+    return load_clip(SMALL_MODEL, weights, image_size=size, data_resize_mode=data.resize_mode)
+
+
+def setting_of(data: PreparedDataset, clip: LoadedClip, pictures: TrainingData) -> Setting:
+    """What the peers' recipes are made for."""
+    item_ids, labels = np.unique(pictures.train_table["item_id"].to_numpy(dtype=str), return_inverse=True)
+    prompts = [tuple(load_prompts(data, None, TOKEN_SAFE_PROMPTS, "train")[item_id]) for item_id in item_ids]
+    texts = torch.stack([encode_texts(clip, list(several), "cpu").mean(dim=0) for several in prompts])  # (C, D)
+    return Setting(
+        visual=clip.model.visual,
+        labels=labels,
+        view_size=stage2_values()["image_size"],
+        mean=clip.mean,
+        std=clip.std,
+        class_texts=F.normalize(texts, dim=1),
+        same_text=torch.tensor([prompts.index(several) for several in prompts]),
+        logit_scale=clip.model.logit_scale.exp().item(),
+    )
+
+
+# ---- training
+
+
+def train_by_script(command: Sequence[str]) -> float:
+    """Run a training script to its end; the CPU seconds behind its line `before training`.
+
+    Raises:
+        RuntimeError: it failed; with what it printed.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    printed, before = [], 0.0
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith("before training"):
+            user, system = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            before = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError("".join(printed))
+    return usage.ru_utime + usage.ru_stime - before
+
+
+def train(
+    recipe: Recipe, setting: Setting, clip: LoadedClip, pictures: TrainingData, budget: float, validations: int
+) -> dict[str, Any]:
+    """Train the CLIP's image tower for `budget` CPU seconds, and leave the weights in it that are best on val.
+
+    Val is measured after equal shares of the steps' time. What that takes is part of the budget, but for the
+    measurement of the start. Where a rate is so high that the weights are no longer finite, training ends.
+
+    Returns:
+        `val_mAP` of the best, `best_at`, the measurement that it is of (0: the start), `val_curve` of all, `steps`,
+        and `cpu_seconds`.
+    """
+    visual = clip.model.visual
+    place = {image: row for row, image in enumerate(pictures.pixels.images)}
+    rows = np.array([place[image] for image in pictures.train_table["image"]])
+    batches = endless(recipe.batches)
+    peaks = [group["lr"] for group in recipe.optimizer.param_groups]
+
+    began = time.process_time()
+    curve = [validate(clip, pictures, CPU).mAP]
+    for_steps = max(budget - validations * (time.process_time() - began), budget / 2)
+    best_at, best_state = 0, _copy(visual)
+    steps, used, began = 0, 0.0, time.process_time()
+    for number in range(1, validations + 1):
+        set_to_train(visual, freeze_batch_norms=recipe.freeze_batch_norms)
+        while used < for_steps * number / validations:
+            step_began = time.process_time()
+            for group, peak in zip(recipe.optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * recipe.schedule(used / for_steps)
+            batch = next(batches)
+            step(recipe, visual, pictures.pixels.array[rows[batch]], setting.labels[batch])
+            used, steps = used + time.process_time() - step_began, steps + 1
+        if not all(value.isfinite().all() for value in visual.state_dict().values()):
+            break
+        curve.append(validate(clip, pictures, CPU).mAP)
+        if curve[-1] > curve[best_at]:
+            best_at, best_state = number, _copy(visual)
+    cpu_seconds = time.process_time() - began
+    visual.load_state_dict(best_state)
+    return {
+        "val_mAP": curve[best_at],
+        "best_at": best_at,
+        "val_curve": curve,
+        "steps": steps,
+        "cpu_seconds": cpu_seconds,
+    }
+
+
+def step(recipe: Recipe, visual: nn.Module, photos: np.ndarray, labels: np.ndarray) -> None:
+    """One step on a batch: (B, S, S, 3) uint8 photos and their (B,) labels."""
+    views = torch.stack([recipe.view(Image.fromarray(photo)) for photo in photos])
+    with autocast(CPU, "auto"):  # as stage 2 does
+        loss = recipe.loss(visual, views.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels))
+    recipe.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    recipe.optimizer.step()
+
+
+def set_to_train(visual: nn.Module, *, freeze_batch_norms: bool) -> None:
+    """Train mode; batch norms that are frozen keep their statistics and their weights."""
+    visual.train()
+    for module in visual.modules():
+        if freeze_batch_norms and isinstance(module, _BatchNorm):
+            module.eval().requires_grad_(False)
+
+
+def endless(batches: Iterable[T]) -> Iterator[T]:
+    """The batches of one epoch after another."""
+    while True:
+        yield from batches
+
+
+def _copy(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+# ---- test
+
+
+def test(clip: LoadedClip, data: PreparedDataset) -> dict[str, Any]:
+    """The figures of the official split, and each query's average precision (NaN: without a match) and identity."""
+    cache = processed_dir(data.name)
+    listing = cache / "unreadable_images.csv"
+    images = load_evaluation_data(
+        data, clip, cache / "test", listing=listing, prompt_json=None, skip_unreadable=False, fast_decode=False
+    )
+    features = extract_features(clip, images.pixels.array, CPU, quiet=True)
+    figures = image_to_image(features, images.table, **images.official, exclude_same_camera=data.exclude_same_camera)
+    return {
+        "rank1": figures.rank1,
+        "mAP": figures.mAP,
+        "average_precision": figures.average_precision.tolist(),
+        "item_ids": query_ids(images),
+    }
