@@ -77,3 +77,13 @@ def hold_image_layers(visual: nn.Module, until: int, *, head_alone: bool = False
     for module in visual.modules():
         if isinstance(module, _BatchNorm) and module.weight is not None and not module.weight.requires_grad:
             module.eval()
+
+
+def hold_batch_norm_statistics(visual: nn.Module) -> None:
+    """Let all batch norms of an image encoder normalise by the statistics that they have, and keep them.
+
+    Their scale and shift learn as before. To be called after `model.train()`, which puts them back into train mode.
+    """
+    for module in visual.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()

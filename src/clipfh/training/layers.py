@@ -9,7 +9,7 @@ from torch import nn
 from clipfh.core.cli import option
 from clipfh.core.config_file import IN_FILE
 from clipfh.models.clip import is_text_parameter
-from clipfh.models.image_layers import hold_image_layers, is_adapter, layers_of
+from clipfh.models.image_layers import hold_batch_norm_statistics, hold_image_layers, is_adapter, layers_of
 from clipfh.models.lora import learning_line, with_lora
 
 
@@ -30,6 +30,9 @@ class Layers:
         IN_FILE, "learning rate of what follows the blocks (norm, projection), relative to --lr", above=0
     )
 
+    hold_statistics: bool = option(
+        IN_FILE, "batch norms of the image encoder use the statistics that they came with, and keep them"
+    )
     lora_rank: int = option(
         IN_FILE,
         "rank of LoRA's adapters, which learn in place of the blocks' weights and are merged before anything is saved; "
@@ -43,6 +46,8 @@ class Layers:
     def hold(self, model: nn.Module, epoch: int = 0) -> None:
         """Let what learns in `epoch` (from 1 on; 0: what learns in any) learn; call it after `model.train()`."""
         hold_image_layers(model.visual, self.freeze_until, head_alone=0 < epoch <= self.head_epochs)
+        if self.hold_statistics:
+            hold_batch_norm_statistics(model.visual)
 
     def adapt(self, model: nn.Module) -> tuple[nn.Module, Callable[[], None] | None]:
         """What is to be trained of a CLIP, after `hold`: itself, or with LoRA a twin, and what merges that into it.

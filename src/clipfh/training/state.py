@@ -89,7 +89,7 @@ def epoch_line(row: dict[str, Any], epochs: int, val: Validation | None, *, is_b
 
 
 # Flags of a run that began before there were such flags, where the files now turn them on.
-_BEFORE_THERE_WERE = {"wise_ft": 0, "lora_rank": 0, "text": "prompts"}
+_BEFORE_THERE_WERE = {"wise_ft": 0, "lora_rank": 0, "hold_statistics": False, "text": "prompts"}
 
 # What may differ between a run and its continuation: where things are, not what is computed.
 _MAY_DIFFER = {
