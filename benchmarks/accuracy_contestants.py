@@ -14,9 +14,10 @@ are the libraries' own; CLIP-ReID is no package, so its loss is written here wit
 pytorch-metric-learning has no In-Shop recipe: these are its example of training with one loss, and the values that its
 author found best on Stanford Online Products ("A Metric Learning Reality Check", Musgrave et al. 2020).
 
-Changed, in all: the learning rate (theirs are for other backbones; it is searched for), the size of the views (the same
-for all), mean and deviation of the pixels (the backbone's), and single for half precision where the CPU has no fast
-one. Changed, in one: what its docstring says.
+Changed, in all: the learning rate and whether batch norms keep their statistics (theirs are for other backbones, and
+OML's have no batch norms; both are searched for), the size of the views (the same for all), mean and deviation of the
+pixels (the backbone's), and single for half precision where the CPU has no fast one. Changed, in one: what its
+docstring says.
 
 Shapes: B batch, D features, F features before the projection, S size of a view, C train identities.
 """
@@ -79,7 +80,6 @@ class Recipe:
         loss: (visual, views (B, 3, S, S), labels (B,)) to a scalar; holds the parameters of its own that learn.
         optimizer: of the tower and of the loss's parameters.
         schedule: the factor on the learning rate after a share 0..1 of the training.
-        freeze_batch_norms: keep the tower's batch norms as they are.
     """
 
     batches: Iterable[list[int]]
@@ -87,7 +87,6 @@ class Recipe:
     loss: nn.Module
     optimizer: Optimizer
     schedule: Callable[[float], float] = lambda share: 1.0
-    freeze_batch_norms: bool = False
 
 
 # ---- open-metric-learning
@@ -160,7 +159,7 @@ def pml_example(setting: Setting, lr: float) -> Recipe:
 
 
 def pml_sop(setting: Setting, lr: float) -> Recipe:
-    """Multi-similarity loss and miner with the values best on SOP; RMSprop, frozen batch norms, 8 x 4 photos.
+    """Multi-similarity loss and miner with the values best on SOP; RMSprop with momentum, 8 x 4 photos.
 
     Changed: the features have the tower's size, not 128.
     """
@@ -173,7 +172,6 @@ def pml_sop(setting: Setting, lr: float) -> Recipe:
         view=_pml_view(setting),
         loss=OnMined(loss, MultiSimilarityMiner(epsilon=0.34)),
         optimizer=RMSprop(setting.visual.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4),
-        freeze_batch_norms=True,
     )
 
 

@@ -94,12 +94,20 @@ def train_by_script(command: Sequence[str]) -> float:
 
 
 def train(
-    recipe: Recipe, setting: Setting, clip: LoadedClip, pictures: TrainingData, budget: float, validations: int
+    recipe: Recipe,
+    setting: Setting,
+    clip: LoadedClip,
+    pictures: TrainingData,
+    budget: float,
+    validations: int,
+    *,
+    keep_statistics: bool,
 ) -> dict[str, Any]:
     """Train the CLIP's image tower for `budget` CPU seconds, and leave the weights in it that are best on val.
 
     Val is measured after equal shares of the steps' time. What that takes is part of the budget, but for the
-    measurement of the start. Where a rate is so high that the weights are no longer finite, training ends.
+    measurement of the start. Where a rate is so high that the weights are no longer finite, training ends. With
+    `keep_statistics` batch norms use those of the first weights.
 
     Returns:
         `val_mAP` of the best, `best_at`, the measurement that it is of (0: the start), `val_curve` of all, `steps`,
@@ -117,7 +125,7 @@ def train(
     best_at, best_state = 0, _copy(visual)
     steps, used, began = 0, 0.0, time.process_time()
     for number in range(1, validations + 1):
-        set_to_train(visual, freeze_batch_norms=recipe.freeze_batch_norms)
+        set_to_train(visual, keep_statistics=keep_statistics)
         while used < for_steps * number / validations:
             step_began = time.process_time()
             for group, peak in zip(recipe.optimizer.param_groups, peaks, strict=True):
@@ -151,12 +159,12 @@ def step(recipe: Recipe, visual: nn.Module, photos: np.ndarray, labels: np.ndarr
     recipe.optimizer.step()
 
 
-def set_to_train(visual: nn.Module, *, freeze_batch_norms: bool) -> None:
-    """Train mode; batch norms that are frozen keep their statistics and their weights."""
+def set_to_train(visual: nn.Module, *, keep_statistics: bool) -> None:
+    """Train mode; with `keep_statistics` without the batch norms, whose weights learn all the same, as PML freezes."""
     visual.train()
     for module in visual.modules():
-        if freeze_batch_norms and isinstance(module, _BatchNorm):
-            module.eval().requires_grad_(False)
+        if keep_statistics and isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def endless(batches: Iterable[T]) -> Iterator[T]:

@@ -17,7 +17,8 @@ for steps and validation, on the same number of occasions as ours has epochs. It
 of the start among them. Loading, and the measurement of the start, are free for all.
 
 A peer's recipe is its own (accuracy_contestants.py), but for the learning rate, which is searched for on the val
-identities with the first seed and a third of the budget: over three rates, and beyond where the best is at an end.
+identities with the first seed and a third of the budget: over three rates, and beyond where the best is at an end. At
+the best rate, batch norms that keep their statistics and such that learn them are compared in the same way.
 
 Tested is on the official split, by our exact figures, after everything is chosen. The difference in mAP is ours less
 the peer's: each query's average precision is averaged over the seeds, and identities are drawn for the 95% interval.
@@ -109,7 +110,7 @@ def prepare_ours(dataset: str, smoke: bool, seed: int, epochs: int | None) -> Ca
 
 
 def prepare_peer(
-    dataset: str, contestant: str, seed: int, lr: float, budget: float, validations: int
+    dataset: str, contestant: str, seed: int, lr: float, keep_statistics: bool, budget: float, validations: int
 ) -> Callable[[], Result]:
     """A peer's recipe for `budget` CPU seconds; `test`'s figures of its best weights on val, and those of `train`."""
     sys.path += packages_of("oml")  # behind ours: its pin of an older numpy is for other parts of it
@@ -122,7 +123,7 @@ def prepare_peer(
     recipe = CONTESTANTS[contestant](setting, lr)
 
     def run() -> Result:
-        trained = train(recipe, setting, clip, pictures, budget, validations)
+        trained = train(recipe, setting, clip, pictures, budget, validations, keep_statistics=keep_statistics)
         return {**test(clip, data), **trained}
 
     return run
@@ -159,12 +160,13 @@ class Work:
         arguments = {"seed": seed, "smoke": self.smoke, "epochs": self.epochs}
         return self._result("prepare_ours", f"{OURS}_seed{seed}", recipe, run=True, **arguments)
 
-    def peer(self, name: str, seed: int, lr: float, ours: Result, *, run: bool) -> Result | None:
-        """A peer, with the budget that ours had with the same seed; None where it has not run and is not to."""
+    def peer(self, name: str, seed: int, tuned: Result, ours: Result, *, run: bool) -> Result | None:
+        """A peer with its `lr` and `keep_statistics`, and the budget of `ours`; None: has not run and is not to."""
         budget, validations = round(ours["cpu_seconds"], 1), ours["epochs"]
-        arguments = {"contestant": name, "seed": seed, "lr": lr, "budget": budget, "validations": validations}
+        arguments = {"contestant": name, "seed": seed, **tuned, "budget": budget, "validations": validations}
         recipe = inspect.getsource(CONTESTANTS[name])
-        return self._result("prepare_peer", f"{name}_seed{seed}_lr{lr:g}", recipe, run=run, **arguments)
+        label = f"{name}_seed{seed}_lr{tuned['lr']:g}" + ("" if tuned["keep_statistics"] else "_statistics")
+        return self._result("prepare_peer", label, recipe, run=run, **arguments)
 
     def _result(self, prepare: str, label: str, recipe: str, *, run: bool, **arguments: Any) -> Result | None:
         known = json.dumps([self.origin, recipe, arguments], sort_keys=True)
@@ -205,18 +207,23 @@ def best_rate(ladder: Sequence[float], first: int, last: int, val_mAP: Callable[
 def results_of_peer(
     work: Work, name: str, ours: dict[int, Result], ladder: Sequence[float], *, run: bool
 ) -> list[Result] | None:
-    """A peer's results with the seeds of `ours`, at the rate that is best with the first of them; None: not all run."""
+    """A peer's results with the seeds of `ours`, tuned with the first of them; None: not all have run."""
     first, its = next(iter(ours.items()))
     short = {"cpu_seconds": SEARCH_SHARE * its["cpu_seconds"], "epochs": SEARCH_VALIDATIONS}
 
-    def val_mAP(lr: float) -> float | None:  # noqa: N802
-        result = work.peer(name, first, lr, short, run=run)
-        return result and result["val_mAP"]
+    def val_mAP(lr: float, *, keep_statistics: bool = True) -> float | None:  # noqa: N802
+        result = work.peer(name, first, {"lr": lr, "keep_statistics": keep_statistics}, short, run=run)
+        # of what was trained: the start, which may be better still, is the same for all rates
+        return result and max(result["val_curve"][1:], default=0.0)
 
     tried_first = [place for place, rate in enumerate(ladder) if 1e-4 <= rate <= 1e-3]
     lr = best_rate(ladder, tried_first[0], tried_first[-1], val_mAP)
-    results = [work.peer(name, seed, lr, result, run=run) for seed, result in ours.items()] if lr else [None]
-    return None if None in results else [{**result, "lr": lr} for result in results]
+    learned = lr and val_mAP(lr, keep_statistics=False)
+    if learned is None:
+        return None
+    tuned = {"lr": lr, "keep_statistics": learned <= val_mAP(lr)}
+    results = [work.peer(name, seed, tuned, result, run=run) for seed, result in ours.items()]
+    return None if None in results else [{**result, **tuned} for result in results]
 
 
 # ---- the table
@@ -245,6 +252,9 @@ def compared(name: str, theirs: Sequence[Result], ours: Sequence[Result]) -> dic
         if values:
             row[key] = float(f"{sum(values) / len(values):.4g}")
         cells[column] = f"{row[key]:g}" if values else ""
+    if "keep_statistics" in theirs[0]:
+        row["keep_statistics"] = theirs[0]["keep_statistics"]
+    cells["batch norms"] = {True: "kept", False: "learned"}.get(row.get("keep_statistics"), "")
     return {**row, "cells": cells}
 
 
