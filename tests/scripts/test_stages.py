@@ -190,7 +190,7 @@ LORA = ("--model", "tiny-vit", "--pretrained", "random", "--lora_rank", 4)
     [
         *((STAGE2, PARTLY), (STAGE3, ()), (STAGE3, ("--grad_cache_chunk", 3))),
         pytest.param(STAGE2, (*LORA, "--keep_start", 0.2, "--head_epochs", 1), marks=needs_peft),
-        pytest.param(STAGE3, (*LORA, "--ema_decay", 0.9), marks=needs_peft),
+        pytest.param(STAGE3, (*LORA, "--ema_decay", 0.9, "--grad_cache_chunk", 3), marks=needs_peft),
     ],
     ids=str,
 )
