@@ -147,12 +147,15 @@ def test_a_run_from_before_a_flag_is_continued_with_its_default():
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithInterpolation(Flags):
+class WithLaterOnes(Flags):
     wise_ft: int = option(IN_FILE, "steps")
+    lora_rank: int = option(IN_FILE, "rank")
 
 
-def test_a_run_from_before_the_interpolation_went_without():
+def test_a_run_from_before_interpolation_and_adapters_went_without():
     before = binding_flags(Flags())
-    require_same_flags(before, WithInterpolation(wise_ft=0))
+    require_same_flags(before, WithLaterOnes(wise_ft=0, lora_rank=0))
     with pytest.raises(InputError, match=r"--wise_ft 0 \(now 4\)"):
-        require_same_flags(before, WithInterpolation(wise_ft=4))
+        require_same_flags(before, WithLaterOnes(wise_ft=4, lora_rank=0))
+    with pytest.raises(InputError, match=r"--lora_rank 0 \(now 8\)"):
+        require_same_flags(before, WithLaterOnes(wise_ft=0, lora_rank=8))
