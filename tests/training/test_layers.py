@@ -17,7 +17,15 @@ from clipfh.training.state import decay_groups
 
 import open_clip  # isort: skip  (after the guard that clipfh.models brings)
 
-PLAIN = Layers(freeze_until=-1, head_epochs=0, layer_decay=1.0, head_lr_scale=1.0, lora_rank=0, lora_lr_scale=10.0)
+PLAIN = Layers(
+    freeze_until=-1,
+    head_epochs=0,
+    layer_decay=1.0,
+    head_lr_scale=1.0,
+    hold_statistics=False,
+    lora_rank=0,
+    lora_lr_scale=10.0,
+)
 
 
 def small_rn50() -> nn.Module:
@@ -176,3 +184,19 @@ def test_only_convolutions_take_photos_of_another_size(towers):
     require_any_size(clip.model.visual, (64, 32), clip.name)
     with pytest.raises(InputError, match="tiny-vit takes photos of one size"):
         require_any_size(load_clip("tiny-vit", "random").model.visual, 48, "tiny-vit")
+
+
+def test_held_statistics_stay_while_scale_and_shift_learn(tiny_rn):
+    held = replace(PLAIN, hold_statistics=True)
+    norms = [module for module in tiny_rn.visual.modules() if isinstance(module, nn.BatchNorm2d)]
+    tiny_rn.train()
+    held.hold(tiny_rn, epoch=1)
+    before = [norm.running_mean.clone() for norm in norms]
+    tiny_rn.encode_image(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert norms and all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
+    assert all(norm.weight.grad is not None for norm in norms)
+    tiny_rn.zero_grad(set_to_none=True)
+    tiny_rn.train()
+    PLAIN.hold(tiny_rn, epoch=1)
+    tiny_rn.encode_image(torch.randn(4, 3, 32, 32))
+    assert not any(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
