@@ -10,7 +10,8 @@ The same for all: the photos (decoded once, the same bytes), the train, val and 
 small-clip with the weights of stage 0, the size of the views and of the photos that are measured
 (stage 2's small_clip.yaml), one thread, and the time.
 
-The time is CPU seconds of the one thread: on an idle machine the wall clock's, and the same beside other processes.
+The time is CPU seconds of the one thread: waiting for a core does not count, but a busy neighbour makes each step take
+more of them, so that budgets taken beside others buy unequal numbers of steps; the table has the steps.
 Ours is stage 2's script, run as a user runs it; its budget is all that it takes behind the measurement of the start:
 steps, validation, checkpoints, pictures, the line between first and last weights. A peer has as much with the same seed
 for steps and validation, on the same number of occasions as ours has epochs. Its best weights on val are tested, those
