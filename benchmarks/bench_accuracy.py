@@ -312,7 +312,7 @@ def compare(
             print(f"{name} has not run yet", file=sys.stderr)
         else:
             results[name] = several
-    show(work, results, whole=not quick and len(seeds) > 1 and len(results) > 2)
+    show(work, results, whole=not quick and len(seeds) >= 3 and len(results) == 2 + len(CONTESTANTS))
 
 
 def run_quick(seeds: Sequence[int], only: Sequence[str] | None) -> None:
