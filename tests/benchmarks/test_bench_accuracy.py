@@ -19,7 +19,7 @@ from report import _section
         (1e-4, 1e-4, {3e-5, 1e-4, 3e-4, 1e-3}),
         (1e-3, 1e-3, {3e-5, 1e-4, 3e-4, 1e-3, 3e-3}),
         (1.0, 1e-2, {3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2}),
-        (1e-6, 3e-6, {3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3}),
+        (1e-7, 1e-6, {1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3}),
     ],
 )
 def test_rates_are_tried_until_the_best_is_not_at_an_end(peak, chosen, tried):
@@ -29,12 +29,12 @@ def test_rates_are_tried_until_the_best_is_not_at_an_end(peak, chosen, tried):
         asked.add(rate)
         return -abs(math.log(rate / peak))
 
-    assert best_rate(LADDER, 2, 5, val_mAP) == chosen
+    assert best_rate(LADDER, 3, 6, val_mAP) == chosen
     assert asked == tried
 
 
 def test_no_rate_is_chosen_where_one_has_not_run():
-    assert best_rate(LADDER, 2, 5, lambda rate: None if rate == 3e-4 else rate) is None
+    assert best_rate(LADDER, 3, 6, lambda rate: None if rate == 3e-4 else rate) is None
 
 
 def result(*average_precision, rank1=0.5):
