@@ -36,14 +36,15 @@ from torch import Tensor, nn
 from clipfh.core.cli import option, run_script, section
 from clipfh.core.config_file import IN_FILE, parse_with_files
 from clipfh.core.run import autocast
-from clipfh.models.clip import freeze_text_encoder
+from clipfh.models.clip import LoadedClip, freeze_text_encoder
 from clipfh.models.settings import Start
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
+from clipfh.training.data import TrainPhotos
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.interpolation import Interpolation, choose_between
 from clipfh.training.layers import Layers
 from clipfh.training.loop import Loop
-from clipfh.training.runs import prepare_run, start_run
+from clipfh.training.runs import Place, prepare_run, start_run
 from clipfh.training.sampler import PKSampler
 from clipfh.training.settings import Optimisation, Run, Source, Views, recipe_files, shrunk
 from clipfh.training.state import decay_groups
@@ -87,6 +88,25 @@ def make_step(config: Config, model: nn.Module, objective: ImageEncoderLoss) -> 
     return step
 
 
+def remember_first_weights(
+    config: Config, clip: LoadedClip, photos: TrainPhotos, place: Place, objective: ImageEncoderLoss
+) -> list[str]:
+    """Give the objective what it takes of the first weights; lines for the log. A continued run has it in its state."""
+    learns_texts, said = config.texts.text == "learned", []
+    if config.run.resume_ckpt or not (learns_texts or objective.anchors is not None):
+        return said
+    features = photos.features(clip)  # (N, D), of the whole photos
+    if learns_texts:
+        prompts = LearnedPrompts(clip, len(photos.item_ids), config.texts.learned_tokens, place.seed)
+        labels = torch.from_numpy(photos.labels).to(place.device)
+        texts, line = learn(prompts, features, labels, config.texts, precision=config.run.precision, seed=place.seed)
+        objective.text_features.copy_(texts)
+        said.append(line)
+    if objective.anchors is not None:
+        objective.anchors.copy_(features)
+    return said
+
+
 def main(config: Config) -> None:
     """Data, model, objective, the loop."""
     if config.run.smoke:  # without interpolation: after one short epoch it would often take the first weights
@@ -112,18 +132,16 @@ def main(config: Config) -> None:
     model, merge = config.layers.adapt(clip.model)
     prompts = [identities.prompts[item_id] for item_id in photos.item_ids]
     texts, same_text = class_text_features(clip, prompts, place.device)
-    learned = None
-    if config.texts.text == "learned":  # below, in the place of the prompts' features; each identity has its own
-        learned = LearnedPrompts(clip, len(texts), config.texts.learned_tokens, place.seed)
-        same_text = torch.arange(len(texts))
+    learns_texts = config.texts.text == "learned"  # in the place of the prompts' features, each identity its own
     objective = ImageEncoderLoss(
         terms,
         texts,
-        same_text,
-        keep_texts=learned is not None,
+        torch.arange(len(texts)) if learns_texts else same_text,
+        keep_texts=learns_texts,
         num_photos=len(photos.labels),
         distill_weight=config.distill_weight,
     ).to(place.device)
+    said = remember_first_weights(config, clip, photos, place, objective)
 
     # ---- the loop: AdamW, cosine with warm-up by step; the centers follow by themselves
     groups = config.layers.groups(model, config.lr, config.optimisation.weight_decay)
@@ -146,23 +164,10 @@ def main(config: Config) -> None:
         f"{run.name}: {identities}; {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
         f"lr {config.lr:g}"
     )
-    if told := config.layers.told(model):
-        run.log.say(told)
+    for line in filter(None, (config.layers.told(model), *said)):
+        run.log.say(line)
     if "i2t" in terms and len(objective.text_features) == 1:
         run.log.say("all identities have the same prompt: the term i2t teaches nothing here")
-
-    # ---- what the first weights make of the photos, whole: a run to continue has it in its state
-    if loop.epoch == 0 and (learned or "distill" in terms):
-        features = photos.features(clip)  # (N, D)
-        if learned:
-            labels = torch.from_numpy(photos.labels).to(place.device)
-            found, line = learn(
-                learned, features, labels, config.texts, precision=config.run.precision, seed=place.seed
-            )
-            objective.text_features.copy_(found)
-            run.log.say(line)
-        if "distill" in terms:
-            objective.anchors.copy_(features)
 
     def batches(epoch: int) -> Iterator[Batch]:
         config.layers.hold(model, epoch)

@@ -201,7 +201,8 @@ def main(config: Config) -> None:
     )
     for told in filter(None, (config.layers.told(model), pairs.say_what_prompts_tell_apart())):
         run.log.say(told)
-    if config.grad_cache_chunk and any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules()):
+    by_batch = any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules())
+    if config.grad_cache_chunk and by_batch and not config.layers.hold_statistics:
         chunk = f"by {config.grad_cache_chunk} photos"
         run.log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, {chunk}")
     if "distill" in terms and loop.epoch == 0:  # a run to continue has those of its first weights in its state

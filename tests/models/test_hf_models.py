@@ -3,15 +3,14 @@
 They need the extra `hf`; without it these tests are skipped, and `test_model_names.py` holds what is said then.
 """
 
-import json
-
 import pytest
 import torch
 import torch.nn.functional as F
+from hf_folder import write_hf_folder
 from places import ROOT
 
 from clipfh.models.checkpoint import write_checkpoint
-from clipfh.models.clip import encode_texts, load_clip, open_clip
+from clipfh.models.clip import encode_texts, load_clip
 from clipfh.prompts.description import Description
 from clipfh.prompts.structured import structure_prompt
 from clipfh.prompts.tokens import counter_of, token_counter
@@ -23,27 +22,8 @@ WORDS = ("a", "red", "blue", "dress", "shirt", "of", "cotton", "with", "sleeves"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """As open_clip saves a SigLIP for the hub: configuration, weights, and a tokenizer that pads with its end token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     path = tmp_path_factory.mktemp("siglip")
-    vocabulary = {"</s>": 1, "<unk>": 2, **{word: number for number, word in enumerate(WORDS, 3)}, "<pad>": 0}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.save(str(path / "tokenizer.json"))
-    special = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, **special}
-    (path / "tokenizer_config.json").write_text(json.dumps(kind))
-    text = {"context_length": 16, "vocab_size": len(vocabulary), "hf_tokenizer_name": str(path), "width": 32}
-    text |= {"heads": 2, "layers": 2, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-    text["tokenizer_kwargs"] = {"clean": "canonicalize"}
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    model = {"embed_dim": 32, "init_logit_bias": -10, "vision_cfg": vision, "text_cfg": text}
-    config = {"model_cfg": {**model, "custom_text": True}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (path / "open_clip_config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    weights = open_clip.model.CustomTextCLIP(**model).state_dict()
-    torch.save(weights, path / "open_clip_pytorch_model.bin")
+    write_hf_folder(path, WORDS, init_logit_bias=-10, tokenizer_kwargs={"clean": "canonicalize"})
     return path
 
 

@@ -1,16 +1,16 @@
 """Stage 2's learned texts: where their vectors stand, what they teach the loss, and what they leave alone."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hf_folder import write_hf_folder
 from places import stage_module
 
 from clipfh.core.errors import InputError
 from clipfh.models import parts
-from clipfh.models.clip import encode_texts, freeze_text_encoder, load_clip, open_clip, token_embedding
+from clipfh.models.clip import encode_texts, freeze_text_encoder, load_clip, token_embedding
 
 learned_prompts = stage_module("stage2_img_encoder_finetune", "learned_prompts")
 LearnedPrompts, learn = learned_prompts.LearnedPrompts, learned_prompts.learn
@@ -21,23 +21,7 @@ WORDS = ("a", "photo", "of", ".", "x", "y", "red", "dress", "with", "blue", "sle
 def of_transformers(folder, words):
     """A CLIP whose text side is open_clip's `CustomTextCLIP`, with a tokenizer of `words` alone."""
     pytest.importorskip("transformers", reason="needs the extra hf")
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    vocabulary = {"</s>": 1, "<unk>": 2, **{word: number for number, word in enumerate(words, 3)}, "<pad>": 0}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 64, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
-    text = {"context_length": 16, "vocab_size": len(vocabulary), "hf_tokenizer_name": str(folder), "width": 32}
-    text |= {"heads": 2, "layers": 2, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    model = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
-    config = {"model_cfg": {**model, "custom_text": True}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    torch.save(open_clip.model.CustomTextCLIP(**model).state_dict(), folder / "open_clip_pytorch_model.bin")
+    write_hf_folder(folder, words)
     return load_clip(f"local-dir:{folder}")
 
 

@@ -73,7 +73,7 @@ class Recipe:
 def main(config: Config) -> None:
     """Train all that is not yet trained, then print and write the table."""
     seeds, recipes = seed_list(config.seeds), recipes_of(config)
-    name = f"{require_name(config.dataset, '--dataset')}_{config.model.replace('/', '-')}_stage{config.stage}"
+    require_name(config.dataset, "--dataset")
     os.chdir(ROOT)
     end_on_signals()
     runs = [(fold, seed) for seed in seeds for fold in range(config.val_folds)]
@@ -81,13 +81,15 @@ def main(config: Config) -> None:
     print(f"{len(recipes)} recipes in {config.val_folds} folds with {len(seeds)} seeds: {count} trainings")
     of_recipe: dict[str, list[Rows]] = {recipe.name: [] for recipe in recipes}
     for fold, seed in runs:  # each recipe once before the next fold: what is stopped early can be compared
+        start = best_of_stage2(config, fold, seed) if config.stage == 3 else []
         for recipe in recipes:
-            of_recipe[recipe.name].append(trained(config, config.stage, recipe, fold, seed))
+            log = train(config, config.stage, recipe, fold, seed, start)
+            of_recipe[recipe.name].append(metrics_of(log))
     table = [measured(recipe.name, of_recipe[recipe.name], JUDGED_BY[config.stage]) for recipe in recipes]
     changes = {recipe.name: changed(recipe.file) for recipe in recipes}
     told = f"{config.dataset}, {config.model}: {config.val_folds} folds of the train identities, seeds {config.seeds}"
     text = f"{told}\n\n{markdown(table, changes)}\n\n{verdict(table)}\n"
-    folder = Path("results", "sweeps", name)
+    folder = sweep_folder(config, config.stage)
     write_json(folder / "table.json", {"of": told, "recipes": table})
     write_text(folder / "table.md", text)
     print(f"\n{text}\n{display(folder / 'table.md')}")
@@ -111,10 +113,10 @@ def recipes_of(config: Config) -> list[Recipe]:
     return [Recipe(DEFAULT), *(Recipe(file.stem, file) for file in files)]
 
 
-def trained(config: Config, stage: int, recipe: Recipe, fold: int, seed: int) -> Rows:
-    """The lines of a run's `metrics.jsonl`, which is trained first where it is not yet; a failure ends the sweep."""
-    start = best_of(config, fold, seed) if stage == 3 else []
-    folder, name = run_folder(config, stage, recipe.name, fold, seed)
+def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, start: Sequence[str] = ()) -> Path:
+    """Train where it is not done yet; the step's log, whose stamp names what was made. A failure ends the sweep."""
+    run = f"{recipe.name}_fold{fold}of{config.val_folds}_seed{seed}"
+    folder = sweep_folder(config, stage) / run
     script = stage_dir(stage) / SCRIPTS[stage]
     command = ["python", display(script), "--dataset", config.dataset, "--model", config.model]
     command += ["--pretrained", config.pretrained] if config.pretrained and not start else []
@@ -124,27 +126,29 @@ def trained(config: Config, stage: int, recipe: Recipe, fold: int, seed: int) ->
     inputs = [f"{display(script.parent)}/*.py", f"{display(script.parent)}/config/*.yaml"]
     inputs += [*([display(recipe.file)] if recipe.file else []), f"metadata/{config.dataset}/*.json"]
     outputs = [f"{folder}/*/metrics.jsonl", f"{folder}/*_BEST.pth"]
-    step = Step(name, folder / "run.log", command, outputs=outputs, inputs=inputs)
+    step = Step(f"stage {stage} {run}", folder / "run.log", command, outputs=outputs, inputs=inputs)
     if code := run_step(step):
         sys.exit(code)
     for last in folder.glob("*_LAST.pth"):  # several times as large as BEST, and of a run that is finished
         last.unlink()
-    (metrics,) = recorded(step.log, "*/metrics.jsonl")
+    return step.log
+
+
+def metrics_of(log: Path) -> Rows:
+    """The lines of the `metrics.jsonl` of a run, by its step's log."""
+    (metrics,) = recorded(log, "*/metrics.jsonl")
     return [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
 
 
-def best_of(config: Config, fold: int, seed: int) -> list[str]:
+def best_of_stage2(config: Config, fold: int, seed: int) -> list[str]:
     """The flag by which stage 3 starts from stage 2's own recipe in this fold."""
-    trained(config, 2, Recipe(DEFAULT), fold, seed)
-    folder, _ = run_folder(config, 2, DEFAULT, fold, seed)
-    return ["--init_ckpt", recorded(folder / "run.log", "*_BEST.pth")[-1]]
+    log = train(config, 2, Recipe(DEFAULT), fold, seed)
+    return ["--init_ckpt", recorded(log, "*_BEST.pth")[-1]]
 
 
-def run_folder(config: Config, stage: int, recipe: str, fold: int, seed: int) -> tuple[Path, str]:
-    """Where a run's files lie, and what messages call it."""
-    sweep = f"{config.dataset}_{config.model.replace('/', '-')}_stage{stage}"
-    run = f"{recipe}_fold{fold}of{config.val_folds}_seed{seed}"
-    return Path("results", "sweeps", sweep, run), f"stage {stage} {run}"
+def sweep_folder(config: Config, stage: int) -> Path:
+    """Where a stage's runs and its table lie."""
+    return Path("results", "sweeps", f"{config.dataset}_{config.model.replace('/', '-')}_stage{stage}")
 
 
 def measured(name: str, runs: Sequence[Rows], judged_by: Sequence[str]) -> dict[str, Any]:

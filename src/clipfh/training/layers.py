@@ -29,7 +29,6 @@ class Layers:
     head_lr_scale: float = option(
         IN_FILE, "learning rate of what follows the blocks (norm, projection), relative to --lr", above=0
     )
-
     hold_statistics: bool = option(
         IN_FILE, "batch norms of the image encoder use the statistics that they came with, and keep them"
     )
