@@ -203,4 +203,4 @@ def test_features_that_cannot_be_ranked(data):
 
 def test_method_and_weight_are_named():
     assert str(TextFusion(0.25)) == "text_fusion 0.25"
-    assert TextFusion().as_dict() == {"method": "text_fusion", "text_weight": 0.2}
+    assert TextFusion().as_dict() == {"method": "text_fusion", "text_weight": 0.1}

@@ -34,14 +34,15 @@ class TextFusion:
 
     Attributes:
         weight: w, of the text: 0 is the ranking by the photo alone, 1 that by the text. At 0.5 both move an image as
-            far; the default is lower, as a text alone finds far less than a photo.
+            far; the default is lower, as a text alone finds far less than a photo. It was chosen by small-clip's stage
+            2 on two folds of unseen grocery products: mAP 63.2 without text, 63.6 with 0.1, 61.3 with 0.4.
 
     Raises:
         InputError: a weight out of 0 to 1.
     """
 
     method: ClassVar[str] = "text_fusion"
-    weight: float = 0.2
+    weight: float = 0.1
 
     def __post_init__(self) -> None:
         require_within("text_weight", self.weight, 0, 1)
