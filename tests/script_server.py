@@ -47,11 +47,16 @@ class ScriptServer:
 
 
 def _serve() -> None:
+    import pkgutil
+    from importlib import import_module
+
     import matplotlib.figure  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
 
-    import clipfh.evaluation.evaluate  # noqa: F401
+    import clipfh
 
+    for module in pkgutil.walk_packages(clipfh.__path__, "clipfh."):
+        import_module(module.name)
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
