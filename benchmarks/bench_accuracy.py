@@ -2,7 +2,7 @@
 
     python benchmarks/bench_accuracy.py                                 # grocery, seeds 0, 1 and 2
     python benchmarks/bench_accuracy.py --dataset synthetic
-    python benchmarks/bench_accuracy.py --epochs 3                      # of ours: half the time for all
+    python benchmarks/bench_accuracy.py --epochs 2                      # of ours: half the time for all
     python benchmarks/bench_accuracy.py --only oml_inshop --seeds 0     # one contestant, one seed
     python benchmarks/bench_accuracy.py --quick
 
