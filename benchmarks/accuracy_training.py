@@ -120,7 +120,7 @@ def train(
     peaks = [group["lr"] for group in recipe.optimizer.param_groups]
 
     began = time.process_time()
-    curve = [validate(clip, pictures, CPU).mAP]
+    curve = [validate(clip, pictures, {}, CPU)[0].mAP]
     for_steps = max(budget - validations * (time.process_time() - began), budget / 2)
     best_at, best_state = 0, _copy(visual)
     steps, used, began = 0, 0.0, time.process_time()
@@ -135,7 +135,7 @@ def train(
             used, steps = used + time.process_time() - step_began, steps + 1
         if not all(value.isfinite().all() for value in visual.state_dict().values()):
             break
-        curve.append(validate(clip, pictures, CPU).mAP)
+        curve.append(validate(clip, pictures, {}, CPU)[0].mAP)
         if curve[-1] > curve[best_at]:
             best_at, best_state = number, _copy(visual)
     cpu_seconds = time.process_time() - began
