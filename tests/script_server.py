@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 SECONDS = 180  # after which a script that hangs is killed
@@ -31,14 +32,36 @@ class ScriptServer:
         self, script: str, *arguments: object, environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess:
         """Run `script` (below the root), with further variables, and return its exit code and output."""
-        outputs = [self._outputs / "stdout", self._outputs / "stderr"]
+        (result,) = self._run(script, arguments, [environment or {}])
+        return result
+
+    def run_together(self, count: int, script: str, *arguments: object) -> list[subprocess.CompletedProcess]:
+        """Run `script` in `count` processes at once, that find each other as those of torchrun do."""
+        from torch.distributed import TCPStore
+
+        agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's part
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port), "WORLD_SIZE": str(count)}
+        where |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        return self._run(script, arguments, [{**where, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)])
+
+    def _run(
+        self, script: str, arguments: Sequence[object], environments: Sequence[dict[str, str]]
+    ) -> list[subprocess.CompletedProcess]:
         argv = [str(self.root / script), *map(str, arguments)]
-        self._process.stdin.write(
-            json.dumps({"argv": argv, "outputs": list(map(str, outputs)), "environment": environment or {}}) + "\n"
-        )
+        outputs = [
+            [str(self._outputs / f"{n}.{name}") for name in ("stdout", "stderr")] for n in range(len(environments))
+        ]
+        runs = [
+            {"argv": argv, "outputs": files, "environment": environment}
+            for files, environment in zip(outputs, environments, strict=True)
+        ]
+        self._process.stdin.write(json.dumps(runs) + "\n")
         self._process.stdin.flush()
-        code = int(self._process.stdout.readline())
-        return subprocess.CompletedProcess(argv, code, *(path.read_text(encoding="utf-8") for path in outputs))
+        codes = json.loads(self._process.stdout.readline())
+        return [
+            subprocess.CompletedProcess(argv, code, *(Path(file).read_text(encoding="utf-8") for file in files))
+            for code, files in zip(codes, outputs, strict=True)
+        ]
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -58,11 +81,12 @@ def _serve() -> None:
     for module in pkgutil.walk_packages(clipfh.__path__, "clipfh."):
         import_module(module.name)
     for line in sys.stdin:
-        request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _run_and_exit(**request)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        pids = []
+        for run in json.loads(line):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                _run_and_exit(**run)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 
 
 def _run_and_exit(argv: list[str], outputs: list[str], environment: dict[str, str]) -> None:

@@ -1,6 +1,6 @@
 """The train photos of stage 2 as batches, and its prompts as classes.
 
-Shapes: B batch, D embedding, S image size, C train identities.
+Shapes: B batch, b rows of it of this process, D embedding, S image size, C train identities.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from clipfh.core.processes import own_rows
 from clipfh.images.augment import view_generator
 from clipfh.models.clip import LoadedClip, encode_texts
 from clipfh.training.data import TrainPhotos
@@ -18,15 +19,16 @@ class Batch(NamedTuple):
     """What one step needs."""
 
     indices: list[int]  # B, of the photos
-    images: torch.Tensor  # (B, 3, S, S)
+    images: torch.Tensor  # (b, 3, S, S)
     labels: torch.Tensor  # (B,) in 0..C-1
 
 
 def make_batches(photos: TrainPhotos, sampler: Iterable[list[int]], *place: int) -> Iterator[Batch]:
-    """The batches of an epoch; `place` = (seed, rank, epoch) decides which views they hold."""
+    """The batches of an epoch; `place` = (seed, epoch) decides which views they hold."""
     for number, indices in enumerate(sampler):
         labels = torch.from_numpy(photos.labels[indices]).to(photos.device)
-        yield Batch(indices, photos.views(indices, view_generator(*place, number)), labels)
+        images = photos.views(indices, view_generator(*place, number), own_rows(len(indices)))
+        yield Batch(indices, images, labels)
 
 
 def class_text_features(

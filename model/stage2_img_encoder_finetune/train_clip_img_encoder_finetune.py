@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from clipfh.core.cli import option, run_script, section
 from clipfh.core.config_file import IN_FILE, parse_with_files
+from clipfh.core.processes import gather_rows
 from clipfh.core.run import autocast
 from clipfh.models.clip import LoadedClip, freeze_text_encoder
 from clipfh.models.settings import Start
@@ -79,7 +80,8 @@ def make_step(config: Config, model: nn.Module, objective: ImageEncoderLoss) -> 
 
     def step(batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.images.device, config.run.precision):
-            features = model.encode_image(batch.images)  # (P*K, D)
+            own_features = model.encode_image(batch.images)  # of this process's rows
+        features = gather_rows(own_features, len(batch.indices))  # (P*K, D)
         terms = objective(features, batch.labels, model.logit_scale.exp(), batch.indices)
         (sum(terms.values()) / config.optimisation.accumulate).backward()
         objective.update_centers(features, batch.labels, config.center_lr)
@@ -123,7 +125,7 @@ def main(config: Config) -> None:
         data, config.source, config.start, config.views, place, weights=weights, prompts=TOKEN_SAFE_PROMPTS
     )
     clip, photos = identities.clip, identities.photos
-    sampler = PKSampler(photos.labels, config.p, config.k, place.seed, place.rank, place.world_size)
+    sampler = PKSampler(photos.labels, config.p, config.k, place.seed)
 
     # ---- model and objective: the text encoder is frozen, and its prompt features are computed once. With LoRA `model`
     # is a twin whose adapters learn, and `merge` brings up to date what is validated and saved: the weights of `clip`
@@ -171,7 +173,7 @@ def main(config: Config) -> None:
 
     def batches(epoch: int) -> Iterator[Batch]:
         config.layers.hold(model, epoch)
-        return make_batches(photos, sampler, place.seed, place.rank, epoch)
+        return make_batches(photos, sampler, place.seed, epoch)
 
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, model, objective), validate)

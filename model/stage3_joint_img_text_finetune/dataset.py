@@ -1,6 +1,7 @@
 """The train photos and prompts of stage 3, as batches.
 
-Shapes: B photos, T prompts of a batch, U distinct ones of them, S image size, L context length, C train identities.
+Shapes: B photos, T prompts of a batch, U distinct ones of them, b and u rows of this process, S image size, L context
+length, C train identities.
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from clipfh.core.processes import own_rows
 from clipfh.images.augment import view_generator
 from clipfh.models.clip import LoadedClip
 from clipfh.training.data import TrainPhotos
@@ -20,9 +22,10 @@ class Batch(NamedTuple):
 
     indices: list[int]  # B, of the photos
     place: tuple[int, ...]  # of the batch in the run, which decides what is drawn for it
-    images: torch.Tensor | None  # (B, 3, S, S); None where they come by the chunk
-    tokens: torch.Tensor  # (U, L)
-    token_row: torch.Tensor  # (T,) the row of `tokens` of each prompt: two identities may have the same one
+    images: torch.Tensor | None  # (b, 3, S, S); None where they come by the chunk
+    tokens: torch.Tensor  # (u, L)
+    num_texts: int  # U
+    token_row: torch.Tensor  # (T,) the row of each prompt among the U: two identities may have the same one
     prompt_rows: torch.Tensor  # (T,) the place of each prompt in `TrainPairs.prompts`
     image_labels: torch.Tensor  # (B,)
     text_labels: torch.Tensor  # (T,)
@@ -67,14 +70,14 @@ class TrainPairs:
         return None
 
     def batches(self, sampler: Iterable[list[int]], *place: int, with_images: bool = True) -> Iterator[Batch]:
-        """The batches of an epoch; `place` = (seed, rank, epoch) decides what is drawn for them."""
+        """The batches of an epoch; `place` = (seed, epoch) decides what is drawn for them."""
         for number, indices in enumerate(sampler):
             yield self.batch(indices, *place, number, with_images=with_images)
 
     def batch(self, indices: list[int], *place: int, with_images: bool = True) -> Batch:
         """The photos `indices`, with prompts of their identities; `place` decides which views and prompts."""
         generator, device = view_generator(*place), self.photos.device
-        images = self.photos.views(indices, generator) if with_images else None
+        images = self.photos.views(indices, generator, own_rows(len(indices))) if with_images else None
         labels = self.photos.labels[indices]
         rows, text_labels, prompt_of_image = [], [], np.empty(len(labels), dtype=np.int64)
         for label in dict.fromkeys(labels.tolist()):  # in order of appearance
@@ -93,7 +96,8 @@ class TrainPairs:
             indices,
             place,
             images,
-            self._tokens[torch.from_numpy(distinct)].to(device),
+            self._tokens[torch.from_numpy(distinct[own_rows(len(distinct))])].to(device),
+            len(distinct),
             torch.from_numpy(token_row).to(device),
             torch.tensor(rows, device=device),
             torch.from_numpy(labels).to(device),
@@ -104,10 +108,11 @@ class TrainPairs:
         )
 
     def image_chunks(self, batch: Batch, size: int) -> Iterator[torch.Tensor]:
-        """Views of the photos of `batch`, `size` at a time, (size, 3, S, S): the same ones whenever they are made."""
-        for start in range(0, len(batch.indices), size):
-            generator = view_generator(*batch.place, start)
-            yield self.photos.views(batch.indices[start : start + size], generator)
+        """Views of this process's photos of `batch`, `size` at a time, (size, 3, S, S): whenever, the same."""
+        own = range(len(batch.indices))[own_rows(len(batch.indices))]
+        for start in own[::size]:
+            rows = slice(start, min(start + size, own.stop))
+            yield self.photos.views(batch.indices, view_generator(*batch.place), rows)
 
 
 def _groups(labels: Sequence[int], rows: Sequence[int]) -> tuple[dict[int, int], dict[int, set[int]]]:

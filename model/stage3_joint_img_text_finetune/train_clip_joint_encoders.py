@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from clipfh.core.cli import option, run_script, section
 from clipfh.core.config_file import IN_FILE, flag_value, parse_with_files
 from clipfh.core.errors import InputError
+from clipfh.core.processes import gather_rows, world_size
 from clipfh.core.run import autocast
 from clipfh.models.clip import encode_texts
 from clipfh.models.gradient_cache import Tower, cached_backward
@@ -118,7 +119,9 @@ def make_step(
     def step(batch: Batch) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
 
-        def loss_of(image_features: Tensor, text_features: Tensor) -> Tensor:  # (B, D), (U, D)
+        def loss_of(own_images: Tensor, own_texts: Tensor) -> Tensor:  # of this process's rows of the B and the U
+            image_features = gather_rows(own_images, len(batch.indices))  # (B, D)
+            text_features = gather_rows(own_texts, batch.num_texts)  # (U, D)
             labels = batch.image_labels, batch.text_labels, batch.prompt_of_image, batch.image_groups, batch.own_prompts
             texts = text_features[batch.token_row]  # (T, D)
             anchored = batch.indices, batch.prompt_rows
@@ -154,11 +157,10 @@ def main(config: Config) -> None:
     )
     clip, photos = identities.clip, identities.photos
     pairs = TrainPairs(photos, identities.prompts, clip)
-    ranks = (place.seed, place.rank, place.world_size)
     if config.batches == "pk":
-        sampler = PKSampler(photos.labels, config.p, config.k, *ranks)
+        sampler = PKSampler(photos.labels, config.p, config.k, place.seed)
     else:
-        sampler = RandomBatchSampler(len(photos.labels), config.p * config.k, *ranks)
+        sampler = RandomBatchSampler(len(photos.labels), config.p * config.k, place.seed)
 
     # ---- objective
     if config.temperature:
@@ -203,6 +205,8 @@ def main(config: Config) -> None:
         run.log.say(told)
     by_batch = any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules())
     if config.grad_cache_chunk and by_batch and not config.layers.hold_statistics:
+        if world_size() > 1:
+            raise InputError("--grad_cache_chunk in several processes needs --hold_statistics: batch norms would wait")
         chunk = f"by {config.grad_cache_chunk} photos"
         run.log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, {chunk}")
     if "distill" in terms and loop.epoch == 0:  # a run to continue has those of its first weights in its state
@@ -211,7 +215,7 @@ def main(config: Config) -> None:
 
     def batches(epoch: int) -> Iterator[Batch]:
         config.layers.hold(model, epoch)
-        return pairs.batches(sampler, place.seed, place.rank, epoch, with_images=not config.grad_cache_chunk)
+        return pairs.batches(sampler, place.seed, epoch, with_images=not config.grad_cache_chunk)
 
     validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
     loop.fit(run, batches, make_step(config, model, pairs, objective), validate)

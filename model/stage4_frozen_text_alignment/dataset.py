@@ -1,6 +1,7 @@
 """The captioned images of stage 4: the flags that name them, their pixels, their frozen text features, and batches.
 
-Shapes: N images, T distinct captions, B batch, D embedding, S image size, M most captions of an image.
+Shapes: N images, T distinct captions, B batch, b rows of it of this process, D embedding, S image size, M most captions
+of an image.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from clipfh.captions.table import CaptionDataset, CaptionedImage, index_captions
 from clipfh.core.cli import option
 from clipfh.core.errors import InputError
 from clipfh.core.paths import processed_dir
+from clipfh.core.processes import gather_rows, own_rows
 from clipfh.features.extraction import usual_batch_size
 from clipfh.features.texts import load_text_features
 from clipfh.images.augment import Augmentation, augment, view_generator
@@ -107,7 +109,7 @@ class Batch(NamedTuple):
     """What one step needs; text i was drawn at random from the captions of image i."""
 
     indices: list[int]
-    images: torch.Tensor  # (B, 3, S, S)
+    images: torch.Tensor  # (b, 3, S, S)
     text_features: torch.Tensor  # (B + further, D)
     texts: torch.Tensor  # (B + further,) numbers of the drawn captions
     captions: torch.Tensor  # (B, M) numbers of all captions of each image
@@ -122,16 +124,16 @@ def make_batches(
     further: int = 0,
     size: int | None = None,
 ) -> Iterator[Batch]:
-    """The batches of an epoch; `place` = (seed, rank, epoch) decides which views and captions they hold.
+    """The batches of an epoch; `place` = (seed, epoch) decides which views and captions they hold.
 
     The views have `size` pixels, by default as many as the images.
     """
     mean, std = data.normalisation
     shape = (size, size) if size else None
     for number, indices in enumerate(sampler):
-        generator = view_generator(*place, number)
-        images = to_float(data.pixels[indices], device)
-        views = augment(images, augmentation, generator, mean=mean, std=std, size=shape)
+        generator, rows = view_generator(*place, number), own_rows(len(indices))
+        images, part = to_float(data.pixels[indices[rows]], device), (len(indices), rows)
+        views = augment(images, augmentation, generator, mean=mean, std=std, size=shape, part_of=part)
         yield Batch(indices, views, *draw_captions(data, indices, generator, device, further))
 
 
@@ -158,13 +160,18 @@ def draw_captions(
 def encode_pixels(
     encoder: torch.nn.Module, data: CaptionedPixels, device: torch.device, *, batch_size: int | None = None
 ) -> torch.Tensor:
-    """What `encoder` (an image encoder or its backbone) makes of whole images, in float32: (N, D)."""
+    """What `encoder` (an image encoder or its backbone) makes of whole images, in float32: (N, D) on the CPU.
+
+    The processes of a run share the images.
+    """
     was_training = encoder.training
     encoder.eval()
+    pixels = data.pixels[own_rows(len(data.pixels))]
     batch_size, parts = batch_size or usual_batch_size(device), []
-    for start in range(0, len(data.pixels), batch_size):
+    for start in range(0, len(pixels), batch_size):
         with torch.inference_mode():
-            images = to_input(data.pixels[start : start + batch_size], *data.normalisation, device)
-            parts.append(encoder(images).float().cpu())
+            images = to_input(pixels[start : start + batch_size], *data.normalisation, device)
+            parts.append(encoder(images).float())
     encoder.train(was_training)
-    return torch.cat(parts).clone()  # made outside inference mode: may be used in autograd
+    own = torch.cat(parts).clone()  # made outside inference mode: may be used in autograd
+    return gather_rows(own, len(data.pixels)).cpu()

@@ -19,6 +19,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from clipfh.captions.retrieval import CaptionRecall, caption_recall
+from clipfh.core.processes import rank
 from clipfh.images.augment import view_generator
 from clipfh.models.checkpoint import write_checkpoint
 from clipfh.models.clip import MAX_LOGIT_SCALE
@@ -84,7 +85,7 @@ def train_linear_head(
     for epoch in range(1, epochs + 1):
         sampler.set_epoch(epoch)
         for number, indices in enumerate(sampler):
-            generator = view_generator(seed, 0, epoch, number, 1)
+            generator = view_generator(seed, epoch, number, 1)
             drawn, numbers, captions = draw_captions(train, indices, generator, device, further)
             out = F.normalize(head(inputs[indices]), dim=1)
             loss = caption_info_nce_loss(out, drawn, logit_scale.exp(), is_caption_of(captions, numbers))
@@ -141,6 +142,7 @@ def train_baseline(config: Config, model: CLIP, train: CaptionedPixels, val: Cap
     state = full_state(model, with_linear_head(model.image_encoder, head))
     content = {**run.recorded, "head_layers": 1, "head_norm": "none", "head_dropout": 0.0, "variant": "linear"}
     path = run.place.checkpoints / f"{run.name}_LINEAR.pth"
-    write_checkpoint(path, {**content, "epoch": epoch, "val_recall": value, "state_dict": state})
+    if rank() == 0:
+        write_checkpoint(path, {**content, "epoch": epoch, "val_recall": value, "state_dict": state})
     seconds = time.perf_counter() - started
     run.log.say(f"baseline, a linear head on the frozen backbone: val recall {100 * value:.1f}  {seconds:.1f} s")

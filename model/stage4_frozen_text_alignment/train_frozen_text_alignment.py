@@ -42,6 +42,7 @@ from clipfh.core.cli import run_script
 from clipfh.core.config_file import parse_with_files
 from clipfh.core.errors import InputError
 from clipfh.core.paths import display
+from clipfh.core.processes import by_first, first_alone, gather_rows
 from clipfh.core.run import autocast
 from clipfh.models.checkpoint import read_stage_checkpoint
 from clipfh.models.clip import require_any_size
@@ -64,7 +65,8 @@ def make_step(config: Config, model: CLIP) -> Callable[[Batch], dict[str, Tensor
 
     def step(batch: Batch) -> dict[str, Tensor]:
         with autocast(batch.images.device, config.run.precision):
-            image_features = model.encode_image(batch.images)  # (B, D)
+            own_features = model.encode_image(batch.images)  # of this process's rows
+        image_features = gather_rows(own_features, len(batch.indices))  # (B, D)
         is_caption = is_caption_of(batch.captions, batch.texts)
         loss = caption_info_nce_loss(image_features, batch.text_features, model.logit_scale.exp(), is_caption)
         (loss / config.optimisation.accumulate).backward()
@@ -75,7 +77,7 @@ def make_step(config: Config, model: CLIP) -> Callable[[Batch], dict[str, Tensor
 
 def validate(encoder: nn.Module, val: CaptionedPixels, train: CaptionedPixels, device: torch.device) -> Validation:
     """Recall on val, of its images for captions, with those of train in the way, and its captions for images."""
-    both_ways = val_recall(encode_pixels(encoder, val, device), val, train)
+    both_ways = by_first(val_recall, encode_pixels(encoder, val, device), val, train)
     value, (to_text, to_image) = mean_recall(both_ways), (figures.recall[1] for figures in both_ways)
     figures = {
         "val_recall": value,
@@ -94,16 +96,17 @@ def main(config: Config) -> None:
     place = prepare_run(config.run, STAGE)
 
     # ---- model: an image encoder that learns, a text encoder that does not; a run to continue brings its own weights
-    data = prepare(config.source)
-    prepare_weights(config.model, config.pretrained)
-    encoder = replace(config.encoder, image_weights="random") if config.run.resume_ckpt else config.encoder
-    model = create_clip_model(
-        place.device,
-        text_model=config.model,
-        text_weights=config.pretrained,
-        temperature=config.temperature,
-        **{**asdict(encoder), "image_size": eval_size(config)},
-    )
+    with first_alone():
+        data = prepare(config.source)
+        prepare_weights(config.model, config.pretrained)
+        encoder = replace(config.encoder, image_weights="random") if config.run.resume_ckpt else config.encoder
+        model = create_clip_model(
+            place.device,
+            text_model=config.model,
+            text_weights=config.pretrained,
+            temperature=config.temperature,
+            **{**asdict(encoder), "image_size": eval_size(config)},
+        )
     image, view_size = model.image_encoder, config.encoder.image_size or model.image_encoder.image_size
     if view_size != image.image_size:
         require_any_size(image, view_size, encoder.image_encoder)
@@ -112,15 +115,15 @@ def main(config: Config) -> None:
     text_digest = model.text_encoder.digest()
 
     # ---- data: decoded images, and the frozen features of their captions
-    train, val = (CaptionedPixels(data, split, image.image_size, model, text_digest) for split in ("train", "val"))
+    with first_alone():
+        train, val = (CaptionedPixels(data, split, image.image_size, model, text_digest) for split in ("train", "val"))
     if len(train.images) < 2:
         raise InputError(f"{data.name} has {len(train.images)} train image; a caption needs others to differ from")
-    ranks = (place.seed, place.rank, place.world_size)
-    sampler = RandomBatchSampler(len(train.images), config.batch_size, *ranks)
+    sampler = RandomBatchSampler(len(train.images), config.batch_size, place.seed)
 
     def batches(epoch: int) -> Iterator[Batch]:
         hold(config, image, epoch)
-        where = (place.seed, place.rank, epoch)
+        where = (place.seed, epoch)
         views = augmentation(config.views)
         return make_batches(
             train, sampler, views, place.device, *where, further=config.further_captions, size=view_size
@@ -148,7 +151,7 @@ def main(config: Config) -> None:
         raise RuntimeError("the text encoder has changed: it must stay as it was loaded")
     run.log.say(f"text encoder unchanged, bit for bit: sha256 {text_digest[:16]} before and after")
     if config.encoder.image_encoder == OWN:
-        path = save_as_clip(run.best, model, config.run.resume_ckpt)
+        path = by_first(save_as_clip, run.best, model, config.run.resume_ckpt)
         run.log.say(f"the same as a CLIP for stages 1 to 3, --pretrained stage4 or its path: {display(path)}")
     run.log.close()
 
@@ -179,7 +182,8 @@ def record(config: Config, model: CLIP, text_digest: str, data: CaptionDataset) 
 
 def say_what_trains(run: TrainingRun, config: Config, model: CLIP, train: CaptionedPixels, num_batches: int) -> None:
     """The first lines of the log."""
-    model.print_parameter_summary()
+    if run.log.is_writer:
+        model.print_parameter_summary()
     name, text = config.encoder.image_encoder, model.text_encoder
     run.log.say(
         f"{run.name}: {name} ({run.recorded['image_weights']}, {run.recorded['image_size']} px) to the "

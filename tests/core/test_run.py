@@ -17,7 +17,6 @@ from clipfh.core.run import (
     new_run_folder,
     pick_device,
     random_state,
-    rank_and_world_size,
     restore_random_state,
     seed_everything,
 )
@@ -46,26 +45,6 @@ def test_random_state_continues_from_a_checkpoint(tmp_path):
     seed_everything(99)
     restore_random_state(read_checkpoint(tmp_path / "a.pth")["random"])
     assert [draw() for _ in range(3)] == expected
-
-
-def test_rank_and_world_size(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert rank_and_world_size() == (0, 1)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(InputError, match="WORLD_SIZE is 4"):
-        rank_and_world_size()
-
-
-@pytest.mark.parametrize(
-    ("rank", "world_size"), [("abc", "1"), ("0", ""), ("1.5", "2"), ("-1", "1"), ("1", "1"), ("9" * 5000, "1")]
-)
-def test_environment_variables_that_are_no_ranks(monkeypatch, rank, world_size):
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", world_size)
-    with pytest.raises(InputError, match="RANK") as refused:
-        rank_and_world_size()
-    assert len(str(refused.value)) < 300 or rank.isdigit()
 
 
 @pytest.mark.parametrize("name", ["meta", "cpu:5", "cpu:-1", "privateuseone", "hpu", "", "x" * 1000])

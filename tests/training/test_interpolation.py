@@ -55,7 +55,7 @@ class TrainedLoop:
 def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps: int = 4, **how):
     loop = TrainedLoop(start_value=start_value)
     run = TrainingRun(
-        "run", Place(2, torch.device("cpu"), 0, 0, 1, tmp_path, tmp_path), {}, {}, RunLog(tmp_path / "run", Flags())
+        "run", Place(2, torch.device("cpu"), 0, tmp_path, tmp_path), {}, {}, RunLog(tmp_path / "run", Flags())
     )
     frozen = loop.model[2].weight.clone()
     state = {name: value.clone() for name, value in loop.model.state_dict().items()}
@@ -110,7 +110,7 @@ def test_it_is_done_once(tmp_path):
 def test_without_steps_or_val_the_best_epoch_stays(tmp_path, steps, with_val):
     loop = TrainedLoop(start_value=None)
     run = TrainingRun(
-        "run", Place(2, torch.device("cpu"), 0, 0, 1, tmp_path, tmp_path), {}, {}, RunLog(tmp_path / "run", Flags())
+        "run", Place(2, torch.device("cpu"), 0, tmp_path, tmp_path), {}, {}, RunLog(tmp_path / "run", Flags())
     )
     choose_between(loop, run, partial(loop.validate, 0.5) if with_val else None, steps)
     assert loop.measured == [] and not run.best.exists()

@@ -60,7 +60,7 @@ def make_loop(seed: int, *, extra=(), sampler_seed: int = 7, classes: int = 6, s
 
 def make_run(folder, **config) -> TrainingRun:
     folder.mkdir(exist_ok=True)
-    place = Place(2, torch.device("cpu"), 0, 0, 1, folder, folder)
+    place = Place(2, torch.device("cpu"), 0, folder, folder)
     return TrainingRun("run", place, {"stage": 2}, {}, RunLog(folder / "run", make_flags(), **config))
 
 

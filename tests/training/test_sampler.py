@@ -51,27 +51,26 @@ def test_a_batch_is_p_identities_with_k_images_each(case):
 
 
 @quick
-@given(pk_cases(), st.integers(1, 3))
-def test_what_holds_of_the_order_of_draws(case, world_size):
+@given(pk_cases())
+def test_what_holds_of_the_order_of_draws(case):
     """Every image once an epoch; identities repeat at the end alone; an identity's images are drawn equally often."""
     labels, p, k, seed = case
     images_of = {identity: [i for i, label in enumerate(labels) if label == identity] for identity in labels}
-    samplers = [PKSampler(labels, p, k, seed, rank, world_size) for rank in range(world_size)]
+    sampler = PKSampler(labels, p, k, seed)
     draws = Counter()
     for _ in range(4):
         left = {identity: set(images) for identity, images in images_of.items()}
-        for step in zip(*samplers, strict=True):  # ranks deal the batches out in turn
-            for batch in step:
-                num_open = sum(bool(images) for images in left.values())
-                repeated = {labels[index] for index in batch if not left[labels[index]]}
-                assert not repeated or num_open < p
-                assert len(repeated) == max(0, p - num_open)
-                for index in batch:
-                    left[labels[index]].discard(index)
-                draws.update(batch)
-                for images in images_of.values():
-                    counts = [draws[index] for index in images]
-                    assert max(counts) - min(counts) <= 1
+        for batch in sampler:
+            num_open = sum(bool(images) for images in left.values())
+            repeated = {labels[index] for index in batch if not left[labels[index]]}
+            assert not repeated or num_open < p
+            assert len(repeated) == max(0, p - num_open)
+            for index in batch:
+                left[labels[index]].discard(index)
+            draws.update(batch)
+            for images in images_of.values():
+                counts = [draws[index] for index in images]
+                assert max(counts) - min(counts) <= 1
         assert not any(left.values())
 
 
@@ -119,19 +118,6 @@ def test_an_epoch_depends_on_seed_and_number_alone(case, before, epoch):
     assert list(jumping) == expected[before]
     jumping.set_epoch(epoch)
     assert list(jumping) == expected[epoch]
-
-
-@quick
-@given(pk_cases(), st.integers(2, 4))
-def test_ranks_share_one_plan(case, world_size):
-    labels, p, k, seed = case
-    ranks = [list(PKSampler(labels, p, k, seed, rank, world_size)) for rank in range(world_size)]
-    assert {len(batches) for batches in ranks} == {-(-shortest_epoch(labels, p, k) // world_size)}
-    dealt = [batch for step in zip(*ranks, strict=True) for batch in step]
-    alone = list(PKSampler(labels, p, k, seed))
-    assert set(range(len(labels))) == {index for batch in dealt for index in batch}
-    if len(dealt) == len(alone):
-        assert dealt == alone
 
 
 def test_finished_epochs_given_up_iterations_and_states_between():
@@ -205,17 +191,16 @@ def test_a_state_of_other_data_or_settings_is_refused():
 
 
 @quick
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 3), st.integers(0, 9))
-def test_random_batches_are_disjoint_and_equally_many(num_items, batch_size, world_size, seed):
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 9))
+def test_random_batches_are_disjoint(num_items, batch_size, seed):
     size = min(batch_size, num_items)
-    assume(num_items // size >= world_size)
-    samplers = [RandomBatchSampler(num_items, batch_size, seed, rank, world_size) for rank in range(world_size)]
-    ranks = [list(sampler) for sampler in samplers]
-    assert {len(batches) for batches in ranks} == {len(samplers[0])}
-    drawn = [index for batches in ranks for batch in batches for index in batch]
-    assert all(len(batch) == size for batches in ranks for batch in batches)
-    assert len(set(drawn)) == len(drawn) == num_items - samplers[0].num_left_out
-    assert samplers[0].num_left_out < size * world_size
+    sampler = RandomBatchSampler(num_items, batch_size, seed)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    drawn = [index for batch in batches for index in batch]
+    assert all(len(batch) == size for batch in batches)
+    assert len(set(drawn)) == len(drawn) == num_items - sampler.num_left_out
+    assert sampler.num_left_out < size
     assert set(drawn) <= set(range(num_items))
 
 
@@ -231,7 +216,7 @@ def test_random_batches_resume_and_reshuffle():
     assert list(resumed) == second
 
 
-@pytest.mark.parametrize("num_items, batch_size, world_size", [(0, 4, 1), (4, 0, 1), (5, 3, 2)])
-def test_impossible_random_batches_say_the_way_out(num_items, batch_size, world_size):
+@pytest.mark.parametrize("num_items, batch_size", [(0, 4), (4, 0)])
+def test_impossible_random_batches_say_the_way_out(num_items, batch_size):
     with pytest.raises(InputError):
-        RandomBatchSampler(num_items, batch_size, seed=0, world_size=world_size)
+        RandomBatchSampler(num_items, batch_size, seed=0)

@@ -15,7 +15,9 @@ flags `--section.field`, or `--field` where it is declared with `section()`: fla
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import math
 import operator
 import os
@@ -75,7 +77,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> typing.NoReturn:
         """Print the message, and end with exit code 2."""
-        self.exit(2, f"error: {shortened(message, 250)}. All flags: --help\n")
+        line = f"error: {shortened(message, 250)}. All flags: --help\n"
+        self.exit(2, line if _is_told_here(line) else None)
 
 
 def parse_config(config_class: type[C], description: str | None, arguments: Sequence[str] | None = None) -> C:
@@ -212,19 +215,31 @@ def run_script(
 ) -> None:
     """Parse the command line and call `main(config)`; a user's mistake ends with a message and exit code 2.
 
-    `CLIPFH_DEBUG=1` shows the traceback of such an error as well.
+    `CLIPFH_DEBUG=1` shows the traceback of such an error as well. Of the processes that `torchrun` starts, the first
+    alone prints, and an error that all of them meet is told once.
     """
+    is_first = os.environ.get("RANK", "0") == "0"
     try:
-        main(parse(config_class, description))
+        with contextlib.nullcontext() if is_first else contextlib.redirect_stdout(io.StringIO()):
+            main(parse(config_class, description))
     except (InputError, OSError) as error:
         if os.environ.get("CLIPFH_DEBUG"):
             raise
         lines = [with_short_words(printable(line)) for line in str(error).split("\n")]  # a layout has several
-        print("\nerror: " + "\n".join(lines), file=sys.stderr)
+        if _is_told_here(lines[0]):
+            print("\nerror: " + "\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _is_told_here(message: str) -> bool:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from clipfh.core.processes import says_it_first  # torch: help and wrong options need no set-up
+
+    return says_it_first(message)
 
 
 def image_size(text: str) -> int | tuple[int, int]:

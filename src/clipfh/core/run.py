@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import itertools
-import os
 import platform
 import random
 import subprocess
@@ -19,31 +18,14 @@ import torch
 from clipfh.core.errors import InputError, shortened
 from clipfh.core.files import writable_folder
 from clipfh.core.paths import ROOT
+from clipfh.core.processes import world_size
 
 DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy", "pandas", "Pillow")
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """This process's rank and the number of processes, as `torchrun` sets them; (0, 1) without it.
-
-    Raises:
-        InputError: the variables hold no such numbers; or several processes. Sampler, seeds and logs know ranks, but
-            gradients are not exchanged yet: every process would train a model of its own on a part of the batches.
-    """
-    try:
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError as error:
-        raise InputError(f"RANK and WORLD_SIZE are whole numbers, as torchrun sets them ({shortened(error)})") from None
-    if not 0 <= rank < world_size:
-        raise InputError(f"RANK is {rank} and WORLD_SIZE {world_size}; unset both for a run in one process")
-    if world_size > 1:
-        raise InputError(f"WORLD_SIZE is {world_size}: train in one process, and choose its GPU with --device cuda:N")
-    return rank, world_size
-
-
 def seed_everything(seed: int, rank: int = 0) -> None:
-    """Seed Python, NumPy and torch; every rank draws differently."""
+    """Seed Python, NumPy and torch; every process of a run draws differently."""
     random.seed(seed + 1000 * rank)
     np.random.seed((seed + 1000 * rank) % 2**32)
     torch.manual_seed(seed + 1000 * rank)
@@ -118,6 +100,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": world_size(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "git_commit": git_commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -34,17 +34,19 @@ class Augmentation:
     erase: float = 0.0
 
 
-Draw = Callable[[float, float], torch.Tensor]  # (low, high) to (B,) uniform numbers on the CPU
+Draw = Callable[[float, float], torch.Tensor]  # (low, high) to (B,) uniform numbers on the CPU, of each image
 
 
 def view_generator(*place: int) -> torch.Generator:
-    """A generator for the views of one place in a run, such as (seed, rank, epoch, batch).
+    """A generator for the views of one place in a run, such as (seed, epoch, batch).
 
     Views that depend on their place alone are the same in a run that was stopped and continued, and whichever thread
     makes them.
     """
-    # its length too, as a seed sequence takes (1, 2) and (1, 2, 0) for the same
-    (seed,) = np.random.SeedSequence((len(place), *place)).generate_state(1, np.uint64)
+    # Its length too, as a seed sequence takes (1, 2) and (1, 2, 0) for the same. Behind the seed was a process's number
+    # once; it stays 0, so that runs from before are repeated and continued with the same views.
+    first, *others = place
+    (seed,) = np.random.SeedSequence((len(place) + 1, first, 0, *others)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(seed))
 
 
@@ -56,6 +58,7 @@ def augment(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
     size: tuple[int, int] | None = None,
+    part_of: tuple[int, slice] | None = None,
 ) -> torch.Tensor:
     """A random view of each image: (B, 3, S, S) in 0..1 to the same, normalised; it may leave 0..1 slightly.
 
@@ -65,22 +68,26 @@ def augment(
         generator: on the CPU; by default torch's global one, which a run seeds and its checkpoint saves.
         mean, std: of the normalisation that follows; by default there is none.
         size: height and width of the views; None: the images'.
+        part_of: how many images the batch has that these are of, and which of its rows they are: their views are those
+            of the whole batch, whatever its parts. None: they are all.
 
     Returns:
         (B, 3, S, S) float32, or of `size`; channels last in memory, as convolutions want it.
     """
-    B, device = len(images), images.device
+    device = images.device
+    count, rows = part_of or (len(images), slice(None))
 
     def draw(low: float, high: float) -> torch.Tensor:
         # on the CPU: the same seed gives the same views on every device
-        return torch.empty(B).uniform_(low, high, generator=generator)
+        return torch.empty(count).uniform_(low, high, generator=generator)[rows]
 
     theta = _draw_geometry(settings, draw, images.shape[2] / images.shape[3]).to(device)
     factors = _draw_color(settings.color, draw).to(device)
     mean_, std_ = (torch.tensor(values, device=device).view(3, 1) for values in (mean, std))
     views = _change_color(_sample(images, theta, size or tuple(images.shape[2:])), factors, mean_, std_)
     if settings.erase:
-        mask, fill = _draw_erasure(views.shape[2:], settings.erase, draw, generator)
+        mask = _draw_erasure(views.shape[2:], settings.erase, draw)
+        fill = torch.rand(count, 3, 1, 1, generator=generator)[rows]  # a colour each
         views = torch.where(mask.to(device), (fill.to(device) - mean_[..., None]) / std_[..., None], views)
     return views.contiguous(memory_format=torch.channels_last)
 
@@ -132,10 +139,8 @@ def _change_color(views: torch.Tensor, factors: torch.Tensor, mean: torch.Tensor
     return torch.baddbmm((offset - mean) / std, matrix / std, views.flatten(2)).view_as(views)
 
 
-def _draw_erasure(
-    size: tuple[int, int], probability: float, draw: Draw, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A rectangle of 2% to 20% of each image's area, (B, 1, H, W) bool, and one colour to fill it, (B, 3, 1, 1)."""
+def _draw_erasure(size: tuple[int, int], probability: float, draw: Draw) -> torch.Tensor:
+    """A rectangle of 2% to 20% of each image's area, (B, 1, H, W) bool."""
     area, stretch = draw(0.02, 0.2), torch.exp(draw(-0.8, 0.8) / 2)
     H, W = size
     half_width, half_height = area.sqrt() * stretch * W / 2, area.sqrt() / stretch * H / 2
@@ -143,5 +148,4 @@ def _draw_erasure(
     inside_x = (torch.arange(W)[None] - x[:, None]).abs() < half_width[:, None]  # (B, W)
     inside_y = (torch.arange(H)[None] - y[:, None]).abs() < half_height[:, None]  # (B, H)
     chosen = draw(0, 1) < probability
-    mask = (inside_y[:, :, None] & inside_x[:, None, :] & chosen[:, None, None])[:, None]
-    return mask, torch.rand(len(x), 3, 1, 1, generator=generator)
+    return (inside_y[:, :, None] & inside_x[:, None, :] & chosen[:, None, None])[:, None]

@@ -8,11 +8,13 @@ stage of a convolutional network, or one of timm's coarse groups.
 import re
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before timm)
 from clipfh.core.errors import InputError
+from clipfh.core.processes import world_size
 
+from timm.layers import convert_sync_batchnorm  # isort: skip
 from timm.models import group_parameters  # isort: skip
 
 
@@ -87,3 +89,26 @@ def hold_batch_norm_statistics(visual: nn.Module) -> None:
     for module in visual.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
+
+
+def share_batch_norm_statistics(model: nn.Module) -> None:
+    """In several processes, let batch norms on GPUs normalise by the rows of all of them; to be called once."""
+    if world_size() > 1 and next(model.parameters()).is_cuda:
+        convert_sync_batchnorm(model)
+
+
+def require_shared_statistics(model: nn.Module) -> None:
+    """Refuse batch norms that would normalise by the rows of one process of several; `model` is in train mode.
+
+    Raises:
+        InputError: there are some.
+    """
+    alone = (
+        module.training and isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm)
+        for module in model.modules()
+    )
+    if world_size() > 1 and any(alone):
+        raise InputError(
+            "the image encoder's batch norms normalise by the batch, which several processes share on GPUs alone: "
+            "keep their statistics (--hold_statistics, --freeze_backbone), or train in one process"
+        )

@@ -86,6 +86,12 @@ class Options:
         "faces of stage 5: a folder in FER2013's layout, or fer2013.csv (default: data/fer2013 if it is there, else "
         "generated faces)",
     )
+    nproc: int = option(
+        1,
+        "processes of each training of stages 2 to 4: one a GPU, or on CPUs, whose cores they share; the figures are "
+        "those of one",
+        at_least=1,
+    )
     smoke: bool = option(False, "every step on very little data, in a few minutes, in folders of its own")
     force: bool = option(False, "run finished steps again")
     setup_only: bool = option(False, "set up and stop", aliases=("--setup-only",))
@@ -202,6 +208,7 @@ def _given(options: Options) -> Iterator[tuple[str, int, int]]:
         "final_fit": (2, 3),
         "variant": (3, 3),
         "epochs": (2, 5),
+        "nproc": (2, 4),
         "seed": (2, 5),
         "seeds": (2, 5),
         "captions": (4, 4),

@@ -50,17 +50,20 @@ class Pipeline:
         """The name of a step that is taken once for each training seed; for seed 0 it is the step's own."""
         return f"{step}_seed{self.seed}" if self.seed else step
 
-    def step(self, name: str, script: str, arguments: Flags, *, forced: bool = False, **files: list[str]) -> None:
+    def step(
+        self, name: str, script: str, arguments: Flags, *, forced: bool = False, nproc: int = 1, **files: list[str]
+    ) -> None:
         """Run `python <script>`, unless it is finished; a failure ends the run with the script's exit code.
 
-        What several seeds share is taken once.
+        What several seeds share is taken once. `nproc` processes of it are started by torchrun.
         """
         if name in self.taken:
             return
         self.taken.add(name)
         folder = Path(script).parent
         inputs = [f"{folder}/*.py", f"{folder}/config/*.yaml"] if folder.parent.name == "model" else []
-        step = Step(name, self.logs / f"{name}.log", ["python", script, *arguments], inputs=inputs, **files)
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"] if nproc > 1 else []
+        step = Step(name, self.logs / f"{name}.log", ["python", *launcher, script, *arguments], inputs=inputs, **files)
         if code := run_step(step, force=forced or self.options.force):
             sys.exit(code)
 
@@ -185,7 +188,8 @@ def train(run: Pipeline, name: str, script: str, arguments: Flags, *, after: lis
     arguments = arguments + run.on_data + run.weights + run.training + run.recipe(folder) + run.where(folder)
     arguments += ["--final_fit"] if run.options.final_fit else []
     after = ["03_filter", "04_structured_prompts", "10_stage0_weights", *after]
-    run.step(name, script, arguments, after=after, outputs=[f"{folder}/checkpoints{run.apart}/*_BEST.pth"])
+    outputs = [f"{folder}/checkpoints{run.apart}/*_BEST.pth"]
+    run.step(name, script, arguments, nproc=run.options.nproc, after=after, outputs=outputs)
 
 
 def evaluate(run: Pipeline, name: str, script: str, stage: int, arguments: Flags, *, after: list[str]) -> None:
@@ -225,6 +229,7 @@ def stage4(run: Pipeline) -> None:
         trained,
         f"{folder}/train_frozen_text_alignment.py",
         arguments,
+        nproc=run.options.nproc,
         after=["50_stage4_captions", "10_stage0_weights"],
         outputs=[f"{checkpoints}/*_BEST.pth", f"{checkpoints}/*_LINEAR.pth"],
     )
@@ -271,6 +276,8 @@ def main(options: Options) -> None:
         print(f"set-up is done: {sys.executable}")
         return
     os.chdir(ROOT)
+    if options.nproc > 1:  # unless set, torchrun takes one thread a process, and says so
+        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // options.nproc, 1)))
     run, started = Pipeline(options), time.monotonic()
     end_on_signals()
     on_identities = not {1, 2, 3}.isdisjoint(options.wanted)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from clipfh.core.errors import InputError
 from clipfh.core.paths import RESULTS_DIR, processed_dir
+from clipfh.core.processes import by_first, gather_rows, own_rows
 from clipfh.features.extraction import draw_distractors, extract_features, val_figures
 from clipfh.images.augment import Augmentation, augment
 from clipfh.images.pixels import Pixels, drop_unreadable, load_pixels
@@ -85,19 +86,24 @@ class TrainPhotos:
         self._mean, self._std, self.device = clip.mean, clip.std, device
         self.view_size = (size, size) if isinstance(size, int) else size
 
-    def views(self, indices: list[int], generator: torch.Generator) -> torch.Tensor:
-        """A random, normalised view of each of the photos `indices`: (B, 3, S, S) float32, channels last."""
-        images = to_float(self._pixels[self._rows[indices]], self.device)
-        return augment(images, self._augmentation, generator, mean=self._mean, std=self._std, size=self.view_size)
+    def views(self, indices: list[int], generator: torch.Generator, rows: slice = slice(None)) -> torch.Tensor:
+        """Random, normalised views of `rows` of the photos `indices` of a batch: (n, 3, S, S) float32, channels last.
+
+        They are drawn for the whole batch: whoever makes a row, and with which others, makes the same view of it.
+        """
+        images = to_float(self._pixels[self._rows[indices[rows]]], self.device)
+        settings = {"mean": self._mean, "std": self._std, "size": self.view_size, "part_of": (len(indices), rows)}
+        return augment(images, self._augmentation, generator, **settings)
 
     def features(self, clip: LoadedClip) -> torch.Tensor:
         """Unit features of all N photos, whole and as they are to be found again: (N, D) float32, without gradients."""
-        starts = range(0, len(self._rows), PHOTOS_AT_ONCE)
+        rows = self._rows[own_rows(len(self._rows))]
+        starts = range(0, len(rows), PHOTOS_AT_ONCE)
         parts = [
-            extract_features(clip, self._pixels[self._rows[start : start + PHOTOS_AT_ONCE]], self.device, quiet=True)
+            extract_features(clip, self._pixels[rows[start : start + PHOTOS_AT_ONCE]], self.device, quiet=True)
             for start in tqdm(starts, "features of the train photos", disable=None, leave=False)
         ]
-        return torch.cat(parts)
+        return gather_rows(torch.cat(parts), len(self._rows))
 
 
 def made_ahead(batches: Iterator[T], device: torch.device) -> Iterator[T]:
@@ -188,11 +194,25 @@ def validate(
 ) -> tuple[RetrievalFigures, RetrievalFigures | None]:
     """The figures of the val identities, and those with their `prompts` as queries among the same photos.
 
-    The latter are None where there are no prompts, or all identities have the same: they tell nothing apart.
+    The latter are None where there are no prompts, or all identities have the same: they tell nothing apart. The
+    processes of a run share the photos, and the first one measures.
     """
     val, distractors = (
-        extract_features(clip, pixels, device, quiet=True) for pixels in (data.val_pixels, data.distractor_pixels)
+        gather_rows(extract_features(clip, pixels[own_rows(len(pixels))], device, quiet=True), len(pixels))
+        for pixels in (data.val_pixels, data.distractor_pixels)
     )
+    return by_first(_measure, clip, data, prompts, device, val, distractors)
+
+
+def _measure(
+    clip: LoadedClip,
+    data: TrainingData,
+    prompts: dict[str, list[str]],
+    device: torch.device,
+    val: torch.Tensor,
+    distractors: torch.Tensor,
+) -> tuple[RetrievalFigures, RetrievalFigures | None]:
+    """`validate` of the features of val and of the photos in the way."""
     found = val_figures(val, data.val_table, distractors, exclude_same_camera=data.exclude_same_camera)
     if len({tuple(several) for several in prompts.values()}) < 2:
         return found, None

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from clipfh.core.processes import first_alone
 from clipfh.images.augment import Augmentation
 from clipfh.models.checkpoint import weights_digest
 from clipfh.models.clip import LoadedClip, first_weights_of, load_clip, require_any_size, shown_size
@@ -34,14 +35,15 @@ def load_source(source: Source) -> PreparedDataset:
     Raises:
         InputError: as `load_prepared` and `fold_val`.
     """
-    data = load_or_prepare(
-        source.dataset,
-        folder=source.metadata_dir,
-        image_dir=source.image_dir,
-        image_meta=source.image_meta,
-        exclude_same_camera=source.exclude_same_camera,
-        default_meta="image_paths_clean.json",
-    )
+    with first_alone():
+        data = load_or_prepare(
+            source.dataset,
+            folder=source.metadata_dir,
+            image_dir=source.image_dir,
+            image_meta=source.image_meta,
+            exclude_same_camera=source.exclude_same_camera,
+            default_meta="image_paths_clean.json",
+        )
     if source.val_fold is None:
         return data
     table = fold_val(data.table, *source.val_fold, exclude_same_camera=data.exclude_same_camera)
@@ -138,15 +140,16 @@ def load_identities(
     """
     splits = ("train", "val") if source.final_fit else ("train",)
     texts = load_prompts(data, source.prompt_json, prompts, *splits)
-    prepare_weights(start.model, weights)
-    clip = load_clip(
-        start.model,
-        weights,
-        image_size=views.eval_image_size or start.image_size,
-        resize_mode=start.resize_mode,
-        data_resize_mode=data.resize_mode,
-        device=str(place.device),
-    )
+    with first_alone():  # made here, or downloaded
+        prepare_weights(start.model, weights)
+        clip = load_clip(
+            start.model,
+            weights,
+            image_size=views.eval_image_size or start.image_size,
+            resize_mode=start.resize_mode,
+            data_resize_mode=data.resize_mode,
+            device=str(place.device),
+        )
     view_size = None if start.image_size in (None, clip.image_size) else start.image_size
     if view_size:
         require_any_size(clip.model.visual, view_size, clip.name)
@@ -159,15 +162,16 @@ def load_identities(
         name=data.name,
         unrelated_ids=source.unrelated_ids,
     )
-    pictures = load_training_data(
-        data,
-        clip,
-        stage=place.stage,
-        seed=place.seed,
-        skip_unreadable=source.skip_unreadable,
-        fast_decode=source.fast_decode,
-        final_fit=source.final_fit,
-    )
+    with first_alone():
+        pictures = load_training_data(
+            data,
+            clip,
+            stage=place.stage,
+            seed=place.seed,
+            skip_unreadable=source.skip_unreadable,
+            fast_decode=source.fast_decode,
+            final_fit=source.final_fit,
+        )
     photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation(views), clip, place.device, view_size)
     val_ids = set(pictures.val_table["item_id"])
     val_texts = {

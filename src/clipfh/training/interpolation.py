@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from clipfh.core.cli import option
 from clipfh.core.config_file import IN_FILE
+from clipfh.core.processes import rank, wait_for_all
 from clipfh.models.checkpoint import read_stage_checkpoint, write_checkpoint
 from clipfh.reports.charts import interpolation_figure
 from clipfh.training.loop import Loop, Validate
@@ -49,7 +50,9 @@ def choose_between(
     """
     if validate is None or steps == 0:
         return
+    wait_for_all()  # the first process has written it
     best = read_stage_checkpoint(run.best, run.place.stage)
+    wait_for_all()  # and writes it again
     if "alpha" in best:
         return
     curve: dict[float, float] = {}
@@ -70,7 +73,7 @@ def choose_between(
         + (", the weights it began with: what was learned does not help on val" if alpha == 0 else "")
     )
     loop.average.move_between(best["state_dict"], alpha)
-    if run.place.rank == 0:
+    if rank() == 0:
         recorded = {**best, "alpha": alpha, "interpolation": curve, "val_mAP": val_mAP[alpha]}
         write_checkpoint(run.best, {**recorded, "state_dict": loop.average.module.state_dict()})
         interpolation_figure(run.log.folder / "interpolation.png", curve, title=run.name)

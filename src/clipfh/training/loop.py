@@ -1,6 +1,8 @@
 """The one loop of stages 2, 3 and 4: epochs of steps, validation, BEST and LAST, early stop, resume, log, curves.
 
-A stage hands it the parts that learn, the batches of an epoch, and two functions: its step, and how it validates.
+A stage hands it the parts that learn, the batches of an epoch, and two functions: its step, and how it validates. In
+several processes (`clipfh.core.processes`) all run it, from the same weights, and move by the same gradients; a step
+takes the rows of its own process, and the loss of the features of all.
 """
 
 import contextlib
@@ -17,9 +19,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from clipfh.core.paths import display
+from clipfh.core.processes import average_gradients, rank, same_everywhere
 from clipfh.core.run import random_state, restore_random_state
 from clipfh.models.averaged_weights import AveragedWeights
 from clipfh.models.clip import clamp_logit_scale
+from clipfh.models.image_layers import require_shared_statistics, share_batch_norm_statistics
 from clipfh.reports.charts import training_curves_figure
 from clipfh.training.data import made_ahead
 from clipfh.training.planned_batches import PlannedBatches
@@ -84,6 +88,8 @@ class Loop:
     ) -> None:
         self.model, self.settings, self.sampler, self.images = model, settings, sampler, images
         self._chosen_by = chosen_by
+        same_everywhere([model, *modules.values()])
+        share_batch_norm_statistics(model)
         self._averaged = model if averaged is None else averaged
         self.average = AveragedWeights(
             self._averaged,
@@ -155,8 +161,10 @@ class Loop:
         count = len(self.sampler)
         self.model.train()  # before `batches`, which may hold a part of it
         self.sampler.set_epoch(epoch)
-        bar = tqdm(total=count, desc=f"epoch {epoch}", unit="batch", disable=None, leave=False)
+        hidden = None if rank() == 0 else True  # None: where nobody watches
+        bar = tqdm(total=count, desc=f"epoch {epoch}", unit="batch", disable=hidden, leave=False)
         generator = (batch for batch in batches(epoch))  # has an end that can be forced, whatever it runs over
+        require_shared_statistics(self.model)
         with contextlib.closing(made_ahead(generator, run.place.device)) as ready, bar:
             for number, batch in enumerate(ready, start=1):
                 terms = step(batch)
@@ -178,6 +186,7 @@ class Loop:
         values = {"loss": sum(terms.values()), "lr": self.scheduler.get_last_lr()[0]}
         values["logit_scale"] = self.model.logit_scale.detach().exp()  # of this batch: before the step
         learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        average_gradients(learning)
         if pending < self.settings.accumulate:  # the last of an epoch: their mean, too
             gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
             torch._foreach_mul_(gradients, self.settings.accumulate / pending)

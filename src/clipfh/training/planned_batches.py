@@ -1,4 +1,4 @@
-"""What the batch samplers share: an epoch is planned as a whole, dealt out to the ranks, and resumed in its middle."""
+"""What the batch samplers share: an epoch is planned as a whole, and resumed in its middle."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from clipfh.core.errors import InputError
 
 
 class PlannedBatches:
-    """The part that both samplers share: epochs, ranks, position. `_plan(epoch)` gives the batches of all ranks.
+    """The part that both samplers share: epochs and position. `_plan(epoch)` gives the batches of an epoch.
 
     Attributes:
         note: a line for the log where images are drawn repeatedly or left out, else empty.
@@ -17,19 +17,17 @@ class PlannedBatches:
 
     note = ""
 
-    def __init__(self, seed: int, rank: int, world_size: int, settings: dict[str, Any]) -> None:
+    def __init__(self, seed: int, settings: dict[str, Any]) -> None:
         if seed < 0:
             raise InputError(f"the sampler's seed is {seed}; choose a seed of 0 or more")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be 0 to world_size - 1, not {rank} of {world_size}")
-        self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._settings = {"seed": seed, "world_size": world_size, **settings}
-        self._num_batches = 0  # of all ranks; set by the sampler
+        self._seed = seed
+        self._settings = {"seed": seed, **settings}
+        self._num_batches = 0  # set by the sampler
         self._epoch, self._start, self._yielded, self._finished = 0, 0, 0, False
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on this rank."""
-        return self._num_batches // self._world_size
+        """Batches of a whole epoch."""
+        return self._num_batches
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, from its first batch, or from where `load_state_dict` stopped in it.
@@ -42,12 +40,12 @@ class PlannedBatches:
             self._epoch, self._start, self._yielded, self._finished = epoch, 0, 0, False
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield this rank's batches of the epoch; an iteration that is given up does not change the next one."""
+        """Yield the batches of the epoch; an iteration that is given up does not change the next one."""
         if self._finished:
             self.set_epoch(self._epoch + 1)
         start, self._start = self._start, 0
         self._yielded = start
-        batches = self._plan(self._epoch)[self._rank :: self._world_size]
+        batches = self._plan(self._epoch)
         for number in range(start, len(batches)):
             self._yielded = number + 1
             yield batches[number].ravel().tolist()
@@ -57,8 +55,8 @@ class PlannedBatches:
         """Return the position as plain values.
 
         Args:
-            batches_done: how many batches of this epoch the training has used, on this rank. By default the number
-                that were yielded, which is more where a DataLoader with workers fetches ahead: give it there.
+            batches_done: how many batches of this epoch the training has used. By default the number that
+                were yielded, which is more where a DataLoader with workers fetches ahead: give it there.
         """
         if batches_done is None and self._finished:
             return {"epoch": self._epoch + 1, "batches_done": 0, "settings": dict(self._settings)}

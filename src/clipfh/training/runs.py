@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from clipfh.core.errors import InputError
 from clipfh.core.files import require_file, writable_folder
 from clipfh.core.freed_memory import keep_freed_memory
 from clipfh.core.paths import stage_dir
-from clipfh.core.run import new_run_folder, pick_device, rank_and_world_size, seed_everything
+from clipfh.core.processes import by_first, join, rank
+from clipfh.core.run import new_run_folder, pick_device, seed_everything
 from clipfh.core.run_log import RunLog
 from clipfh.models.checkpoint import read_stage_checkpoint, require_training_state, write_best_and_last
 from clipfh.training.recipe import recipe_digest
@@ -25,36 +27,32 @@ class Place:
 
     Attributes:
         stage: its number.
-        seed: of everything that is drawn at random; `rank` is drawn for apart.
-        rank, world_size: of this process.
+        seed: of everything that is drawn at random.
         checkpoints, logs: folders, of all runs of the stage.
     """
 
     stage: int
     device: torch.device
     seed: int
-    rank: int
-    world_size: int
     checkpoints: Path
     logs: Path
 
 
 def prepare_run(run: Run, stage: int) -> Place:
-    """Seed everything and find device and folders.
+    """Meet the run's other processes, if any, seed everything, and find device and folders.
 
     Raises:
         InputError: one of them cannot be had, or the checkpoint to resume is missing.
     """
-    rank, world_size = rank_and_world_size()
-    seed_everything(run.seed, rank)
+    device = join(pick_device(run.device))
+    seed_everything(run.seed)
     keep_freed_memory()
-    device = pick_device(run.device)
     if run.resume_ckpt:
         require_file(run.resume_ckpt, "--resume_ckpt")
     apart = "smoke" if run.smoke else ""  # so that a smoke run is never taken for the newest BEST
     checkpoints = writable_folder(run.save_path or stage_dir(stage) / "checkpoints" / apart, "--save_path")
     logs = writable_folder(run.log_dir or stage_dir(stage) / "logs" / apart, "--log_dir")
-    return Place(stage, device, run.seed, rank, world_size, checkpoints, logs)
+    return Place(stage, device, run.seed, checkpoints, logs)
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ class TrainingRun:
 
     def save(self, content: dict[str, Any], state: dict[str, Any], *, is_best: bool) -> None:
         """Write an epoch's checkpoints: `content` with what is recorded; LAST also with the `state` that continues."""
-        if self.place.rank == 0:
+        if rank() == 0:
             state = {**state, "flags": self.flags}
             content = {**self.recorded, **content}
             write_best_and_last(self.place.checkpoints, self.name, content, is_best=is_best, training=state)
@@ -123,6 +121,8 @@ def start_run(
     else:
         recorded = recorded | {"train_seed": place.seed}
         recorded |= {"recipe": recipe_digest(config, origin)} if origin else {}
-        folder = new_run_folder(place.logs, prefix, "--log_dir", checkpoints=place.checkpoints)
-    log = RunLog(folder, config, rank=place.rank, last_row=last_row)
+        folder = by_first(partial(new_run_folder, place.logs, prefix, "--log_dir", checkpoints=place.checkpoints))
+    if rank() > 0:  # all have made or read the same weights; from here on each draws for rows of its own
+        seed_everything(place.seed, rank())
+    log = RunLog(folder, config, rank=rank(), last_row=last_row)
     return TrainingRun(folder.name, place, recorded, binding_flags(config), log)

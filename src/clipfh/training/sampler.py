@@ -1,8 +1,8 @@
 """Batch samplers: P identities x K images, and random batches. Both resume in the middle of an epoch.
 
-An epoch's batches are planned as a whole from (seed, epoch). The ranks of a distributed run deal the batches of this
-one plan out in turn, so they see disjoint batches and equally many of them. Pass a sampler as `batch_sampler` to a
-DataLoader. N: images, I: identities, P: identities a batch, K: images of each, T: batches of an epoch.
+An epoch's batches are planned as a whole from (seed, epoch), alike in every process of a run: each takes its own rows
+of every batch (`clipfh.core.processes`). N: images, I: identities, P: identities a batch, K: images of each,
+T: batches of an epoch.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from clipfh.training.planned_batches import PlannedBatches
 class PKSampler(PlannedBatches):
     """Batches of P distinct identities with K images each; a batch lists the K images of an identity side by side.
 
-    What holds, of the plan of all ranks:
+    What holds:
     - Every image is drawn at least once an epoch, and an epoch is as short as that allows:
-      T = max(max over identities of ceil(n / K), ceil(sum of ceil(n / K) / P)), rounded up to a multiple of the ranks.
+      T = max(max over identities of ceil(n / K), ceil(sum of ceil(n / K) / P)).
     - An identity whose images were all drawn comes again in the same epoch only where fewer than P identities
       have images left, which is at the epoch's end; then the identities drawn least so far, for their size, fill up.
     - Within an identity, no image is drawn for the (m + 1)-th time before each was drawn m times. This holds at any
@@ -35,8 +35,6 @@ class PKSampler(PlannedBatches):
         p: distinct identities a batch.
         k: images of each.
         seed: 0 or more.
-        rank: this process's number.
-        world_size: how many processes there are.
 
     Attributes:
         num_identities: I.
@@ -46,12 +44,10 @@ class PKSampler(PlannedBatches):
         InputError: P or K under 1, fewer than P identities, or K > 1 where every identity has one image.
     """
 
-    def __init__(
-        self, labels: Sequence[int | str], p: int, k: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, labels: Sequence[int | str], p: int, k: int, seed: int) -> None:
         labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
         digest = hashlib.sha256("\n".join(map(repr, labels)).encode()).hexdigest()[:16]
-        super().__init__(seed, rank, world_size, {"p": p, "k": k, "num_images": len(labels), "labels": digest})
+        super().__init__(seed, {"p": p, "k": k, "num_images": len(labels), "labels": digest})
         self._p, self._k = p, k
         self._members = _group_by_label(labels)
         self._sizes = np.array([len(members) for members in self._members], dtype=np.int64)  # (I,)
@@ -61,8 +57,7 @@ class PKSampler(PlannedBatches):
         if self.num_resampled_identities:
             self.note = f"{self.num_resampled_identities:,} identities have fewer than {k} photos: drawn repeatedly"
         self._num_groups = -(-self._sizes // k)  # (I,): how many times K images cover an identity
-        num_batches = max(int(self._num_groups.max()), -(-int(self._num_groups.sum()) // p))
-        self._num_batches = -(-num_batches // world_size) * world_size
+        self._num_batches = max(int(self._num_groups.max()), -(-int(self._num_groups.sum()) // p))
         self._draws_before = {0: np.zeros(len(labels), dtype=np.int64)}  # epoch: how often each image was drawn before
 
     def _check(self) -> None:
@@ -144,34 +139,27 @@ class PKSampler(PlannedBatches):
 class RandomBatchSampler(PlannedBatches):
     """Batches of `batch_size` items from a new random permutation every epoch, each item at most once an epoch.
 
-    The items that do not fill a batch of every rank are left out of the epoch (others in every epoch), and counted in
+    The items that do not fill a batch are left out of the epoch (others in every epoch), and counted in
     `num_left_out`. Where there are fewer items than `batch_size`, the one batch holds all of them.
 
     Args:
         num_items: N, at least 1.
-        batch_size: items a batch, on one rank.
+        batch_size: items a batch.
         seed: 0 or more.
-        rank: this process's number.
-        world_size: how many processes there are.
 
     Attributes:
         num_left_out: items that an epoch leaves out.
 
     Raises:
-        InputError: no items, a batch size under 1, or fewer batches than processes.
+        InputError: no items, or a batch size under 1.
     """
 
-    def __init__(self, num_items: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(seed, rank, world_size, {"num_items": num_items, "batch_size": batch_size})
+    def __init__(self, num_items: int, batch_size: int, seed: int) -> None:
+        super().__init__(seed, {"num_items": num_items, "batch_size": batch_size})
         if num_items < 1 or batch_size < 1:
             raise InputError(f"cannot make batches of {batch_size} from {num_items} images; both must be 1 or more")
         self._num_items, self._batch_size = num_items, min(batch_size, num_items)
-        self._num_batches = num_items // self._batch_size // world_size * world_size
-        if self._num_batches == 0:
-            raise InputError(
-                f"{num_items} images do not give each of {world_size} processes a batch of {batch_size}; "
-                f"choose a batch size of {max(num_items // world_size, 1)} or fewer, or fewer processes"
-            )
+        self._num_batches = num_items // self._batch_size
         self.num_left_out = num_items - self._num_batches * self._batch_size
         if self.num_left_out:
             self.note = f"{self.num_left_out:,} images do not fill a batch: other ones are left out of each epoch"
