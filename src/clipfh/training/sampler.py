@@ -6,7 +6,9 @@ T: batches of an epoch.
 """
 
 import hashlib
+import heapq
 from collections.abc import Hashable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,8 @@ class PKSampler(PlannedBatches):
             self.note = f"{self.num_resampled_identities:,} identities have fewer than {k} photos: drawn repeatedly"
         self._num_groups = -(-self._sizes // k)  # (I,): how many times K images cover an identity
         self._num_batches = max(int(self._num_groups.max()), -(-int(self._num_groups.sum()) // p))
+        self._first_group = np.cumsum(self._num_groups) - self._num_groups  # (I,): among the groups of all
+        self._order = np.concatenate(self._members)  # (N,): the images, identity by identity
         self._draws_before = {0: np.zeros(len(labels), dtype=np.int64)}  # epoch: how often each image was drawn before
 
     def _check(self) -> None:
@@ -100,40 +104,94 @@ class PKSampler(PlannedBatches):
     def _plan_next(self, epoch: int, draws: np.ndarray) -> np.ndarray:
         """Plan one epoch, (T, P, K), and count its draws in `draws` (N,)."""
         rng = np.random.default_rng([self._seed, epoch])
-        draws_in_epoch = np.zeros_like(draws)
-        identity_draws = np.array([draws[members].sum() for members in self._members])  # (I,)
-        remaining = self._num_groups.copy()  # (I,): groups until every image of the identity is drawn
-        batches = np.empty((self._num_batches, self._p, self._k), dtype=np.int64)
-        for number in range(self._num_batches):
-            identities = self._choose_identities(rng, remaining, self._num_batches - number, identity_draws)
-            for position, identity in enumerate(identities):
-                members = self._members[identity]
-                # least drawn first; of these, the ones not yet drawn in this epoch, so that it covers all of them
-                order = np.lexsort((rng.random(len(members)), draws_in_epoch[members], draws[members]))
-                group = np.resize(members[order], self._k)  # repeats from the front where there are fewer than K
-                batches[number, position] = group
-                np.add.at(draws, group, 1)
-                np.add.at(draws_in_epoch, group, 1)
-            identity_draws[identities] += self._k
-            remaining[identities] = np.maximum(remaining[identities] - 1, 0)
-        return batches
+        identities = rng.permuted(self._choose_identities(rng, draws), axis=1).ravel()  # (T * P,)
+        turn = _turns(identities)  # (T * P,): how often the identity came before in this epoch
+        is_new = turn < self._num_groups[identities]  # the others come again, after all of their images
+        groups = np.empty((len(identities), self._k), dtype=np.int64)
+        groups[is_new] = self._groups_of_all(rng, draws)[self._first_group[identities[is_new]] + turn[is_new]]
+        np.add.at(draws, groups[is_new], 1)
+        for place in np.flatnonzero(~is_new):
+            members = self._members[identities[place]]
+            order = np.lexsort((rng.random(len(members)), draws[members]))  # least drawn first
+            groups[place] = np.resize(members[order], self._k)
+            np.add.at(draws, groups[place], 1)
+        return groups.reshape(self._num_batches, self._p, self._k)
 
-    def _choose_identities(
-        self, rng: np.random.Generator, remaining: np.ndarray, batches_left: int, identity_draws: np.ndarray
-    ) -> np.ndarray:
-        """Choose the P identities of the next batch, in random order."""
-        open_identities = np.flatnonzero(remaining)
-        if len(open_identities) > self._p:
-            groups = remaining[open_identities]
-            # The P largest u^(1/w) are a sample without replacement in proportion to w (Efraimidis, Spirakis 2006).
-            keys = rng.random(len(groups)) ** (1.0 / groups)
-            keys[groups >= batches_left] = 2.0  # must be in every batch from here on, or the epoch ends too early
-            chosen = open_identities[np.argpartition(keys, -self._p)[-self._p :]]
-        else:
-            covered = np.flatnonzero(remaining == 0)
-            least_drawn = np.lexsort((rng.random(len(covered)), identity_draws[covered] / self._sizes[covered]))
-            chosen = np.concatenate((open_identities, covered[least_drawn[: self._p - len(open_identities)]]))
-        return rng.permutation(chosen)
+    def _groups_of_all(self, rng: np.random.Generator, draws: np.ndarray) -> np.ndarray:
+        """Groups of K images that hold every image once, side by side for each identity, (sum of ceil(n / K), K).
+
+        An identity's images come in the order of their `draws` (N,), then in a random one. Its last group is filled up
+        with the images of its other groups that were drawn least; where it has none, with its images in turn.
+        """
+        k, sizes, num_groups = self._k, self._sizes, self._num_groups
+        labels = np.repeat(np.arange(self.num_identities), sizes)  # (N,), of `images`
+        images = self._order[np.lexsort((rng.random(len(labels)), draws[self._order], labels))]
+        number = np.arange(len(images)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # place within the identity
+        groups = np.empty((int(num_groups.sum()), k), dtype=np.int64)
+        groups[self._first_group[labels] + number // k, number % k] = images
+        missing = num_groups * k - sizes  # (I,), of the last group
+        may_fill = (number < (num_groups - 1)[labels] * k) | (sizes < k)[labels]
+        labels, number, images = labels[may_fill], number[may_fill], images[may_fill]
+        again = np.where(sizes[labels] < k, number, draws[images] + rng.random(len(images)))
+        fillers = images[np.lexsort((again, labels))]
+        count = np.bincount(labels, minlength=self.num_identities)  # (I,): how many may fill
+        first = np.cumsum(count) - count
+        owner = np.repeat(np.arange(self.num_identities), missing)
+        number = np.arange(len(owner)) - np.repeat(np.cumsum(missing) - missing, missing)
+        last = self._first_group[owner] + num_groups[owner] - 1
+        groups[last, k - missing[owner] + number] = fillers[first[owner] + number % count[owner]]
+        return groups
+
+    def _choose_identities(self, rng: np.random.Generator, draws: np.ndarray) -> np.ndarray:
+        """The P identities of each batch, (T, P), in time that grows with their number alone.
+
+        An identity stands in a shuffled pile as often as it has groups. The next batch takes from the top of it; what
+        it has already goes back somewhere into the pile. So it is drawn in proportion to the groups that are left.
+        """
+        p, left = self._p, self._num_groups.tolist()
+        pile = rng.permutation(np.repeat(np.arange(self.num_identities), self._num_groups)).tolist()
+        out_of_turn = [0] * self.num_identities  # groups that were taken, but not from the pile
+        with_left: dict[int, set[int]] = {}  # identities by the groups that they have left
+        for identity, groups in enumerate(left):
+            with_left.setdefault(groups, set()).add(identity)
+        identity_draws = np.add.reduceat(draws[self._order], np.cumsum(self._sizes) - self._sizes).tolist()
+        sizes, num_open = self._sizes.tolist(), self.num_identities
+        finished: list[tuple[float, float, int]] = []  # a heap of the others: draws for their size, a tie-break
+        batches = np.empty((self._num_batches, p), dtype=np.int64)
+        for number in range(self._num_batches):
+            # who must be in every batch from here on, or the epoch ends too early; where few are open, all of them
+            forced = with_left.get(self._num_batches - number, ())
+            chosen = set(forced if num_open > p else chain.from_iterable(with_left.values()))
+            for identity in chosen:
+                out_of_turn[identity] += 1
+            aside = []
+            while len(chosen) < min(p, num_open):
+                identity = pile.pop()
+                if out_of_turn[identity]:
+                    out_of_turn[identity] -= 1
+                elif identity in chosen:
+                    aside.append(identity)
+                else:
+                    chosen.add(identity)
+            for identity in aside:
+                place = int(rng.random() * (len(pile) + 1))
+                pile.append(identity)
+                pile[place], pile[-1] = pile[-1], pile[place]
+            repeated = [heapq.heappop(finished)[2] for _ in range(p - len(chosen))]
+            batches[number] = [*chosen, *repeated]
+            for identity in chosen:
+                with_left[left[identity]].discard(identity)
+                if not with_left[left[identity]]:
+                    del with_left[left[identity]]
+                left[identity] -= 1
+                if left[identity]:
+                    with_left.setdefault(left[identity], set()).add(identity)
+            num_open -= sum(left[identity] == 0 for identity in chosen)
+            for identity in batches[number].tolist():
+                identity_draws[identity] += self._k
+                if left[identity] == 0:
+                    heapq.heappush(finished, (identity_draws[identity] / sizes[identity], rng.random(), identity))
+        return batches
 
 
 class RandomBatchSampler(PlannedBatches):
@@ -168,6 +226,15 @@ class RandomBatchSampler(PlannedBatches):
         """Return the batches of `epoch`, (T, batch_size)."""
         order = np.random.default_rng([self._seed, epoch]).permutation(self._num_items)
         return order[: self._num_batches * self._batch_size].reshape(self._num_batches, self._batch_size)
+
+
+def _turns(identities: np.ndarray) -> np.ndarray:
+    """How often each of `identities` (M,) came before in them, (M,)."""
+    order = np.argsort(identities, kind="stable")
+    _, first, count = np.unique(identities[order], return_index=True, return_counts=True)
+    turns = np.empty(len(identities), dtype=np.int64)
+    turns[order] = np.arange(len(identities)) - np.repeat(first, count)
+    return turns
 
 
 def _group_by_label(labels: Sequence[Hashable]) -> list[np.ndarray]:
