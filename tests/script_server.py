@@ -6,9 +6,11 @@ the child runs the script as `__main__`, with its own arguments, environment, ou
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SECONDS = 180  # after which a script that hangs is killed
@@ -35,32 +37,52 @@ class ScriptServer:
         (result,) = self._run(script, arguments, [environment or {}])
         return result
 
-    def run_together(self, count: int, script: str, *arguments: object) -> list[subprocess.CompletedProcess]:
-        """Run `script` in `count` processes at once, that find each other as those of torchrun do."""
+    def run_until(self, is_time: Callable[[], object], script: str, *arguments: object) -> subprocess.CompletedProcess:
+        """Run `script`, and press Ctrl-C as soon as `is_time`."""
+        (result,) = self._run(script, arguments, [{}], stop=(signal.SIGINT, is_time))
+        return result
+
+    def run_together(
+        self, count: int, script: str, *arguments: object, kill_last_when: Callable[[], object] | None = None
+    ) -> list[subprocess.CompletedProcess]:
+        """Run `script` in `count` processes at once, that find each other as those of torchrun do; the last may die."""
         from torch.distributed import TCPStore
 
         agent = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's part
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port), "WORLD_SIZE": str(count)}
         where |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        return self._run(script, arguments, [{**where, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)])
+        environments = [{**where, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(count)]
+        return self._run(script, arguments, environments, stop=kill_last_when and (signal.SIGKILL, kill_last_when))
 
     def _run(
-        self, script: str, arguments: Sequence[object], environments: Sequence[dict[str, str]]
+        self,
+        script: str,
+        arguments: Sequence[object],
+        environments: Sequence[dict[str, str]],
+        *,
+        stop: tuple[int, Callable[[], object]] | None = None,
     ) -> list[subprocess.CompletedProcess]:
         argv = [str(self.root / script), *map(str, arguments)]
-        outputs = [
+        files = [
             [str(self._outputs / f"{n}.{name}") for name in ("stdout", "stderr")] for n in range(len(environments))
         ]
         runs = [
-            {"argv": argv, "outputs": files, "environment": environment}
-            for files, environment in zip(outputs, environments, strict=True)
+            {"argv": argv, "outputs": outputs, "environment": environment}
+            for outputs, environment in zip(files, environments, strict=True)
         ]
         self._process.stdin.write(json.dumps(runs) + "\n")
         self._process.stdin.flush()
+        pids = json.loads(self._process.stdout.readline())
+        if stop:
+            signal_number, is_time = stop
+            deadline = time.monotonic() + SECONDS
+            while not is_time() and time.monotonic() < deadline:
+                time.sleep(0.002)
+            os.kill(pids[-1], signal_number)
         codes = json.loads(self._process.stdout.readline())
         return [
-            subprocess.CompletedProcess(argv, code, *(Path(file).read_text(encoding="utf-8") for file in files))
-            for code, files in zip(codes, outputs, strict=True)
+            subprocess.CompletedProcess(argv, code, *(Path(file).read_text(encoding="utf-8") for file in outputs))
+            for code, outputs in zip(codes, files, strict=True)
         ]
 
     def close(self) -> None:
@@ -86,16 +108,17 @@ def _serve() -> None:
             pids.append(os.fork())
             if pids[-1] == 0:
                 _run_and_exit(**run)
+        print(json.dumps(pids), flush=True)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 
 
 def _run_and_exit(argv: list[str], outputs: list[str], environment: dict[str, str]) -> None:
     import atexit
     import runpy
-    import signal
     import traceback
 
     signal.alarm(SECONDS)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     os.environ.update(environment)
     for target, name in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), target)

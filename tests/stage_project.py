@@ -107,11 +107,9 @@ def make_project(folder: Path) -> Project:
     for name in ("src", "model", "preprocessing"):
         left_out = shutil.ignore_patterns("checkpoints", "logs", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, root / name, ignore=left_out)
-    paths = root / "src" / "clipfh" / "core" / "paths.py"
-    code = paths.read_text(encoding="utf-8")
-    assert "DEFAULT_MODEL = SMALL_MODEL" in code
-    # a model that starts in a second: what is tested here is the same for all
-    paths.write_text(code.replace("DEFAULT_MODEL = SMALL_MODEL", "DEFAULT_MODEL = TINY_MODELS[0]"), encoding="utf-8")
+    # a model that starts in a second, and figures of few pixels: what is tested here is the same for all
+    change(root / "src/clipfh/core/paths.py", "DEFAULT_MODEL = SMALL_MODEL", "DEFAULT_MODEL = TINY_MODELS[0]")
+    change(root / "src/clipfh/reports/drawing.py", "\nDPI = 150", "\nDPI = 30")
     draw_photos(folder / "photos")
     server = ScriptServer(root, folder, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), TORCH_HOME=str(folder / "hub"))
     project = Project(root, folder / "photos", server, make_commit(root))
@@ -120,6 +118,12 @@ def make_project(folder: Path) -> Project:
         prepare(project, script, "--metadata_dir", project.metadata)
     project.runs["stage0"] = project.run(STAGE0, "--smoke")
     return project
+
+
+def change(file: Path, old: str, new: str) -> None:
+    code = file.read_text(encoding="utf-8")
+    assert code.count(old) == 1
+    file.write_text(code.replace(old, new), encoding="utf-8")
 
 
 def prepare(project: Project, script: str, *arguments: object) -> None:

@@ -86,8 +86,9 @@ def test_the_death_of_one_process_ends_all_and_the_run_goes_on_in_another_number
     stopped = tmp_path / "stopped"
     where = ("--dataset", NAME, "--save_path", stopped, "--log_dir", stopped)
     started = time.monotonic()
-    script = HERE / "dies_in_epoch.py"
-    survivor, dead = project.server.run_together(2, script, 1, 2, project.root / STAGE2, *where, *flags)
+    survivor, dead = project.server.run_together(
+        2, STAGE2, *where, *flags, kill_last_when=lambda: list(stopped.glob("*_LAST.pth"))
+    )
     assert time.monotonic() - started < 30
     assert dead.returncode == -9 and survivor.returncode == 2
     said = survivor.stderr.strip().splitlines()

@@ -2,10 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -244,21 +240,9 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, photos, tmp_path
     flags += ["--head_warmup_epochs", 1, "--head_dropout", 0.1, "--no-baseline", "--precision", "float32"]
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     project.run(STAGE4, *flags, "--save_path", straight, "--log_dir", straight, name="jsonl")
-    command = [sys.executable, project.root / STAGE4, "--dataset", "jsonl", *flags, "--save_path", stopped]
-    process = subprocess.Popen(
-        [*map(str, command), "--log_dir", str(stopped)],
-        env=project.server.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
-    )
-    deadline = time.monotonic() + 120
-    while not list(stopped.glob("*_LAST.pth")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors, errors
+    out = ("--dataset", "jsonl", "--save_path", stopped, "--log_dir", stopped)
+    ended = project.server.run_until(lambda: list(stopped.glob("*_LAST.pth")), STAGE4, *flags, *out)
+    assert ended.returncode == 130 and "Traceback" not in ended.stderr, ended.stderr
     (last,) = stopped.glob("*_LAST.pth")
     assert load(last)["epoch"] < 4
     resume = ("--save_path", stopped, "--log_dir", stopped, "--resume_ckpt", last)

@@ -5,10 +5,8 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -202,21 +200,9 @@ def test_a_stopped_run_continues_as_if_it_had_not_been(project, tmp_path, script
     project.run(script, *flags, "--save_path", straight, "--log_dir", straight)
 
     # a real stop: Ctrl-C, as soon as the first epoch is in LAST
-    command = [sys.executable, project.root / script, "--dataset", NAME, *flags, "--save_path", stopped]
-    process = subprocess.Popen(
-        [*map(str, command), "--log_dir", str(stopped)],
-        env=project.server.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
-    )
-    deadline = time.monotonic() + 120
-    while not list(stopped.glob("*_LAST.pth")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors, errors
+    out = ("--dataset", NAME, "--save_path", stopped, "--log_dir", stopped)
+    ended = project.server.run_until(lambda: list(stopped.glob("*_LAST.pth")), script, *flags, *out)
+    assert ended.returncode == 130 and "Traceback" not in ended.stderr, ended.stderr
 
     (last,) = stopped.glob("*_LAST.pth")
     assert load(last)["epoch"] < 4
