@@ -40,6 +40,7 @@ from clipfh.core.run import autocast
 from clipfh.models.clip import LoadedClip, freeze_text_encoder
 from clipfh.models.settings import Start
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
+from clipfh.training.computing import Computing
 from clipfh.training.data import TrainPhotos
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.interpolation import Interpolation, choose_between
@@ -72,6 +73,7 @@ class Config:
     views: Views = section()
     layers: Layers = section()
     interpolation: Interpolation = section()
+    computing: Computing = section()
     run: Run = section()
 
 
@@ -132,6 +134,7 @@ def main(config: Config) -> None:
     freeze_text_encoder(clip.model)
     config.layers.hold(clip.model)
     model, merge = config.layers.adapt(clip.model)
+    config.computing.prepare(model, hold_statistics=config.layers.hold_statistics)
     prompts = [identities.prompts[item_id] for item_id in photos.item_ids]
     texts, same_text = class_text_features(clip, prompts, place.device)
     learns_texts = config.texts.text == "learned"  # in the place of the prompts' features, each identity its own

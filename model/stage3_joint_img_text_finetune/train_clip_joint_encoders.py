@@ -46,6 +46,7 @@ from clipfh.models.clip import encode_texts
 from clipfh.models.gradient_cache import Tower, cached_backward
 from clipfh.models.settings import Start
 from clipfh.tables.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS
+from clipfh.training.computing import Computing
 from clipfh.training.data import made_ahead
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.interpolation import Interpolation, choose_between
@@ -92,6 +93,7 @@ class Config:
     views: Views = section()
     layers: Layers = section()
     interpolation: Interpolation = section()
+    computing: Computing = section()
     text_lr_scale: float = option(IN_FILE, "learning rate of the text encoder, relative to --lr", above=0)
     run: Run = section()
 
@@ -179,6 +181,7 @@ def main(config: Config) -> None:
     # brings up to date what is validated and saved: the weights of `clip`
     config.layers.hold(clip.model)
     model, merge = config.layers.adapt(clip.model)
+    config.computing.prepare(model, hold_statistics=config.layers.hold_statistics)
     decay = config.optimisation.weight_decay
     groups = config.layers.groups(model, config.lr, decay, text_lr_scale=config.text_lr_scale)
     groups += decay_groups(objective, config.lr, decay)

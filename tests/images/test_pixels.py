@@ -281,4 +281,29 @@ def test_sidecar_is_plain_json(image_dir, tmp_path):
         "readable",
         "unreadable",
         "crc32",
+        "file",
     }
+
+
+def test_a_cache_that_nobody_has_touched_is_compared_in_part_and_with_verify_as_a_whole(
+    image_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(clipfh.images.pixels, "BLOCK", 1)
+    monkeypatch.setattr(clipfh.images.pixels, "SAMPLED", 2)
+    compared, checksums = [], clipfh.images.pixels._checksums
+
+    def counted(array, starts, workers):
+        compared.append(list(starts))
+        return checksums(array, starts, workers)
+
+    load_pixels(image_dir, IMAGES, 16, tmp_path)
+    monkeypatch.setattr(clipfh.images.pixels, "_checksums", counted)
+    load_pixels(image_dir, IMAGES, 16, tmp_path)
+    load_pixels(image_dir, IMAGES, 16, tmp_path, verify=True)
+    assert compared == [[0, 2], [0, 1, 2, 3]]
+
+    file = tmp_path / "pixels_16px_shortest.npy"
+    before = file.stat()
+    flip_the_last_byte(file)  # of the last photo, which is not among the sampled ones
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as of a disk that forgets
+    check(load_pixels(image_dir, IMAGES, 16, tmp_path, verify=True), image_dir)

@@ -42,6 +42,7 @@ def load_evaluation_data(
     prompt_json: Path | None,
     skip_unreadable: bool,
     fast_decode: bool,
+    verify: bool = False,
 ) -> EvaluationData:
     """Decode the test photos of `data` for `clip`, or take them from `cache_dir`; read splits and prompts.
 
@@ -61,6 +62,7 @@ def load_evaluation_data(
         resize_mode=clip.resize_mode,
         fast_decode=fast_decode,
         max_megapixels=data.max_megapixels,
+        verify=verify,
     )
     table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
     readable = set(pixels.images)

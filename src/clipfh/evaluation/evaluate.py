@@ -121,6 +121,7 @@ def evaluate_clip(
         prompt_json=config.prompt_json,
         skip_unreadable=config.skip_unreadable,
         fast_decode=config.fast_decode,
+        verify=config.verify,
     )
     require_descriptions(config.reranking, test, data.name)
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)

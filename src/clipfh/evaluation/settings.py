@@ -47,6 +47,7 @@ class EvaluationConfig:
     )
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
     fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
+    verify: bool = option(False, "compare all checksums of the decoded photos at the start, not some of them")
     probe: Path | None = option(
         None,
         "folder of other photos, a folder a class, called as the class is: how many are classified rightly by these "

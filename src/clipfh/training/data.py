@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from clipfh.core.errors import InputError
 from clipfh.core.paths import RESULTS_DIR, processed_dir
-from clipfh.core.processes import by_first, gather_rows, own_rows
+from clipfh.core.processes import by_first, gather_rows, own_rows, rank
 from clipfh.features.extraction import draw_distractors, extract_features, val_figures
 from clipfh.images.augment import Augmentation, augment
 from clipfh.images.pixels import Pixels, drop_unreadable, load_pixels
@@ -37,15 +37,15 @@ class TrainingData:
     Attributes:
         pixels: of all of them; the tables' images are found in it by name.
         train_table, val_table: rows of the table of `clipfh.tables.records`.
-        val_pixels, distractor_pixels: (N, S, S, 3) uint8, val photos and the train photos in their gallery.
+        val_rows, distractor_rows: places in `pixels` of the val photos and of the train photos in their gallery.
         exclude_same_camera: the dataset's protocol, which val follows.
     """
 
     pixels: Pixels
     train_table: pd.DataFrame
     val_table: pd.DataFrame
-    val_pixels: np.ndarray
-    distractor_pixels: np.ndarray
+    val_rows: np.ndarray
+    distractor_rows: np.ndarray
     exclude_same_camera: bool
 
 
@@ -97,13 +97,22 @@ class TrainPhotos:
 
     def features(self, clip: LoadedClip) -> torch.Tensor:
         """Unit features of all N photos, whole and as they are to be found again: (N, D) float32, without gradients."""
-        rows = self._rows[own_rows(len(self._rows))]
-        starts = range(0, len(rows), PHOTOS_AT_ONCE)
-        parts = [
-            extract_features(clip, self._pixels[rows[start : start + PHOTOS_AT_ONCE]], self.device, quiet=True)
-            for start in tqdm(starts, "features of the train photos", disable=None, leave=False)
-        ]
-        return gather_rows(torch.cat(parts), len(self._rows))
+        return features_of(clip, self._pixels, self._rows, self.device)
+
+
+def features_of(clip: LoadedClip, pixels: np.ndarray, rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Unit features of `rows` of `pixels`, a memory map that is read as they are encoded: (N, D) float32, on `device`.
+
+    The processes of a run share the rows, and all get the features.
+    """
+    own = rows[own_rows(len(rows))]
+    starts = range(0, len(own), PHOTOS_AT_ONCE)
+    hidden = None if len(starts) > 1 and rank() == 0 else True  # None: where nobody watches
+    parts = [
+        extract_features(clip, pixels[own[start : start + PHOTOS_AT_ONCE]], device, quiet=True)
+        for start in tqdm(starts, "features", disable=hidden, leave=False)
+    ]
+    return gather_rows(torch.cat(parts), len(rows))
 
 
 def made_ahead(batches: Iterator[T], device: torch.device) -> Iterator[T]:
@@ -122,6 +131,7 @@ def load_training_data(
     seed: int,
     skip_unreadable: bool,
     fast_decode: bool = False,
+    verify: bool = False,
     final_fit: bool = False,
 ) -> TrainingData:
     """Decode the train and val photos of `data` for `clip`, as `load_pixels` does; `seed` draws the distractors.
@@ -145,6 +155,7 @@ def load_training_data(
         resize_mode=clip.resize_mode,
         fast_decode=fast_decode,
         max_megapixels=data.max_megapixels,
+        verify=verify,
     )
     table = drop_unreadable(table, pixels, listing, skip_unreadable=skip_unreadable)
     is_val = (table["split"] == "val").to_numpy()
@@ -156,8 +167,8 @@ def load_training_data(
         pixels=pixels,
         train_table=table[~is_val],
         val_table=table[is_val],
-        val_pixels=pixels.array[is_val],
-        distractor_pixels=pixels.array[distractors],
+        val_rows=np.flatnonzero(is_val),
+        distractor_rows=distractors,
         exclude_same_camera=data.exclude_same_camera,
     )
 
@@ -198,8 +209,7 @@ def validate(
     processes of a run share the photos, and the first one measures.
     """
     val, distractors = (
-        gather_rows(extract_features(clip, pixels[own_rows(len(pixels))], device, quiet=True), len(pixels))
-        for pixels in (data.val_pixels, data.distractor_pixels)
+        features_of(clip, data.pixels.array, rows, device) for rows in (data.val_rows, data.distractor_rows)
     )
     return by_first(_measure, clip, data, prompts, device, val, distractors)
 

@@ -170,6 +170,7 @@ def load_identities(
             seed=place.seed,
             skip_unreadable=source.skip_unreadable,
             fast_decode=source.fast_decode,
+            verify=source.verify,
             final_fit=source.final_fit,
         )
     photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation(views), clip, place.device, view_size)

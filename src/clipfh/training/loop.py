@@ -205,7 +205,7 @@ class Loop:
         # the factor's function is made again from the flags; the counter is all that it needs
         scheduler = {key: value for key, value in self.scheduler.state_dict().items() if key != "lr_lambdas"}
         return {
-            "modules": {name: module.state_dict() for name, module in self._modules.items()},
+            "modules": {name: self._without_copies(module.state_dict()) for name, module in self._modules.items()},
             "optimizers": {"model": self.optimizer.state_dict()},
             "scheduler": scheduler,
             "sampler": self.sampler.state_dict(),
@@ -213,6 +213,15 @@ class Loop:
             "best": {"value": self.best.value, "epoch": self.best.epoch, "start": self.best.start},
             "epoch": self.epoch,
             "step": self.step,
+        }
+
+    def _without_copies(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`state` with the average's tensors where they are equal, as what is frozen is: a file has them once then."""
+        averaged = self.average.module.state_dict()
+        found = {name: averaged.get(name) for name in state}
+        return {
+            name: its if its is not None and its.shape == value.shape and torch.equal(its, value) else value
+            for (name, value), its in zip(state.items(), found.values(), strict=True)
         }
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from clipfh.tables.digest import SHORT, digest_of
 # What does not decide what is learned: the seed, and where things are. Data, prompts and first weights are known by
 # their content, which `origin` gives.
 _NO_PART = {
+    *("verify", "grad_checkpointing", "compile"),
     *("seed", "device", "save_path", "log_dir", "resume_ckpt", "skip_unreadable", "unrelated_ids"),
     *("dataset", "metadata_dir", "image_dir", "image_meta", "prompt_json", "data_root", "checkpoint_dir"),
     *("pretrained", "init_ckpt"),

@@ -60,6 +60,7 @@ class Source:
     )
     skip_unreadable: bool = option(False, "go on without images that cannot be read")
     fast_decode: bool = option(False, "decode JPEGs at reduced size: faster, differs by under 1 grey level on average")
+    verify: bool = option(False, "compare all checksums of the decoded photos at the start, not some of them")
 
     def __post_init__(self) -> None:
         if self.final_fit and self.val_fold:

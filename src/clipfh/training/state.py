@@ -94,6 +94,7 @@ _BEFORE_THERE_WERE = {"wise_ft": 0, "lora_rank": 0, "hold_statistics": False, "t
 # What may differ between a run and its continuation: where things are, not what is computed.
 _MAY_DIFFER = {
     *("device", "precision", "patience", "skip_unreadable", "resume_ckpt", "save_path", "log_dir"),
+    *("verify", "grad_checkpointing", "compile"),
     *("pretrained", "init_ckpt", "metadata_dir", "image_dir", "image_meta", "prompt_json"),
     *("data_root", "baseline", "checkpoint_dir"),
 }

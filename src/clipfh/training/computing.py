@@ -1,0 +1,42 @@
+"""How the encoders compute a step, where memory or time are short: the figures stay those of the plain way."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from clipfh.core.cli import option
+from clipfh.core.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """The flags that change what a step costs, and not what it learns."""
+
+    grad_checkpointing: bool = option(
+        False, "keep the activations of the blocks' inputs alone, and compute the others again in the backward pass"
+    )
+    compile: bool = option(
+        False, "compile the encoders with torch.compile; needs a C++ compiler, and minutes before the first step"
+    )
+
+    def prepare(self, model: nn.Module, *, hold_statistics: bool) -> None:
+        """Let the encoders of a CLIP compute so; to be called before its weights are averaged.
+
+        Raises:
+            InputError: an architecture that cannot; or batch norms that learn their statistics would see each batch
+                twice.
+        """
+        if self.grad_checkpointing:
+            if not hold_statistics and any(isinstance(module, _BatchNorm) for module in model.modules()):
+                raise InputError(
+                    "--grad_checkpointing encodes a batch twice, and batch norms would take it into their statistics "
+                    "twice: keep those of the first weights with --hold_statistics"
+                )
+            if not hasattr(model, "set_grad_checkpointing"):
+                raise InputError(f"--grad_checkpointing: a {type(model).__name__} does not know how")
+            model.set_grad_checkpointing(True)
+        if self.compile:
+            for encoder in (model.visual, getattr(model, "text", None) or getattr(model, "transformer", None)):
+                if encoder is not None and any(parameter.requires_grad for parameter in encoder.parameters()):
+                    encoder.compile()
