@@ -2,13 +2,27 @@
 
 import math
 import sys
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from places import ROOT
+from pytorch_metric_learning.losses import TripletMarginLoss
+from torch.optim import Adam
+
+import clipfh.models.torchvision_guard  # noqa: F401  (before torchvision)
+from clipfh.images.pixels import Pixels
+from clipfh.models.clip import load_clip
+from clipfh.training.data import TrainingData, validate
+
+from torchvision import transforms as T  # isort: skip
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from accuracy_contestants import CONTESTANTS, TITLES
+from accuracy_contestants import CONTESTANTS, TITLES, OnFeatures, Recipe
+from accuracy_training import train
 from bench_accuracy import LADDER, best_rate, compared
 from report import _section
 
@@ -70,3 +84,46 @@ def test_the_readme_shows_the_cells_in_place_of_time_and_memory():
 
 def test_every_contestant_has_a_title():
     assert set(CONTESTANTS) == set(TITLES)
+
+
+# ---- the peers' training
+
+
+def made_peer(lr: float):
+    """A peer on 4 identities of 3 patterns, val and train being the same: what it learns, it finds."""
+    clip = load_clip("tiny-rn", "random")
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 3)
+    array = generator.integers(0, 256, (12, clip.image_size, clip.image_size, 3), dtype=np.uint8)
+    images = [f"{number}.png" for number in range(12)]
+    table = pd.DataFrame({"image": images, "item_id": labels.astype(str), "camera": ""})
+    pixels = Pixels(array, tuple(images), ())
+    pictures = TrainingData(pixels, table, table, np.arange(12), np.arange(2), exclude_same_camera=False)
+    setting = SimpleNamespace(labels=labels)
+    visual = clip.model.visual
+    loss = OnFeatures(TripletMarginLoss(margin=0.2), normalise=True)
+    view = T.ToTensor()
+    recipe = Recipe([list(range(12))], view, loss, Adam(visual.parameters(), lr=lr), lambda share: 1.0 - share / 2)
+    return clip, pictures, recipe, setting
+
+
+def test_a_peer_trains_for_its_budget_and_leaves_its_best_weights_on_val():
+    clip, pictures, recipe, setting = made_peer(lr=1e-3)
+    before = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
+    found = train(recipe, setting, clip, pictures, budget=1.0, validations=2, keep_statistics=True)
+    assert found["steps"] >= 2 and len(found["val_curve"]) == 3
+    assert found["cpu_seconds"] > 0.5  # half of it at least is for steps
+    assert found["val_mAP"] == max(found["val_curve"]) == found["val_curve"][found["best_at"]]
+    assert validate(clip, pictures, {}, torch.device("cpu"))[0].mAP == pytest.approx(found["val_mAP"], abs=1e-6)
+    assert recipe.optimizer.param_groups[0]["lr"] < 1e-3  # the schedule goes on
+    after = clip.model.visual.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert bool(moved) == (found["best_at"] > 0)
+    assert not any("running" in name for name in moved)  # statistics are kept
+
+
+def test_a_peer_whose_weights_are_no_longer_finite_ends_with_its_best():
+    clip, pictures, recipe, setting = made_peer(lr=float("inf"))
+    found = train(recipe, setting, clip, pictures, budget=0.2, validations=2, keep_statistics=True)
+    assert found["best_at"] == 0 and len(found["val_curve"]) == 1
+    assert all(value.isfinite().all() for value in clip.model.visual.state_dict().values())

@@ -86,7 +86,10 @@ def join(device: torch.device) -> torch.device:
     elif device.type != "cpu":
         raise InputError(f"--device {device} does not work in several processes; cuda and cpu do")
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:  # MASTER_ADDR and its kind are missing or wrong
         raise InputError(
             f"process {rank} of {world_size} cannot reach the others ({shortened(error)}): start all with torchrun"
