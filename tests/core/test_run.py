@@ -137,7 +137,7 @@ def test_git_commit(tmp_path, monkeypatch):
 
 def test_environment_names_what_it_takes_to_repeat_a_run():
     values = environment()
-    assert values.keys() == {"python", "packages", "platform", "threads", "cuda", "git_commit", "command"}
+    assert values.keys() == {"python", "packages", "platform", "threads", "processes", "cuda", "git_commit", "command"}
     assert values["packages"]["torch"] and values["packages"]["open_clip_torch"]
     assert not Path(values["command"][0]).is_absolute()
     json.dumps(values)
