@@ -169,6 +169,7 @@ def _limits(source: Source) -> str:
         "The figures hold for photos like those of the training data; measure on your own before you rely on them.",
         "Near-identical items get near-identical features. A similarity is no probability, and no proof of identity.",
         "Not meant to recognise people, or to decide anything about them.",
+        "Photos with transparent parts belong on white first, as in training; the code above leaves that out.",
         f"Texts beyond {length} tokens are cut.",
         "Licences of the first weights and of the training data apply.",
     ]

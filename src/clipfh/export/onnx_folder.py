@@ -171,7 +171,11 @@ def _description(clip: LoadedClip, height: int, width: int) -> dict[str, object]
 
 
 def write_int8(folder: Path) -> list[str]:
-    """Quantise the weights of both encoders to 8 bits, beside the float32 ones; activations as they come (dynamic).
+    """Quantise the matrices and embeddings of both encoders to 8 bits, beside the float32 ones.
+
+    Activations are quantised as they come (dynamic). Convolutions stay float32: most of an EfficientNet. Each channel
+    has its own scale: with one a matrix, small-clip's prompts of grocery came out at a least cosine of 0.940 to
+    float32's, with one a channel at 0.992; its photos at 0.976 and 0.997.
 
     Returns:
         the names of the files.
@@ -183,7 +187,8 @@ def write_int8(folder: Path) -> list[str]:
             quantize_dynamic(
                 folder / source,
                 folder / target,
-                op_types_to_quantize=["MatMul", "Gemm"],
+                op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+                per_channel=True,
                 weight_type=QuantType.QInt8,
                 use_external_data_format=(folder / f"{source}.data").exists(),
             )
