@@ -134,6 +134,28 @@ def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of open_clip's CLIP with a ViT by the names of transformers' `CLIPModel`: `read_weights` undoes it.
+
+    The one matrix of an attention's three inputs becomes three.
+    """
+    renamed = {}
+    for name, value in state.items():
+        for new, old in _TRANSFORMERS_NAMES.items():
+            name = new + name.removeprefix(old) if name.startswith(old) else name
+        for new, old in _TRANSFORMERS_LAYER.items():
+            name = name.replace(old, new)
+        if ".attn.in_proj_" in name:
+            for part, its in zip("qkv", value.chunk(3), strict=True):
+                renamed[name.replace(".attn.in_proj_", f".self_attn.{part}_proj.")] = its.contiguous()
+            continue
+        if name in ("text_projection", "visual.proj"):
+            name = "text_projection.weight" if name == "text_projection" else "visual_projection.weight"
+            value = value.T
+        renamed[name] = value.contiguous()
+    return renamed
+
+
 def load_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load a state dict into an open_clip model, in place, interpolating position embeddings where sizes differ.
 
