@@ -73,8 +73,8 @@ def ids_file(folder, text):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "no command: give one of extract, build"),
-        (("find",), "find: give one of extract, build"),
+        ((), "no command: give one of extract, search"),
+        (("find",), "find: give one of extract, search"),
         (("extract",), "which photos? Give --images"),
         (("extract", "--images", "{photos}"), "which model? Give --ckpt FILE, or --model"),
         (("extract", "--images", "{photos}", "--ckpt", "{tmp}/gone.pth"), "gone.pth does not exist"),

@@ -1,20 +1,14 @@
-"""The commands that make, change, search and describe an index; each has a `Config`, a `main` and its help."""
+"""The commands that make, change and describe an index: they need no model, and so start without torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-
 from clipfh.core.cli import option
 from clipfh.core.errors import InputError
 from clipfh.core.files import require_file, text_lines
-from clipfh.index.embedding import ModelConfig, decode_photos, embed_photos, load_model
 from clipfh.index.engine import KINDS, Engine, open_engine
-from clipfh.index.photos import FolderPhotos
-from clipfh.index.shards import SHORT, SavedFeatures, model_of
-from clipfh.models.clip import LoadedClip, encode_texts
+from clipfh.index.shards import SHORT, SavedFeatures
 
 BUILD = """Make an index of saved features, in place of what is there: the old one is searched until the new is whole.
 
@@ -31,13 +25,6 @@ DELETE = """Delete photos from an index by their ids, which are their paths belo
 
     python -m clipfh.index delete --id red_mug/1.jpg --index shop_index
     python -m clipfh.index delete --ids gone.txt --index shop_index
-"""
-SEARCH = """Find the photos of an index that are nearest to a photo, to words, or to the mean direction of both.
-
-    python -m clipfh.index search --image photo.jpg --ckpt CKPT --index shop_index
-    python -m clipfh.index search --text "a red mug" --k 20 --category mugs --ckpt CKPT --index shop_index
-
-It prints rank, id, item id and similarity, with tabs between them.
 """
 INFO = """Say what an index holds: count, dimension, kind, weights, size on disk.
 
@@ -84,17 +71,6 @@ class DeleteConfig(IndexConfig):
     ids: Path | None = option(None, "a text file with an id a line")
 
 
-@dataclass(frozen=True)
-class SearchConfig(ModelConfig, IndexConfig):
-    """The command line of `search`."""
-
-    image: Path | None = option(None, "the photo to search by")
-    text: str | None = option(None, "the words to search by")
-    k: int = option(10, "photos to find", at_least=1)
-    category: str | None = option(None, "only photos of this category")
-    camera: str | None = option(None, "only photos of this camera")
-
-
 def build(config: BuildConfig) -> None:
     """Make an index."""
     engine, features = config.open(), SavedFeatures(config.features)
@@ -129,43 +105,6 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def search(config: SearchConfig) -> None:
-    """Search an index."""
-    if config.image is None and config.text is None:
-        raise InputError("what is searched for? Give --image FILE, --text WORDS, or both")
-    if config.image is not None:
-        require_file(config.image, "--image")
-    engine = config.open()
-    engine.info()  # an index that is not there is said before the model is loaded
-    clip = load_model(config)
-    query = query_vector(clip, config.image, config.text)
-    (found,) = engine.search(
-        model_of(clip), query[None].numpy(), config.k, category=config.category, camera=config.camera
-    )
-    print("rank\tid\titem_id\tsimilarity")
-    for rank, match in enumerate(found, start=1):
-        print(f"{rank}\t{match.id}\t{match.item_id}\t{match.similarity:.4f}")
-    if not found:
-        print("nothing: no photo has this category and camera")
-
-
-def query_vector(clip: LoadedClip, image: Path | None, text: str | None) -> torch.Tensor:
-    """The direction of a photo, of words, or the mean of both: (D,) float32 of unit length.
-
-    Raises:
-        InputError: the photo cannot be read.
-    """
-    device, directions = next(clip.model.parameters()).device, []
-    if image is not None:
-        decoded = decode_photos(FolderPhotos(image.parent), [image.name], clip.image_size, clip.resize_mode)
-        if decoded.reasons[0]:
-            raise InputError(f"--image {image} cannot be read ({decoded.reasons[0]}); give another")
-        directions.append(torch.from_numpy(embed_photos(clip, decoded, device)[0]))
-    if text is not None:
-        directions.append(encode_texts(clip, [text], device)[0])
-    return F.normalize(torch.stack(directions).mean(dim=0), dim=0)
-
-
 def info(config: IndexConfig) -> None:
     """Describe an index."""
     _say(config.open(), config.index)
@@ -188,6 +127,5 @@ COMMANDS: dict[str, tuple[Callable, type, str]] = {
     "build": (build, BuildConfig, BUILD),
     "add": (add, AddConfig, ADD),
     "delete": (delete, DeleteConfig, DELETE),
-    "search": (search, SearchConfig, SEARCH),
     "info": (info, IndexConfig, INFO),
 }

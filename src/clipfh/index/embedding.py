@@ -3,6 +3,7 @@
 Shapes: B photos of a batch, S image size, D embedding.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from clipfh.core.cli import option
 from clipfh.core.errors import InputError
 from clipfh.core.run import pick_device
 from clipfh.features.extraction import extract_features
-from clipfh.images.transforms import RESIZE_MODES, ImageSize, height_and_width
+from clipfh.images.transforms import RESIZE_MODES, TRANSFORM_VERSION, ImageSize, height_and_width
 from clipfh.index.photos import PhotoSource
-from clipfh.models.checkpoint import read_checkpoint
+from clipfh.index.shards import Model
+from clipfh.models.checkpoint import read_checkpoint, weights_digest
 from clipfh.models.clip import LoadedClip, load_clip
+from clipfh.models.names import model_config
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,17 @@ def load_model(config: ModelConfig) -> LoadedClip:
     if name is None:
         raise InputError(f"--ckpt {config.ckpt} does not say its architecture: add --model NAME")
     return load_clip(name, str(config.ckpt), resize_mode=config.resize_mode, device=device)
+
+
+def model_of(clip: LoadedClip) -> Model:
+    """All of a model that its features depend on, as JSON values: those of equal ones can be compared."""
+    facts = {
+        "weights": weights_digest(clip.model.state_dict()),
+        "dimension": model_config(clip.name)["embed_dim"],
+        "transform_version": TRANSFORM_VERSION,
+        **clip.architecture(),
+    }
+    return json.loads(json.dumps(facts))  # tuples become lists, as they come back from a file
 
 
 def decode_photos(

@@ -29,13 +29,12 @@ from clipfh.features.extraction import usual_batch_size
 from clipfh.images.photo_files import LeftOut, meant_as_photos, write_left_out
 from clipfh.images.pixels import single_threaded_pool
 from clipfh.images.prefetch import prefetch
-from clipfh.index.embedding import Decoded, ModelConfig, decode_photos, embed_photos, load_model
+from clipfh.index.embedding import Decoded, ModelConfig, decode_photos, embed_photos, load_model, model_of
 from clipfh.index.listing import Listing, list_photos
 from clipfh.index.shards import (
     MANIFEST,
     Model,
     Shard,
-    model_of,
     read_shard,
     shard_identity,
     shard_path,

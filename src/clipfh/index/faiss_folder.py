@@ -34,9 +34,8 @@ from clipfh.index.engine import (
     num_probes,
     size_on_disk,
 )
-from clipfh.index.listing import COLUMNS
 from clipfh.index.packages import scale_package
-from clipfh.index.shards import Model, SavedFeatures, features_of, require_same_model
+from clipfh.index.shards import COLUMNS, Model, SavedFeatures, features_of, require_same_model
 
 POINTER, LOCK, GENERATION = "CURRENT", ".lock", "generation_"
 FORMAT_VERSION = 1

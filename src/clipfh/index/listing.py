@@ -15,8 +15,8 @@ from clipfh.core.values import leaves_root, normal_id, normal_path, text_of
 from clipfh.images.photo_files import LeftOut, account, find_photos, name_problem, require_photos
 from clipfh.index.packages import scale_package
 from clipfh.index.photos import BucketPhotos, FolderPhotos, PhotoSource, is_uri, open_bucket
+from clipfh.index.shards import COLUMNS
 
-COLUMNS = ("id", "item_id", "category", "camera")
 TABLES = (".csv", ".parquet", ".json")
 
 

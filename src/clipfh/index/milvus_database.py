@@ -25,9 +25,8 @@ from clipfh.index.engine import (
     num_probes,
     size_on_disk,
 )
-from clipfh.index.listing import COLUMNS
 from clipfh.index.packages import scale_package
-from clipfh.index.shards import Model, SavedFeatures, features_of, require_same_model
+from clipfh.index.shards import COLUMNS, Model, SavedFeatures, features_of, require_same_model
 
 PREFIX = "clipfh_"
 POINTER = f"{PREFIX}current"
@@ -53,7 +52,8 @@ class MilvusDatabase:
         self.is_file = not uri.startswith("http")
         if self.is_file:
             scale_package("milvus_lite")
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # it logs a traceback of each error that it raises
+        for name in ("pymilvus", "milvus_lite"):  # they log a traceback of each error that they raise
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._client: Any = None
 
     # ---- the interface
@@ -154,7 +154,11 @@ class MilvusDatabase:
         try:
             yield
         except self.milvus.MilvusException as error:
-            hint = "is it open in another process?" if self.is_file else f"is it running, and {TOKEN} right?"
+            hint = (
+                "is it an index, and open in no other process?"
+                if self.is_file
+                else f"is it running, and {TOKEN} right?"
+            )
             raise InputError(f"Milvus at {self.uri}: {shortened(error, 160)}; {hint}") from error
 
     def _connected(self, *, make: bool = False) -> Any:

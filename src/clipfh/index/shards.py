@@ -18,12 +18,9 @@ import numpy as np
 from clipfh.core.errors import InputError, shortened, shown
 from clipfh.core.files import read_json, replace_atomically, write_json
 from clipfh.images.photo_files import LeftOut
-from clipfh.images.transforms import TRANSFORM_VERSION
 from clipfh.index.packages import scale_package
-from clipfh.models.checkpoint import weights_digest
-from clipfh.models.clip import LoadedClip
-from clipfh.models.names import model_config
 
+COLUMNS = ("id", "item_id", "category", "camera")  # of a listing, all text
 FORMAT_VERSION = 1  # part of a shard's identity: raise it whenever the same model and photos give other shards
 MANIFEST = "manifest.json"
 MADE_BY = "python -m clipfh.index extract --images PATH --ckpt FILE --out DIR"
@@ -31,17 +28,6 @@ _KEY = b"clipfh"  # of the metadata
 SHORT = 12  # characters of a digest, for a message
 
 Model = dict[str, Any]  # what made features: the weights' digest, the architecture, the transforms; plain JSON values
-
-
-def model_of(clip: LoadedClip) -> Model:
-    """All of a model that its features depend on, as JSON values: those of equal ones can be compared."""
-    facts = {
-        "weights": weights_digest(clip.model.state_dict()),
-        "dimension": model_config(clip.name)["embed_dim"],
-        "transform_version": TRANSFORM_VERSION,
-        **clip.architecture(),
-    }
-    return json.loads(json.dumps(facts))  # tuples become lists, as they come back from a file
 
 
 def require_same_model(there: Model, here: Model, where: str, what: str) -> None:
