@@ -29,6 +29,7 @@ from clipfh.index.engine import (
     EF_CONSTRUCTION,
     EF_SEARCH,
     NEIGHBOURS,
+    TRAINED_BY,
     Match,
     num_lists,
     num_probes,
@@ -40,7 +41,6 @@ from clipfh.index.shards import COLUMNS, Model, SavedFeatures, features_of, requ
 POINTER, LOCK, GENERATION = "CURRENT", ".lock", "generation_"
 FORMAT_VERSION = 1
 MAX_DEAD = 0.2  # of the rows of an HNSW graph
-SAMPLED = 64  # rows that a list of an IVF is trained by, where there are so many
 NARROW = 0.1  # a filter that leaves less of the rows than this is searched exactly
 
 
@@ -160,7 +160,7 @@ class FaissFolder:
             lists = num_lists(features.count)
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
             index.nprobe = num_probes(lists)
-            index.train(_sample(features, SAMPLED * lists))
+            index.train(_sample(features, TRAINED_BY * lists))
         columns = {**dict.fromkeys(COLUMNS, pa.array([], pa.string())), "label": pa.array([], pa.int64())}
         return _Generation(index, pa.table(columns), features.model, kind, 0)
 

@@ -66,14 +66,14 @@ def _source_of(image_dir: str) -> PhotoSource:
         return BucketPhotos(image_dir)
     if not Path(image_dir).is_dir():
         raise InputError(f"the image folder {image_dir} does not exist; give it with --image_dir")
-    return FolderPhotos(Path(image_dir))
+    return FolderPhotos(Path(image_dir).absolute())  # processes of Ray have a current folder of their own
 
 
 def _of_folder(root: Path) -> Listing:
     photos, left_out = find_photos(root)
     require_photos(root, photos, left_out)
     print(account(len(photos), left_out))
-    return Listing(FolderPhotos(root), _rows_of(photos), left_out)
+    return Listing(FolderPhotos(root.absolute()), _rows_of(photos), left_out)
 
 
 def _of_bucket(uri: str) -> Listing:

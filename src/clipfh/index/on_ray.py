@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"
 PHOTOS_OF_A_TASK = 256  # about 40 MB of pixels at 224 px
+MEMORY_OF_A_TASK = 2**28  # bytes
 
 
 def extract_on_ray(
@@ -72,7 +73,11 @@ def extract_on_ray(
         features = (
             data.from_arrow(blocks)
             .map_batches(
-                _decode, batch_size=batch_size, fn_kwargs=facts, compute=data.TaskPoolStrategy(max(1, workers - 1))
+                _decode,
+                batch_size=batch_size,
+                fn_kwargs=facts,
+                compute=data.TaskPoolStrategy(max(1, workers - 1)),
+                memory=MEMORY_OF_A_TASK,  # stages that ask for the same are run as one: the actors would decode
             )
             .map_batches(
                 _Embed,
