@@ -39,6 +39,8 @@ PACKAGES = (
     "pytorch-metric-learning",
     "torchmetrics",
     "open-metric-learning",
+    "faiss-cpu",
+    "milvus-lite",
 )
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of README.md from results/*.json.
+"""Write the tables of README.md, and that of docs/scale.md, from results/*.json.
 
 python benchmarks/report.py
 """
@@ -12,14 +12,20 @@ BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
 def update_readme() -> None:
-    """Replace what stands between the markers in README.md."""
-    readme = FOLDER / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    """Replace what stands between the markers in README.md, and the indexes' table in docs/scale.md."""
+    sections = {
+        path.stem: _section(path.stem, json.loads(path.read_text("utf-8")))
+        for path in sorted(FOLDER.glob("results/*.json"))
+    }
+    _replace_block(FOLDER / "README.md", "\n".join(sections.values()))
+    if "index" in sections:
+        _replace_block(FOLDER.parent / "docs" / "scale.md", sections["index"].removeprefix("### index\n\n"))
+
+
+def _replace_block(page: Path, text: str) -> None:
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    sections = [
-        _section(path.stem, json.loads(path.read_text("utf-8"))) for path in sorted(FOLDER.glob("results/*.json"))
-    ]
-    readme.write_text("".join([before, BEGIN, "\n\n", "\n".join(sections), END, after]), encoding="utf-8")
+    page.write_text("".join([before, BEGIN, "\n\n", text, END, after]), encoding="utf-8")
 
 
 def _section(name: str, content: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
     ("models",),
     ("prompts", "features"),
     ("tables",),
+    ("index",),
     ("drawn",),
     ("datasets",),
     ("captions",),

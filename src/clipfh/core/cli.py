@@ -46,6 +46,7 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     parse: Callable[[str], Any] | None = None,
+    bare: str | None = None,
 ) -> Any:
     """Declare a dataclass field that is also a flag.
 
@@ -56,9 +57,11 @@ def option(
         aliases: other spellings, such as `--metadata`.
         parse: turns the flag's text into its value, where its type alone does not; it raises ArgumentTypeError.
         above, at_least, at_most: bounds of a number; a value beyond them ends the script with a message.
+        bare: the value of a text's flag that stands without one.
     """
     bounds = {"more than": above, "at least": at_least, "at most": at_most}
     metadata = {"help": help, "choices": choices, "aliases": tuple(aliases), "bounds": bounds, "parse": parse}
+    metadata["bare"] = bare
     if isinstance(default, (list, dict, set)):
         raise TypeError("use a tuple: defaults of a frozen config are immutable")
     return dataclasses.field(default=default, metadata=metadata)
@@ -159,6 +162,8 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: An
             keywords["choices"] = list(field.metadata["choices"])
         else:
             keywords["metavar"] = {Path: "PATH", int: "N", float: "X"}.get(wanted, "TEXT")
+    if field.metadata.get("bare") is not None:
+        keywords |= {"nargs": "?", "const": field.metadata["bare"]}
     parser.add_argument(*names, **keywords)
 
 

@@ -41,7 +41,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     try:
         lock(handle)
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; a result is as readable as any other
+        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes private files; a result is as readable as any other
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # numpy's and torch's own writers do not say that the disk is full
         reason = os.strerror(error.errno) if _is_full(error) else _why_nothing_more_fits(handle)
@@ -129,7 +129,8 @@ def require_file(path: Path, flag: str) -> Path:
     return path
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -159,14 +159,12 @@ def _build_cache(
         try:
             return read(image)
         except Exception as error:  # a damaged file makes a decoder raise anything: SyntaxError, struct.error, ...
-            return (
-                file_problem(Path(image_dir) / image) or f"{type(error).__name__}: {str(error).replace(image_dir, '')}"
-            )
+            return why_unreadable(error, Path(image_dir) / image, image_dir)
 
     keep_freed_memory()
     unreadable: list[tuple[str, str]] = []
     readable: list[str] = []
-    with replace_atomically(cache) as temporary, large_photos_allowed(), _single_threaded_pool(workers) as pool:
+    with replace_atomically(cache) as temporary, large_photos_allowed(), single_threaded_pool(workers) as pool:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
         reserve(temporary)
         bar = tqdm(total=len(images), desc="decode images", unit="img", disable=None, leave=False)
@@ -187,8 +185,13 @@ def _build_cache(
     return Pixels(array[: len(readable)], tuple(readable), tuple(unreadable))
 
 
+def why_unreadable(error: Exception, path: Path, image_dir: str) -> str:
+    """Why decoding the photo `path` of `image_dir` failed with `error`, for the list of unreadable images."""
+    return file_problem(path) or f"{type(error).__name__}: {str(error).replace(image_dir, '')}"
+
+
 @contextmanager
-def _single_threaded_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+def single_threaded_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
     """A pool whose workers run torch on one thread each: a photo's products are too small to share.
 
     The setting is a thread's own, but also what later threads begin with, and in some libraries everyone's.
