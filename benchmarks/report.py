@@ -31,12 +31,12 @@ def _replace_block(page: Path, text: str) -> None:
 def _section(name: str, content: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
     lines = [f"### {name}", "", f"{content['machine']}; {content['date']}; {versions}", ""]
-    lines += ["| bar | limit | measured | |", "|---|---|---|---|"]
-    lines += [
-        f"| {b['what']} | {b['bar']} | {b['measured']:g} | {'holds' if b['holds'] else '**missed**'} |"
-        for b in content["bars"]
-    ]
     if content["bars"]:
+        lines += ["| bar | limit | measured | |", "|---|---|---|---|"]
+        lines += [
+            f"| {b['what']} | {b['bar']} | {b['measured']:g} | {'holds' if b['holds'] else '**missed**'} |"
+            for b in content["bars"]
+        ]
         lines += [""]
     if content["rows"] and "cells" in content["rows"][0]:
         header = ["case", *content["rows"][0]["cells"]]

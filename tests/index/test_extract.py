@@ -181,6 +181,11 @@ def test_ray_gives_the_same(clip, photos, tmp_path):
     assert unreadable_of(tmp_path / "ray") == unreadable_of(tmp_path / "here")
 
 
+def test_a_cluster_that_does_not_answer_is_said_at_once(clip, photos, tmp_path):
+    with pytest.raises(InputError, match=r"no Ray at '127\.0\.0\.1:1' .*--ray alone starts one here"):
+        run(clip, photos, tmp_path / "out", ray="127.0.0.1:1")
+
+
 def test_nothing_readable_is_an_error_that_names_the_first(clip, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"x")

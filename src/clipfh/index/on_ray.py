@@ -7,6 +7,7 @@ shards that are written stay.
 """
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ def extract_on_ray(
     Raises:
         InputError: Ray is not installed, the cluster cannot be reached, or it gave a task up.
     """
+    if address != LOCAL:
+        _require_answer(address)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray, pa = scale_package("ray"), scale_package("pyarrow")
     data = scale_package("ray.data")
@@ -94,6 +97,16 @@ def extract_on_ray(
         raise InputError(f"Ray gave up ({shortened(error)}); run the same command again: it goes on") from error
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Be sure that somebody listens at HOST:PORT: Ray itself would try for minutes before it says so."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"no Ray at {shown(address)} ({shortened(error)}); --ray alone starts one here") from error
 
 
 def _decode(
