@@ -29,6 +29,7 @@ from clipfh.models.clip import LoadedClip, canonical_model_name, load_clip
 from clipfh.reports.charts import interpolation_figure
 from clipfh.reports.per_query import write_per_query
 from clipfh.reports.printed_figures import print_figures
+from clipfh.reports.results_index import INDEX, write_index
 from clipfh.reports.run_page import write_run_report
 from clipfh.reports.summary import append_rows, require_summary, utc_now
 from clipfh.tables.digest import SHORT, require_unseen
@@ -156,6 +157,7 @@ def _labels(clip: LoadedClip, data: PreparedDataset, labels: EvaluationLabels) -
     return {
         "dataset": data.name,
         "data_digest": data.digest[:SHORT],
+        "image_dir": display(data.image_dir),
         "model": clip.name,
         "stage": labels.stage,
         "variant": labels.variant,
@@ -196,7 +198,7 @@ def _draw(
 def _write(
     run_dir: Path, results_dir: Path, result: dict[str, Any], rows: list[dict[str, Any]], drawn: list[tuple[Path, str]]
 ) -> None:
-    """Write the run's report, and append its rows to the summary."""
+    """Write the run's report, append its rows to the summary, and link it from the page of all evaluations."""
     names = ("dataset", "data_digest", "model", "stage", "variant", "seed", "recipe", "checkpoint")
     labels = {"time": utc_now(), **{name: result[name] for name in names}, "run": run_dir.name}
     rows = [{**labels, **row} for row in rows]
@@ -213,3 +215,7 @@ def _write(
         figures=drawn,
     )
     append_rows(results_dir / "summary.csv", rows)
+    try:
+        write_index(results_dir)
+    except InputError as error:  # the evaluation is complete without it: it says what is wrong with older ones
+        print(f"note: {results_dir / INDEX} is not written: {error}")
