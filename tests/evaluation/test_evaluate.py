@@ -100,7 +100,7 @@ def test_every_file_of_an_evaluation(clip, dataset, capsys):
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         *("metrics.json", "per_query.csv", "rankings.csv", "report.html"),
-        *("best_queries.png", "worst_queries.png", "text_queries.png", "map.png"),
+        *("best_queries.png", "worst_queries.png", "text_queries.png", "map.png", "similarity.png"),
     }
     split = json.loads((dataset.metadata_dir / SPLITS).read_text())["official"]
     assert set(summary["run"]) == {run_dir.name} and set(summary["seed"]) == set(summary["recipe"]) == {""}

@@ -127,8 +127,8 @@ def test_the_index_links_runs_and_comparisons(tmp_path, photos):
     write_json(tmp_path / "c_stage5" / "metrics.json", {})
     (tmp_path / "logs").mkdir()
     page = write_index(tmp_path).read_text()
-    assert page.index(">b</a>") < page.index(">a</a>") < page.index("gone (its folder is gone)")
-    assert page.index("gone (its") < page.index("(its folder was not recorded)")
+    assert page.index('"b/report') < page.index('"a/report') < page.index("(its folder gone is gone)")
+    assert page.index("gone is gone") < page.index("(its folder was not recorded)")
     assert 'href="b/report.html"' in page and "v&lt;1&gt;" in page and "v<1>" not in page
     assert f'href="{comparison_name("a", "b")}"' in page and (tmp_path / comparison_name("a", "b")).is_file()
     assert 'href="c_stage5/metrics.json"' in page and ">logs<" not in page
@@ -139,4 +139,4 @@ def test_a_comparison_that_fails_is_said_on_the_index(tmp_path, photos):
     evaluated(tmp_path, photos, "a", BEFORE)
     evaluated(tmp_path, photos, "b", BEFORE, stage=2)
     (tmp_path / "a" / "rankings.csv").write_text("query\n")
-    assert "none with a: " in write_index(tmp_path).read_text()
+    assert "none with 1 zero-shot: " in write_index(tmp_path).read_text()

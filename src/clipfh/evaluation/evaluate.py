@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from clipfh.core.cli import jsonable
@@ -17,6 +18,7 @@ from clipfh.core.files import replace_atomically, write_json
 from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
+from clipfh.evaluation.details import measure_details
 from clipfh.evaluation.embedding_map import draw_map
 from clipfh.evaluation.kept import measure_kept
 from clipfh.evaluation.measure import Measured, measure, require_descriptions
@@ -31,9 +33,12 @@ from clipfh.reports.per_query import write_per_query
 from clipfh.reports.printed_figures import print_figures
 from clipfh.reports.results_index import INDEX, write_index
 from clipfh.reports.run_page import write_run_report
+from clipfh.reports.similarity_figure import similarity_figure
 from clipfh.reports.summary import append_rows, require_summary, utc_now
 from clipfh.tables.digest import SHORT, require_unseen
 from clipfh.tables.prepared import DEFAULT_DATASET, PreparedDataset, load_or_prepare
+
+_INTERVALS = {"Rank-1": "rank1", "mAP": "mAP"}
 
 
 def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | None, made_by: str) -> dict[str, Any]:
@@ -127,12 +132,16 @@ def evaluate_clip(
     require_descriptions(config.reranking, test, data.name)
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
     measured = measure(clip, test, features, device, config, exclude_same_camera=data.exclude_same_camera)
+    same_camera = data.exclude_same_camera
+    rankings = ranking_table(features, test.table, test.official, exclude_same_camera=same_camera)
+    details = measure_details(test, features, measured.official, rankings, exclude_same_camera=same_camera)
     kept = measure_kept(clip, probe, test.pixels, features, device, cache_dir / "features")
     result = {
         **_labels(clip, data, labels),
         "exclude_same_camera": data.exclude_same_camera,
         "images_left_out": len(test.pixels.unreadable),
         **measured.as_dict(test, config.seed),
+        "details": details,
         "kept": kept.as_dict(),
         "seconds": round(time.perf_counter() - started, 2),
         "configuration": jsonable(config),
@@ -140,8 +149,10 @@ def evaluate_clip(
     }
     write_json(run_dir / "metrics.json", result)
     write_per_query(run_dir, measured.per_query(test))
-    drawn = _draw(run_dir, data, test, features, measured, labels, with_map=config.clustering)
-    _write(run_dir, config.results_dir, result, [*measured.rows, *kept.rows()], drawn)
+    with replace_atomically(run_dir / "rankings.csv") as temporary:
+        rankings.to_csv(temporary, index=False, float_format="%.6f")
+    drawn = _draw(run_dir, data, test, features, measured, rankings, details, labels, with_map=config.clustering)
+    _write(run_dir, config.results_dir, data.image_dir, result, [*measured.rows, *kept.rows()], drawn)
     text, reranked = measured.text and measured.text.figures, measured.reranked
     reranked = reranked and (reranked.method.method, reranked.figures)
     print_figures(measured.official, measured.random, text, measured.clusters, reranked)
@@ -174,17 +185,21 @@ def _draw(
     test: EvaluationData,
     features: torch.Tensor,
     measured: Measured,
+    rankings: pd.DataFrame,
+    details: dict[str, Any],
     labels: EvaluationLabels,
     *,
     with_map: bool,
 ) -> list[tuple[Path, str]]:
-    """Write the rankings and draw them: pictures with their captions."""
+    """Draw what was measured: pictures with their captions."""
     stage_name = labels.stage_name
-    rankings = ranking_table(features, test.table, test.official, exclude_same_camera=data.exclude_same_camera)
-    with replace_atomically(run_dir / "rankings.csv") as temporary:
-        rankings.to_csv(temporary, index=False, float_format="%.6f")
     queries = test.official["query"]
     drawn = draw_rankings(run_dir, data.image_dir, rankings, queries, measured.official, measured.text, stage_name)
+    if details["similarity"]:
+        similarity_figure(run_dir / "similarity.png", details["similarity"], title=f"{stage_name}: similarities")
+        auc = f"{100 * details['similarity']['auc']:.1f}%"
+        caption = f"similarity of matches and of non-matches: a random match is above a random non-match in {auc}"
+        drawn.append((run_dir / "similarity.png", caption))
     if with_map:
         same_camera = data.exclude_same_camera
         drawn += draw_map(run_dir, data.image_dir, features, test.table, stage_name, exclude_same_camera=same_camera)
@@ -196,7 +211,12 @@ def _draw(
 
 
 def _write(
-    run_dir: Path, results_dir: Path, result: dict[str, Any], rows: list[dict[str, Any]], drawn: list[tuple[Path, str]]
+    run_dir: Path,
+    results_dir: Path,
+    image_dir: Path,
+    result: dict[str, Any],
+    rows: list[dict[str, Any]],
+    drawn: list[tuple[Path, str]],
 ) -> None:
     """Write the run's report, append its rows to the summary, and link it from the page of all evaluations."""
     names = ("dataset", "data_digest", "model", "stage", "variant", "seed", "recipe", "checkpoint")
@@ -207,6 +227,9 @@ def _write(
         title=f"Stage {result['stage']} {result['variant']} on {result['dataset']}: {result['checkpoint']}",
         rows=rows,
         clustering=result["clustering"],
+        intervals={label: result["official"][f"{name}_interval95"] for label, name in _INTERVALS.items()},
+        details=result["details"],
+        image_dir=image_dir,
         counts={
             "unreadable images": result["images_left_out"],
             "queries of the official split without a match": result["official"]["num_without_match"],

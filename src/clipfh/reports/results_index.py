@@ -24,7 +24,8 @@ from clipfh.reports.stage_results import stage_label, stage_results
 from clipfh.reports.summary import read_summary
 
 INDEX = "index.html"
-_HEADINGS = ("evaluation", "time (UTC)", "stage", "dataset", "variant", "model", "seed", "Rank-1", "mAP", "comparison")
+_HEADINGS = ("evaluation", "dataset", "Rank-1", "mAP", "comparison", "model", "seed", "time (UTC)")
+_STYLE = "body { max-width: 76rem; } td:nth-child(2), th:nth-child(2) { text-align: left; }"
 _PAGES = ("report.html", "table.md", "metrics.json")  # what a folder is entered by, the first that is there
 _NOTE = "Percent, official split; newest first. Comparison: query by query, with the newest one of the stage before."
 
@@ -58,7 +59,7 @@ def write_index(results_dir: Path) -> Path:
     others = _other_folders(results_dir, set(summary["run"]))
     if others:
         parts += ["<h2>Folders without a row in summary.csv</h2>", table(("folder", "what it holds"), others)]
-    return write_page(results_dir / INDEX, "Evaluations", parts)
+    return write_page(results_dir / INDEX, "Evaluations", parts, style=_STYLE)
 
 
 def _row(results_dir: Path, of_run: pd.DataFrame, comparison: str) -> list[str]:
@@ -66,25 +67,26 @@ def _row(results_dir: Path, of_run: pd.DataFrame, comparison: str) -> list[str]:
     first = of_run.iloc[0]
     official = of_run[of_run["protocol"] == "official"]
     figures = [f"{100 * official[name].iloc[0]:.1f}" if len(official) else "" for name in ("rank1", "mAP")]
-    time = first["time"].replace("T", " ").removesuffix("Z")
-    names = [stage_label(first["stage"]), first["dataset"], first["variant"], first["model"], first["seed"]]
-    return [_entry(results_dir, first["run"]), time, *names, *figures, comparison]
+    name = " ".join(filter(None, (stage_label(first["stage"]), first["variant"])))
+    time = first["time"][:16].replace("T", " ")
+    entry = _entry(results_dir, first["run"], name)
+    return [entry, first["dataset"], *figures, comparison, first["model"], first["seed"], time]
 
 
-def _entry(results_dir: Path, run: str) -> str:
+def _entry(results_dir: Path, run: str, name: str) -> str:
     """The link to an evaluation's page, or why there is none."""
     if not run:
-        return "(its folder was not recorded)"
+        return f"{name} (its folder was not recorded)"
     if not (results_dir / run).is_dir():
-        return f"{run} (its folder is gone)"
-    for name in _PAGES:
-        if (results_dir / run / name).is_file():
-            return _link(f"{run}/{name}", run)
-    return f"{run} (its folder holds no page)"
+        return f"{name} (its folder {run} is gone)"
+    for page in _PAGES:
+        if (results_dir / run / page).is_file():
+            return _link(f"{run}/{page}", name)
+    return f"{name} (its folder {run} holds no page)"
 
 
 def _link(target: str, text: str) -> Markup:
-    return Markup(f'<a href="{quote(target)}">{escape(text)}</a>')
+    return Markup(f'<a href="{quote(target)}" title="{escape(target)}">{escape(text)}</a>')
 
 
 def _comparisons(results_dir: Path, summary: pd.DataFrame) -> Mapping[str, str]:
@@ -98,18 +100,18 @@ def _comparisons(results_dir: Path, summary: pd.DataFrame) -> Mapping[str, str]:
         for place, run in enumerate(result.runs if before else ()):
             other = before.runs[place if len(before.runs) == len(result.runs) else 0]
             if all(name and (results_dir / name / "metrics.json").is_file() for name in (run, other)):
-                links[run] = _comparison(results_dir, other, run)
+                links[run] = _comparison(results_dir, other, run, f"with {stage_label(before.stage)}")
     return links
 
 
-def _comparison(results_dir: Path, before: str, after: str) -> str:
+def _comparison(results_dir: Path, before: str, after: str, label: str) -> str:
     name = comparison_name(before, after)
     if not (results_dir / name).is_file():
         try:
             write_comparison(results_dir, results_dir / before, results_dir / after)
         except InputError as error:  # the index is of the others, too
-            return f"none with {before}: {shortened(error, 200)}"
-    return _link(name, f"with {before}")
+            return f"none {label}: {shortened(error, 200)}"
+    return _link(name, label)
 
 
 def _other_folders(results_dir: Path, known: set[str]) -> list[list[str]]:

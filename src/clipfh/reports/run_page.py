@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from clipfh.metrics.statistics import mean_and_std
+from clipfh.reports.details_section import STYLE, details_sections
 from clipfh.reports.page import pairs, table, write_page
 from clipfh.reports.summary import FRACTIONS, PROTOCOLS
 
@@ -26,6 +27,9 @@ def write_run_report(
     title: str,
     rows: Sequence[Mapping[str, Any]],
     clustering: Mapping[str, float] | None = None,
+    intervals: Mapping[str, Sequence[float]] | None = None,
+    details: Mapping[str, Any] | None = None,
+    image_dir: Path = Path(),
     counts: Mapping[str, int] | None = None,
     configuration: Mapping[str, Any] | None = None,
     figures: Sequence[tuple[Path, str]] = (),
@@ -37,12 +41,15 @@ def write_run_report(
         title: the heading, such as "Stage 3 on synthetic: clip_joint_20260301_093000".
         rows: the rows of this evaluation, as `clipfh.reports.summary.append_rows` takes them, fractions 0..1.
         clustering: NMI and ARI as fractions, and of how many clusters and images.
+        intervals: figure of the official split, such as "mAP", to the bounds of its 95% bootstrap interval, fractions.
+        details: of the official split, see `clipfh.evaluation.details.measure_details`.
+        image_dir: the image root, for the photos of the details.
         counts: what was left out, reason to number; zeros are shown too, since they are an answer.
         configuration: flags, commit, versions, seed.
         figures: (picture inside `run_dir`, caption), in order.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or a photo of the details cannot be read.
         ValueError: a figure is missing or outside `run_dir`.
     """
     run_dir = Path(run_dir)
@@ -52,6 +59,9 @@ def write_run_report(
         table(_HEADINGS, _metric_rows(rows)),
         '<p class="note">Percent; over several splits, mean ± standard deviation.</p>',
     ]
+    if intervals:
+        bounds = ", ".join(f"{name} {100 * low:.1f} to {100 * high:.1f}" for name, (low, high) in intervals.items())
+        parts.append(f"<p>Official split, 95% bootstrap intervals over identities: {escape(bounds)}.</p>")
     splits = [row for row in rows if row["protocol"] == "random"]
     if splits:
         cells = [
@@ -63,6 +73,8 @@ def write_run_report(
         of = f"{clustering['num_clusters']:,} clusters of {clustering['num_images']:,} images"
         cells = [[f"k-means, {of}", *(f"{100 * clustering[name]:.1f}" for name in ("NMI", "ARI"))]]
         parts.append(table(("clusters against identities", "NMI", "ARI"), cells))
+    if details:
+        parts += details_sections(details, image_dir)
     if counts:
         parts += ["<h2>Left out</h2>", pairs(counts)]
     if figures:
@@ -74,7 +86,7 @@ def write_run_report(
         )
     if configuration:
         parts += ["<h2>Configuration</h2>", pairs(configuration)]
-    return write_page(run_dir / "report.html", title, parts)
+    return write_page(run_dir / "report.html", title, parts, style=STYLE)
 
 
 def _metric_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
