@@ -69,8 +69,9 @@ def dataset(tmp_path, monkeypatch):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Drawing takes most of the time."""
-    monkeypatch.setattr(evaluation, "draw_rankings", lambda *_: [])
-    monkeypatch.setattr(evaluation, "draw_map", lambda *_, **__: [])
+    for name in ("draw_figures", "draw_saliency"):
+        monkeypatch.setattr(evaluation, name, lambda *_: [])
+    monkeypatch.setattr(evaluation, "draw_map", lambda *_: ([], []))
 
 
 def evaluate(clip, config):
@@ -100,7 +101,8 @@ def test_every_file_of_an_evaluation(clip, dataset, capsys):
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         *("metrics.json", "per_query.csv", "rankings.csv", "report.html"),
-        *("best_queries.png", "worst_queries.png", "text_queries.png", "map.png", "similarity.png"),
+        *("best_queries.png", "worst_queries.png", "text_queries.png", "map.png", "map_photos.jpg"),
+        *("similarity.png", "saliency.png"),
     }
     split = json.loads((dataset.metadata_dir / SPLITS).read_text())["official"]
     assert set(summary["run"]) == {run_dir.name} and set(summary["seed"]) == set(summary["recipe"]) == {""}
@@ -138,6 +140,22 @@ def test_clusters_and_map_are_left_out_on_request(clip, dataset, capsys):
     result, run_dir = evaluate(clip, replace(dataset, clustering=False))
     assert result["clustering"] is None and not (run_dir / "map.png").exists()
     assert "NMI" not in capsys.readouterr().out + (run_dir / "report.html").read_text()
+
+
+def test_pictures_on_request(clip, dataset, capsys):
+    """The map's page part is there without saliency; the projector's files are there when asked for."""
+    _, run_dir = evaluate(clip, replace(dataset, saliency=False, projector=True))
+    page = (run_dir / "report.html").read_text()
+    assert not (run_dir / "saliency.png").exists() and "saliency" not in page.split("Configuration")[0]
+    assert '<canvas id="map"' in page and "By gallery photos" in page and "Identities mixed up most" in page
+    assert "By category" not in page  # folders are the identities
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "tensorboard --logdir" in line]
+    (metadata,) = (run_dir / "projector").rglob("metadata.tsv")
+    rows = metadata.read_text().splitlines()
+    assert len(rows) == 61 and rows[0] == "item_id\timage" and told.endswith("projector")
+    (vectors,) = (run_dir / "projector").rglob("tensors.tsv")
+    assert len(vectors.read_text().splitlines()) == 60
+    assert list((run_dir / "projector").rglob("sprite.png"))
 
 
 def test_a_second_evaluation_reuses_the_features_until_an_image_changes(

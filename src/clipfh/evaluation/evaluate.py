@@ -5,6 +5,7 @@ retrieval and clusters are measured on them, and, if asked for, the official spl
 on the test identities.
 """
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,20 @@ from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
 from clipfh.evaluation.details import measure_details
-from clipfh.evaluation.embedding_map import draw_map
 from clipfh.evaluation.kept import measure_kept
 from clipfh.evaluation.measure import Measured, measure, require_descriptions
+from clipfh.evaluation.pictures import Pictures, draw_figures, draw_map, draw_saliency
 from clipfh.evaluation.probe import find_probe
-from clipfh.evaluation.rankings import draw_rankings, ranking_table
+from clipfh.evaluation.projector import write_projector
+from clipfh.evaluation.rankings import ranking_table
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
 from clipfh.features.store import load_features
 from clipfh.models.checkpoint import newest_checkpoint, read_stage_checkpoint
 from clipfh.models.clip import LoadedClip, canonical_model_name, load_clip
-from clipfh.reports.charts import interpolation_figure
 from clipfh.reports.per_query import write_per_query
 from clipfh.reports.printed_figures import print_figures
 from clipfh.reports.results_index import INDEX, write_index
 from clipfh.reports.run_page import write_run_report
-from clipfh.reports.similarity_figure import similarity_figure
 from clipfh.reports.summary import append_rows, require_summary, utc_now
 from clipfh.tables.digest import SHORT, require_unseen
 from clipfh.tables.prepared import DEFAULT_DATASET, PreparedDataset, load_or_prepare
@@ -151,8 +151,10 @@ def evaluate_clip(
     write_per_query(run_dir, measured.per_query(test))
     with replace_atomically(run_dir / "rankings.csv") as temporary:
         rankings.to_csv(temporary, index=False, float_format="%.6f")
-    drawn = _draw(run_dir, data, test, features, measured, rankings, details, labels, with_map=config.clustering)
-    _write(run_dir, config.results_dir, data.image_dir, result, [*measured.rows, *kept.rows()], drawn)
+    similarity = details["similarity"]
+    drawn, sections = _draw(run_dir, clip, data, test, features, measured, rankings, similarity, labels, device, config)
+    rows = [*measured.rows, *kept.rows()]
+    _write(run_dir, config.results_dir, data.image_dir, result, rows, drawn, sections)
     text, reranked = measured.text and measured.text.figures, measured.reranked
     reranked = reranked and (reranked.method.method, reranked.figures)
     print_figures(measured.official, measured.random, text, measured.clusters, reranked)
@@ -181,33 +183,29 @@ def _labels(clip: LoadedClip, data: PreparedDataset, labels: EvaluationLabels) -
 
 def _draw(
     run_dir: Path,
+    clip: LoadedClip,
     data: PreparedDataset,
     test: EvaluationData,
     features: torch.Tensor,
     measured: Measured,
     rankings: pd.DataFrame,
-    details: dict[str, Any],
+    similarity: dict[str, Any] | None,
     labels: EvaluationLabels,
-    *,
-    with_map: bool,
-) -> list[tuple[Path, str]]:
-    """Draw what was measured: pictures with their captions."""
-    stage_name = labels.stage_name
-    queries = test.official["query"]
-    drawn = draw_rankings(run_dir, data.image_dir, rankings, queries, measured.official, measured.text, stage_name)
-    if details["similarity"]:
-        similarity_figure(run_dir / "similarity.png", details["similarity"], title=f"{stage_name}: similarities")
-        auc = f"{100 * details['similarity']['auc']:.1f}%"
-        caption = f"similarity of matches and of non-matches: a random match is above a random non-match in {auc}"
-        drawn.append((run_dir / "similarity.png", caption))
-    if with_map:
-        same_camera = data.exclude_same_camera
-        drawn += draw_map(run_dir, data.image_dir, features, test.table, stage_name, exclude_same_camera=same_camera)
-    if labels.interpolation:
-        interpolation_figure(run_dir / "interpolation.png", labels.interpolation)
-        caption = "Val figure of weights between the first ones and the best epoch's: the best of them were measured"
-        drawn.append((run_dir / "interpolation.png", caption))
-    return drawn
+    device: torch.device,
+    config: EvaluationConfig,
+) -> tuple[Pictures, list[str]]:
+    """Draw what was measured: pictures with their captions, and sections of the page."""
+    name, sections = labels.stage_name, []
+    drawn = draw_figures(run_dir, data, test, measured, rankings, similarity, labels.interpolation, name)
+    if config.saliency:
+        drawn += draw_saliency(run_dir, clip, test, features, measured, rankings, device, name)
+    if config.clustering:
+        pictures, sections = draw_map(run_dir, data, test, features, name)
+        drawn += pictures
+    if config.projector:
+        folder = write_projector(run_dir, features, test.table, test.pixels.array)
+        print(f"the embedding in three dimensions: tensorboard --logdir {shlex.quote(display(folder))}")
+    return drawn, sections
 
 
 def _write(
@@ -216,7 +214,8 @@ def _write(
     image_dir: Path,
     result: dict[str, Any],
     rows: list[dict[str, Any]],
-    drawn: list[tuple[Path, str]],
+    drawn: Pictures,
+    sections: list[str],
 ) -> None:
     """Write the run's report, append its rows to the summary, and link it from the page of all evaluations."""
     names = ("dataset", "data_digest", "model", "stage", "variant", "seed", "recipe", "checkpoint")
@@ -236,6 +235,7 @@ def _write(
         },
         configuration={**result["configuration"], **environment()},
         figures=drawn,
+        sections=sections,
     )
     append_rows(results_dir / "summary.csv", rows)
     try:

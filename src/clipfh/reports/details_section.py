@@ -10,6 +10,7 @@ from clipfh.reports.page import Markup, small_photo, table
 STYLE = """
 .bar { display: inline-block; width: 6rem; height: .6rem; background: #8884; } .bar i { display: block; height: 100%;
   background: #0072b2; } .pair { flex: 1 1 24rem; display: flex; gap: .6rem; } .pair .photos { flex: none; }
+td:first-child { overflow-wrap: anywhere; } @media (max-width: 40rem) { .bar { width: 2rem; } }
 """
 _HEADINGS = ("queries", "Rank-1", "", "mAP")
 

@@ -7,7 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from clipfh.metrics.statistics import mean_and_std
-from clipfh.reports.details_section import STYLE, details_sections
+from clipfh.reports import details_section, interactive_map
+from clipfh.reports.details_section import details_sections
 from clipfh.reports.page import pairs, table, write_page
 from clipfh.reports.summary import FRACTIONS, PROTOCOLS
 
@@ -33,6 +34,7 @@ def write_run_report(
     counts: Mapping[str, int] | None = None,
     configuration: Mapping[str, Any] | None = None,
     figures: Sequence[tuple[Path, str]] = (),
+    sections: Sequence[str] = (),
 ) -> Path:
     """Write `report.html` into the run's folder and return its path.
 
@@ -47,6 +49,7 @@ def write_run_report(
         counts: what was left out, reason to number; zeros are shown too, since they are an answer.
         configuration: flags, commit, versions, seed.
         figures: (picture inside `run_dir`, caption), in order.
+        sections: HTML that follows them, see `interactive_map`.
 
     Raises:
         InputError: the folder cannot be written, or a photo of the details cannot be read.
@@ -84,9 +87,11 @@ def write_run_report(
         parts.append(
             f'<figure><a href="{link}"><img src="{link}" alt="{text}"></a><figcaption>{text}</figcaption></figure>'
         )
+    if sections:
+        parts += ["<h2>Map</h2>", *sections]
     if configuration:
         parts += ["<h2>Configuration</h2>", pairs(configuration)]
-    return write_page(run_dir / "report.html", title, parts, style=STYLE)
+    return write_page(run_dir / "report.html", title, parts, style=details_section.STYLE + interactive_map.STYLE)
 
 
 def _metric_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:

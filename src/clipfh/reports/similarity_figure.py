@@ -31,6 +31,7 @@ def similarity_figure(path: Path, histogram: Mapping[str, Any], *, title: str = 
         axes.stairs(density, edges, color=color, linestyle=style, linewidth=1.6, fill=False, label=label)
         axes.stairs(density, edges, color=color, alpha=0.15, fill=True)
     axes.set_yticks([])
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.set_ylabel("share of pairs", fontsize=9, color=GREY, family=FONT)
     axes.set_xlabel("cosine similarity of query and gallery photo", fontsize=9, color=GREY, family=FONT)
     axes.spines[["top", "right", "left"]].set_visible(False)
