@@ -99,7 +99,8 @@ def evaluate_clip(
 
     Writes `results/<run>/`: `metrics.json`, `per_query.csv` (average precision and rank of the first match of every
     query of the official split, and of every prompt), `rankings.csv` (the first 50 images of every query of the
-    official split), figures of queries, and a map; appends rows to `results/summary.csv`.
+    official split), `report.html` with pictures of queries, similarities, saliency and a map; appends rows to
+    `results/summary.csv`, and writes `results/index.html` anew.
 
     Raises:
         InputError: unreadable images (unless skipped), missing splits or prompts, an output folder that cannot be
