@@ -22,7 +22,8 @@ table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabula
 th, td { padding: .3rem .7rem .3rem 0; border-bottom: 1px solid #8884; white-space: nowrap; text-align: right; }
 th:first-child, td:first-child { text-align: left; white-space: normal; } th { font-weight: 600; }
 .pairs td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-.pairs td:first-child { overflow-wrap: break-word; min-width: 5rem; } .note { color: #777; color: light-dark(#666, #aaa); font-size: .9rem; }
+.pairs td:first-child { overflow-wrap: break-word; min-width: 5rem; }
+.note { color: #777; color: light-dark(#666, #aaa); font-size: .9rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: white; }
 .row { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: .6rem 0; border-bottom: 1px solid #8884; }
 .row > div { min-width: 0; } .row p { margin: 0; font-size: .85rem; overflow-wrap: anywhere; }

@@ -26,7 +26,12 @@ from clipfh.reports.summary import read_summary
 INDEX = "index.html"
 _HEADINGS = ("evaluation", "dataset", "Rank-1", "mAP", "comparison", "model", "seed", "time (UTC)")
 _STYLE = "body { max-width: 76rem; } td:nth-child(2), th:nth-child(2) { text-align: left; }"
-_PAGES = ("report.html", "results.md", "metrics.md", "metrics.json")  # what a folder is entered by, the first that is there
+_PAGES = (
+    "report.html",
+    "results.md",
+    "metrics.md",
+    "metrics.json",
+)  # what a folder is entered by, the first that is there
 _NOTE = "Percent, official split; newest first. Comparison: query by query, with the newest one of the stage before."
 
 
