@@ -102,7 +102,11 @@ def test_what_cannot_be_compared(tmp_path, photos):
         write_comparison(tmp_path, tmp_path / "a", tmp_path / "b")
     with pytest.raises(InputError, match="'c' is no evaluation"):
         main(Config("a", "c", tmp_path))
-    (tmp_path / "b" / "per_query.csv").unlink()
+    per_query = tmp_path / "b" / "per_query.csv"
+    per_query.write_text(per_query.read_text().replace("official,0.png", "official,../0.png"))
+    with pytest.raises(InputError, match=r"'../0.png' is no image below the image root"):
+        write_comparison(tmp_path, tmp_path / "a", tmp_path / "b")
+    per_query.unlink()
     with pytest.raises(InputError, match="has no per_query"):
         write_comparison(tmp_path, tmp_path / "a", tmp_path / "b")
 

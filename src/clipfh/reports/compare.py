@@ -18,6 +18,7 @@ from clipfh.core.cli import Parser, add_flag, build, config_fields, option, run_
 from clipfh.core.errors import InputError, shown
 from clipfh.core.files import read_json
 from clipfh.core.paths import RESULTS_DIR, ROOT, display
+from clipfh.core.values import leaves_root
 from clipfh.metrics.query_changes import QueryChanges, query_changes
 from clipfh.metrics.statistics import paired_bootstrap_difference
 from clipfh.reports.gains import FEWEST_IDENTITIES
@@ -67,12 +68,15 @@ def read_evaluated_run(run_dir: Path) -> EvaluatedRun:
     """Read `metrics.json`, `per_query.csv` and `rankings.csv` of an evaluation's folder.
 
     Raises:
-        InputError: one of them is missing or damaged.
+        InputError: one of them is missing or damaged, or names an image outside the image root.
     """
     metrics = read_json(run_dir / "metrics.json", made_by="bash run_all.sh", check=_is_of_run)
     precision = read_average_precision(run_dir, "official")
     if precision is None:
         raise InputError(f"{run_dir} has no {PER_QUERY} with queries of the official split; evaluate again")
+    for query in precision.index.get_level_values("query"):
+        if leaves_root(query):  # its photo becomes a part of the page
+            raise InputError(f"{run_dir / PER_QUERY}: {shown(query)} is no image below the image root; evaluate again")
     label = " ".join(filter(None, (stage_label(str(metrics["stage"])), metrics["variant"])))
     names = ("dataset", "data_digest", "model")
     image_dir = ROOT / metrics.get("image_dir", "absent")  # of an earlier version: without photos
