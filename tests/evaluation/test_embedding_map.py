@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from clipfh.evaluation import embedding_map
+from clipfh.reports.embedding_map import embedding_map_figure
 
 ALL = {"exclude_same_camera": False}
 
@@ -41,25 +42,24 @@ def test_the_map_is_drawn(tmp_path, collapsed):
     features = torch.ones(12, 8) if collapsed else torch.randn(12, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ((path, caption),) = embedding_map.draw_map(tmp_path, tmp_path, F.normalize(features), table, "stage1", **ALL)
-    assert "map of 12 test photos" in caption
-    with Image.open(path) as picture:
+        made = embedding_map.make_map(F.normalize(features), table, **ALL)
+        embedding_map_figure(tmp_path / "map.png", tmp_path, made.images, made.places, made.wrong, title="stage1")
+    with Image.open(tmp_path / "map.png") as picture:
         assert picture.size == (1500, 1590)
         assert len(picture.convert("RGB").getcolors(1 << 22)) > 20
-    assert embedding_map.draw_map(tmp_path, tmp_path, F.normalize(features[:3]), table[:3], "stage1", **ALL) == []
+    assert embedding_map.make_map(F.normalize(features[:3]), table[:3], **ALL) is None
 
 
-def test_frames_follow_the_protocol_and_identities_of_one_photo_stay_out(tmp_path, monkeypatch):
+def test_frames_follow_the_protocol_and_identities_of_one_photo_stay_out():
     """Photos of an item lie together by camera; across cameras, each is nearest to another item's."""
-    drawn = []
-    monkeypatch.setattr(embedding_map, "embedding_map_figure", lambda *given, **_: drawn.append(given))
     places = [*([0, 90] * 2), *([93, 180] * 2), 45]  # degrees: two cameras of items a and b, and a single photo
     angles = torch.deg2rad(torch.tensor(places, dtype=torch.float32))
     features = torch.stack([angles.cos(), angles.sin()], dim=1)
     names = [f"{number}.png" for number in range(9)]
     table = pd.DataFrame({"image": names, "item_id": [*"aaaabbbbc"], "camera": ["1", "2"] * 4 + ["1"]})
-    for exclude in (False, True):
-        embedding_map.draw_map(tmp_path, tmp_path, features, table, "stage1", exclude_same_camera=exclude)
-    (_, _, images, _, any_camera), (*_, other_camera) = drawn
-    assert images == names[:8]
-    assert not any_camera.any() and other_camera.tolist() == [False, True] * 2 + [True, False] * 2
+    any_camera, other_camera = (
+        embedding_map.make_map(features, table, exclude_same_camera=exclude) for exclude in (False, True)
+    )
+    assert any_camera.images == names[:8] and any_camera.item_ids == [*"aaaabbbb"]
+    assert any_camera.chosen.tolist() == list(range(8))
+    assert not any_camera.wrong.any() and other_camera.wrong.tolist() == [False, True] * 2 + [True, False] * 2

@@ -69,8 +69,9 @@ def dataset(tmp_path, monkeypatch):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Drawing takes most of the time."""
-    monkeypatch.setattr(evaluation, "draw_rankings", lambda *_: [])
-    monkeypatch.setattr(evaluation, "draw_map", lambda *_, **__: [])
+    for name in ("draw_figures", "draw_saliency"):
+        monkeypatch.setattr(evaluation, name, lambda *_: [])
+    monkeypatch.setattr(evaluation, "draw_map", lambda *_: ([], []))
 
 
 def evaluate(clip, config):
@@ -100,7 +101,8 @@ def test_every_file_of_an_evaluation(clip, dataset, capsys):
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
         *("metrics.json", "per_query.csv", "rankings.csv", "report.html"),
-        *("best_queries.png", "worst_queries.png", "text_queries.png", "map.png"),
+        *("best_queries.png", "worst_queries.png", "text_queries.png", "map.png", "map_photos.jpg"),
+        *("similarity.png", "saliency.png"),
     }
     split = json.loads((dataset.metadata_dir / SPLITS).read_text())["official"]
     assert set(summary["run"]) == {run_dir.name} and set(summary["seed"]) == set(summary["recipe"]) == {""}
@@ -138,6 +140,55 @@ def test_clusters_and_map_are_left_out_on_request(clip, dataset, capsys):
     result, run_dir = evaluate(clip, replace(dataset, clustering=False))
     assert result["clustering"] is None and not (run_dir / "map.png").exists()
     assert "NMI" not in capsys.readouterr().out + (run_dir / "report.html").read_text()
+
+
+def test_what_stands_behind_the_figures_is_measured_and_shown(clip, dataset):
+    labels = replace(LABELS, interpolation={0.0: 0.3, 0.5: 0.6, 1.0: 0.4})
+    config = replace(dataset, clustering=False, saliency=False)
+    result = evaluate_clip(clip, evaluation.load_dataset(config), labels, CPU, config)
+    (run_dir,) = [path for path in config.results_dir.iterdir() if path.is_dir()]
+    details, official = result["details"], result["official"]
+    assert sum(details["similarity"]["matches"]) == 28 * 8 and sum(details["similarity"]["others"]) == 28 * 24
+    (group,) = details["by_gallery_photos"]
+    assert (group["name"], group["num_query"]) == ("5 to 8", 28)
+    assert group["rank1"] == pytest.approx(official["rank1"]) and group["mAP"] == pytest.approx(official["mAP"])
+    wrong = round(28 * (1 - official["rank1"]))
+    assert wrong and sum(pair["num_query"] for pair in details["confused"]) == wrong  # of 4 identities, 6 pairs
+    page = (run_dir / "report.html").read_text()
+    low, high = official["mAP_interval95"]
+    assert f"mAP {100 * low:.1f} to {100 * high:.1f}" in page
+    for name in ("similarity.png", "interpolation.png"):
+        assert (run_dir / name).is_file() and f'src="{name}"' in page
+    for item_id, prompt in zip(details["confused"][0]["item_ids"], details["confused"][0]["prompts"], strict=True):
+        assert prompt == f"a {item_id}" and f"<p>{prompt}</p>" in page
+
+
+def test_the_index_is_written_or_says_why_not(clip, dataset, without_figures, capsys):
+    _, run_dir = evaluate(clip, dataset)
+    index = dataset.results_dir / "index.html"
+    assert f'href="{run_dir.name}/report.html"' in index.read_text()
+    index.unlink()
+    summary = dataset.results_dir / "summary.csv"
+    summary.write_text(summary.read_text() + "half a line\n")
+    evaluate_clip(clip, evaluation.load_dataset(dataset), LABELS, CPU, dataset)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "index.html is not written: " in told and "line 14: 1 cells instead of" in told and not index.exists()
+
+
+def test_pictures_on_request(clip, dataset, capsys):
+    """The map's page part is there without saliency; the projector's files are there when asked for."""
+    _, run_dir = evaluate(clip, replace(dataset, saliency=False, projector=True))
+    page = (run_dir / "report.html").read_text()
+    assert not (run_dir / "saliency.png").exists() and "saliency" not in page.split("Configuration")[0]
+    assert '<canvas id="map"' in page and "By gallery photos" in page and "Identities mixed up most" in page
+    assert "By category" not in page  # folders are the identities
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "tensorboard --logdir" in line]
+    (metadata,) = (run_dir / "projector").rglob("metadata.tsv")
+    rows = metadata.read_text().splitlines()
+    assert len(rows) == 61 and rows[0] == "item_id\timage" and told.endswith("projector")
+    (vectors,) = (run_dir / "projector").rglob("tensors.tsv")
+    assert len(vectors.read_text().splitlines()) == 60
+    assert list((run_dir / "projector").rglob("sprite.png"))
 
 
 def test_a_second_evaluation_reuses_the_features_until_an_image_changes(

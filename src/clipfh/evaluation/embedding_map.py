@@ -3,7 +3,7 @@
 Shapes: N images, D embedding dimension, M images on the map.
 """
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,35 +11,40 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from clipfh.reports.embedding_map import embedding_map_figure
-
 MAX_PHOTOS = 400  # more would cover each other
 MIN_PHOTOS = 8  # fewer show nothing that the rankings do not
 
 
-def draw_map(
-    run_dir: Path,
-    image_dir: Path,
-    features: torch.Tensor,
-    table: pd.DataFrame,
-    stage_name: str,
-    *,
-    exclude_same_camera: bool,
-) -> list[tuple[Path, str]]:
-    """Draw the map of some test photos: the picture with its caption, or nothing where there are too few photos.
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """Some photos and where they lie.
+
+    Attributes:
+        chosen: (M,) places among the N images, ascending.
+        images, item_ids: (M,) of them.
+        places: (M, 2) on the map.
+        wrong: (M,) booleans: the most similar photo of the map is of another item.
+    """
+
+    chosen: np.ndarray
+    images: list[str]
+    item_ids: list[str]
+    places: np.ndarray
+    wrong: np.ndarray
+
+
+def make_map(features: torch.Tensor, table: pd.DataFrame, *, exclude_same_camera: bool) -> EmbeddingMap | None:
+    """The map of some test photos, or None where there are too few.
 
     Args:
-        run_dir: where the picture goes.
-        image_dir: the image root.
         features: (N, D), unit rows.
         table: the N images; identities of one image are left out, as nothing could be near them.
-        stage_name: for the title.
         exclude_same_camera: photos of one identity from one camera are not compared, as the protocol says.
     """
     several = np.flatnonzero(table["item_id"].duplicated(keep=False))
     chosen = several[choose_photos(table["item_id"].to_numpy()[several])]
     if len(chosen) < MIN_PHOTOS:
-        return []
+        return None
     part = features[torch.from_numpy(chosen).to(features.device)].float().cpu()
     ids, cameras, images = (table[name].to_numpy()[chosen] for name in ("item_id", "camera", "image"))
     similarity = (part @ part.T).numpy()
@@ -48,11 +53,7 @@ def draw_map(
         same = (ids[:, None] == ids) & (cameras[:, None] == cameras) & (cameras != "")
         similarity[same] = -np.inf
     wrong = ids != ids[similarity.argmax(axis=1)]
-    caption = f"map of {len(chosen)} test photos: near means similar"
-    embedding_map_figure(
-        run_dir / "map.png", image_dir, images.tolist(), project(part.numpy()), wrong, title=f"{stage_name}: {caption}"
-    )
-    return [(run_dir / "map.png", f"{caption}; red frames: the most similar of them is another item")]
+    return EmbeddingMap(chosen, images.tolist(), ids.tolist(), project(part.numpy()), wrong)
 
 
 def choose_photos(item_ids: np.ndarray, most: int = MAX_PHOTOS) -> np.ndarray:

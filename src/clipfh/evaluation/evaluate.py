@@ -5,10 +5,12 @@ retrieval and clusters are measured on them, and, if asked for, the official spl
 on the test identities.
 """
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from clipfh.core.cli import jsonable
@@ -17,22 +19,26 @@ from clipfh.core.files import replace_atomically, write_json
 from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
 from clipfh.evaluation.data import EvaluationData, load_evaluation_data
-from clipfh.evaluation.embedding_map import draw_map
+from clipfh.evaluation.details import measure_details
 from clipfh.evaluation.kept import measure_kept
 from clipfh.evaluation.measure import Measured, measure, require_descriptions
+from clipfh.evaluation.pictures import Pictures, draw_figures, draw_map, draw_saliency
 from clipfh.evaluation.probe import find_probe
-from clipfh.evaluation.rankings import draw_rankings, ranking_table
+from clipfh.evaluation.projector import write_projector
+from clipfh.evaluation.rankings import ranking_table
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
 from clipfh.features.store import load_features
 from clipfh.models.checkpoint import newest_checkpoint, read_stage_checkpoint
 from clipfh.models.clip import LoadedClip, canonical_model_name, load_clip
-from clipfh.reports.charts import interpolation_figure
 from clipfh.reports.per_query import write_per_query
 from clipfh.reports.printed_figures import print_figures
+from clipfh.reports.results_index import INDEX, write_index
 from clipfh.reports.run_page import write_run_report
 from clipfh.reports.summary import append_rows, require_summary, utc_now
 from clipfh.tables.digest import SHORT, require_unseen
 from clipfh.tables.prepared import DEFAULT_DATASET, PreparedDataset, load_or_prepare
+
+_INTERVALS = {"Rank-1": "rank1", "mAP": "mAP"}
 
 
 def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | None, made_by: str) -> dict[str, Any]:
@@ -93,7 +99,8 @@ def evaluate_clip(
 
     Writes `results/<run>/`: `metrics.json`, `per_query.csv` (average precision and rank of the first match of every
     query of the official split, and of every prompt), `rankings.csv` (the first 50 images of every query of the
-    official split), figures of queries, and a map; appends rows to `results/summary.csv`.
+    official split), `report.html` with pictures of queries, similarities, saliency and a map; appends rows to
+    `results/summary.csv`, and writes `results/index.html` anew.
 
     Raises:
         InputError: unreadable images (unless skipped), missing splits or prompts, an output folder that cannot be
@@ -126,12 +133,16 @@ def evaluate_clip(
     require_descriptions(config.reranking, test, data.name)
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
     measured = measure(clip, test, features, device, config, exclude_same_camera=data.exclude_same_camera)
+    same_camera = data.exclude_same_camera
+    rankings = ranking_table(features, test.table, test.official, exclude_same_camera=same_camera)
+    details = measure_details(test, features, measured.official, rankings, exclude_same_camera=same_camera)
     kept = measure_kept(clip, probe, test.pixels, features, device, cache_dir / "features")
     result = {
         **_labels(clip, data, labels),
         "exclude_same_camera": data.exclude_same_camera,
         "images_left_out": len(test.pixels.unreadable),
         **measured.as_dict(test, config.seed),
+        "details": details,
         "kept": kept.as_dict(),
         "seconds": round(time.perf_counter() - started, 2),
         "configuration": jsonable(config),
@@ -139,8 +150,12 @@ def evaluate_clip(
     }
     write_json(run_dir / "metrics.json", result)
     write_per_query(run_dir, measured.per_query(test))
-    drawn = _draw(run_dir, data, test, features, measured, labels, with_map=config.clustering)
-    _write(run_dir, config.results_dir, result, [*measured.rows, *kept.rows()], drawn)
+    with replace_atomically(run_dir / "rankings.csv") as temporary:
+        rankings.to_csv(temporary, index=False, float_format="%.6f")
+    similarity = details["similarity"]
+    drawn, sections = _draw(run_dir, clip, data, test, features, measured, rankings, similarity, labels, device, config)
+    rows = [*measured.rows, *kept.rows()]
+    _write(run_dir, config.results_dir, data.image_dir, result, rows, drawn, sections)
     text, reranked = measured.text and measured.text.figures, measured.reranked
     reranked = reranked and (reranked.method.method, reranked.figures)
     print_figures(measured.official, measured.random, text, measured.clusters, reranked)
@@ -156,6 +171,7 @@ def _labels(clip: LoadedClip, data: PreparedDataset, labels: EvaluationLabels) -
     return {
         "dataset": data.name,
         "data_digest": data.digest[:SHORT],
+        "image_dir": display(data.image_dir),
         "model": clip.name,
         "stage": labels.stage,
         "variant": labels.variant,
@@ -168,35 +184,41 @@ def _labels(clip: LoadedClip, data: PreparedDataset, labels: EvaluationLabels) -
 
 def _draw(
     run_dir: Path,
+    clip: LoadedClip,
     data: PreparedDataset,
     test: EvaluationData,
     features: torch.Tensor,
     measured: Measured,
+    rankings: pd.DataFrame,
+    similarity: dict[str, Any] | None,
     labels: EvaluationLabels,
-    *,
-    with_map: bool,
-) -> list[tuple[Path, str]]:
-    """Write the rankings and draw them: pictures with their captions."""
-    stage_name = labels.stage_name
-    rankings = ranking_table(features, test.table, test.official, exclude_same_camera=data.exclude_same_camera)
-    with replace_atomically(run_dir / "rankings.csv") as temporary:
-        rankings.to_csv(temporary, index=False, float_format="%.6f")
-    queries = test.official["query"]
-    drawn = draw_rankings(run_dir, data.image_dir, rankings, queries, measured.official, measured.text, stage_name)
-    if with_map:
-        same_camera = data.exclude_same_camera
-        drawn += draw_map(run_dir, data.image_dir, features, test.table, stage_name, exclude_same_camera=same_camera)
-    if labels.interpolation:
-        interpolation_figure(run_dir / "interpolation.png", labels.interpolation)
-        caption = "Val figure of weights between the first ones and the best epoch's: the best of them were measured"
-        drawn.append((run_dir / "interpolation.png", caption))
-    return drawn
+    device: torch.device,
+    config: EvaluationConfig,
+) -> tuple[Pictures, list[str]]:
+    """Draw what was measured: pictures with their captions, and sections of the page."""
+    name, sections = labels.stage_name, []
+    drawn = draw_figures(run_dir, data, test, measured, rankings, similarity, labels.interpolation, name)
+    if config.saliency:
+        drawn += draw_saliency(run_dir, clip, test, features, measured, rankings, device, name)
+    if config.clustering:
+        pictures, sections = draw_map(run_dir, data, test, features, name)
+        drawn += pictures
+    if config.projector:
+        folder = write_projector(run_dir, features, test.table, test.pixels.array)
+        print(f"the embedding in three dimensions: tensorboard --logdir {shlex.quote(display(folder))}")
+    return drawn, sections
 
 
 def _write(
-    run_dir: Path, results_dir: Path, result: dict[str, Any], rows: list[dict[str, Any]], drawn: list[tuple[Path, str]]
+    run_dir: Path,
+    results_dir: Path,
+    image_dir: Path,
+    result: dict[str, Any],
+    rows: list[dict[str, Any]],
+    drawn: Pictures,
+    sections: list[str],
 ) -> None:
-    """Write the run's report, and append its rows to the summary."""
+    """Write the run's report, append its rows to the summary, and link it from the page of all evaluations."""
     names = ("dataset", "data_digest", "model", "stage", "variant", "seed", "recipe", "checkpoint")
     labels = {"time": utc_now(), **{name: result[name] for name in names}, "run": run_dir.name}
     rows = [{**labels, **row} for row in rows]
@@ -205,11 +227,19 @@ def _write(
         title=f"Stage {result['stage']} {result['variant']} on {result['dataset']}: {result['checkpoint']}",
         rows=rows,
         clustering=result["clustering"],
+        intervals={label: result["official"][f"{name}_interval95"] for label, name in _INTERVALS.items()},
+        details=result["details"],
+        image_dir=image_dir,
         counts={
             "unreadable images": result["images_left_out"],
             "queries of the official split without a match": result["official"]["num_without_match"],
         },
         configuration={**result["configuration"], **environment()},
         figures=drawn,
+        sections=sections,
     )
     append_rows(results_dir / "summary.csv", rows)
+    try:
+        write_index(results_dir)
+    except InputError as error:  # the evaluation is complete without it: it says what is wrong with older ones
+        print(f"note: {results_dir / INDEX} is not written: {error}")

@@ -54,6 +54,8 @@ class EvaluationConfig:
         "names, before and after fine-tuning (default: ImageNet's classes, of small-clip alone)",
     )
     clustering: bool = option(True, "measure NMI and ARI of k-means on the test images too, and draw a map of them")
+    saliency: bool = option(True, "draw what of a few queries makes them similar to their match (147 photos to encode)")
+    projector: bool = option(False, "write the test photos' features with small photos for TensorBoard's projector")
     rerank: str = option(
         "none",
         "measure the official split once more, in rows of its own: re-ranked by k_reciprocal or aqe (alpha query "

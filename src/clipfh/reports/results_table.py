@@ -24,6 +24,7 @@ from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.charts import stage_comparison_figure
 from clipfh.reports.gains import Gain, mean_ap_gain, previous_stage
+from clipfh.reports.results_index import write_index
 from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_number, stage_results
 from clipfh.reports.summary import read_summary
 from clipfh.reports.text_table import WIDTH, Table, render_table
@@ -209,7 +210,7 @@ def replace_readme_block(readme: Path, markdown: str) -> None:
 
 
 def main(config: Config) -> None:
-    """Write summary.md (and the block of the README) and print the table."""
+    """Write summary.md, summary.png and index.html (and the block of the README) and print the table."""
     path = config.results_dir / "summary.csv"
     summary = read_summary(path)
     results = stage_results(summary)
@@ -230,6 +231,7 @@ def main(config: Config) -> None:
         replace_readme_block(config.readme, markdown)
     write_text(config.results_dir / "summary.md", f"# Results\n\n{markdown}\n")
     stage_comparison_figure(config.results_dir / "summary.png", summary)
+    write_index(config.results_dir)  # which links both
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal without ± or rules still gets the figures
     width = shutil.get_terminal_size((WIDTH, 24)).columns
