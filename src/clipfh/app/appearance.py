@@ -12,8 +12,9 @@ THEME = gr.themes.Default(
 # A caption below its photo, over several lines; gradio's own lies on the photo and is cut to one line. As tall as it
 # takes: gradio's own would scroll inside the page, which is hard on a phone.
 CSS = """
-.gradio-container { max-width: 1600px !important; margin: auto; }
-@media (max-width: 600px) { .gradio-container main { padding: 12px !important; } }
+.gradio-container { width: 100%; max-width: 1600px !important; margin: auto; }
+#message { padding: 0; }
+@media (max-width: 600px) { .gradio-container .fillable { padding: 12px !important; } }
 .found .grid-wrap { max-height: none !important; padding: 8px; }
 .found .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; }
 .found .gallery-item, .found .thumbnail-item { height: auto; aspect-ratio: auto; }

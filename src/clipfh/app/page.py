@@ -4,6 +4,7 @@ import html
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,7 +97,7 @@ def build(gallery: Gallery) -> gr.Blocks:
             with gr.Column(min_width=280):
                 text = gr.Textbox(
                     label="Description",
-                    placeholder=f"such as: {shortened(example, 60)}",
+                    placeholder=f"such as: {shortened(example, 36)}",
                     max_length=MAX_TEXT,
                     elem_id="description",
                 )
@@ -111,16 +112,17 @@ def build(gallery: Gallery) -> gr.Blocks:
                     search = gr.Button("Search", variant="primary", min_width=120, elem_id="search")
                     clear = gr.Button("Clear", min_width=120, elem_id="clear")
         message = gr.HTML(_message(WELCOME), elem_id="message")
-        with gr.Row():
+        with gr.Row(visible=False) as columns:
             found = [_column(number, stage.title) for number, stage in enumerate(gallery.stages)]
         more = gr.Button("More", visible=False, elem_id="more")
 
-        shown = [session, message, *found, more]
+        shown = [session, message, columns, *found, more]
         asked = [photo, text, category, session]
         answers = Answers(gallery, categories)
         quietly = {"api_visibility": "private", "show_progress": "minimal"}
-        gr.on([search.click, text.submit, category.input], answers.ask, asked, shown, **quietly)
-        photo.input(answers.take, asked, shown, **quietly)
+        gr.on([search.click, text.submit], answers.ask, asked, shown, **quietly)
+        category.input(answers.narrow, asked, shown, **quietly)
+        photo.input(answers.take, asked, [photo, *shown], **quietly)
         more.click(answers.go_on, [session], shown, **quietly)
         clear.click(answers.clear, [], [photo, text, category, *shown], **quietly)
         for number, column in enumerate(found):
@@ -139,13 +141,17 @@ def _photo_input() -> gr.Image:
     )
     # gradio's own would open the file with whatever Pillow knows, and fail with a bare "Error". Not by a subclass: for
     # one, gradio writes a .pyi file beside this module.
-    photo.preprocess = _as_uploaded
+    photo.preprocess = partial(_as_uploaded, Path(photo.GRADIO_CACHE))
     return photo
 
 
-def _as_uploaded(payload: ImageData | None) -> str | None:
+def _as_uploaded(uploads: Path, payload: ImageData | None) -> str | None:
     """The uploaded file itself: the project's own decoder checks and reads it."""
-    return payload.path if payload else None
+    if payload is None or payload.path is None:
+        return None
+    if not Path(payload.path).resolve().is_relative_to(uploads.resolve()):  # a forged request names any file
+        raise gr.Error("Only a photo that was uploaded here can be searched with.", print_exception=False)
+    return payload.path
 
 
 def _column(number: int, title: str) -> gr.Gallery:
@@ -179,17 +185,34 @@ class Answers:
 
     def ask(self, photo: str | None, text: str, category: str, session: Session) -> list:
         """Ask all stages for the first hits; what is wrong with the question is said in place of them."""
+        try:
+            return self._first_hits(photo, text, category, session)
+        except InputError as error:
+            return self._show(Session(chosen=session.chosen), _message(str(error), is_error=True))
+
+    def narrow(self, photo: str | None, text: str, category: str, session: Session) -> list:
+        """Search within another category, once there is something to search with."""
+        if not photo and not text.strip():
+            return self._show(Session(), _message(WELCOME))
+        return self.ask(photo, text, category, session)
+
+    def take(self, photo: str | None, text: str, category: str, session: Session) -> list:
+        """Search as soon as a photo is there, and put one away that cannot be read."""
+        if not photo and not text.strip():  # it was taken away: nothing is left to ask
+            return [None, *self._show(Session(), _message(WELCOME))]
+        try:
+            return [gr.skip(), *self._first_hits(photo, text, category, replace(session, chosen=None))]
+        except InputError as error:
+            return [None, *self._show(Session(), _message(str(error), is_error=True))]
+
+    def _first_hits(self, photo: str | None, text: str, category: str, session: Session) -> list:
         path = (session.chosen or Path(photo)) if photo else None
         query = Query((path,) if path else (), text)
         stages = range(len(self.gallery.stages))
-        try:
-            vectors = tuple(self.gallery.encode(query, stage) for stage in stages)
-        except InputError as error:
-            return self._show(Session(chosen=session.chosen), _message(str(error), is_error=True))
+        vectors = tuple(self.gallery.encode(query, stage) for stage in stages)
         cut = [self.gallery.stages[stage].title for stage in stages if self.gallery.is_cut(text, stage)]
         note = f"The description is too long for {', '.join(cut)}: its end was not read." if cut else ""
-        asked = Session(session.chosen, vectors, ((),) * len(vectors), self.categories[category])
-        return self.go_on(asked, note)
+        return self.go_on(Session(session.chosen, vectors, ((),) * len(vectors), self.categories[category]), note)
 
     def go_on(self, session: Session, note: str = "") -> list:
         """The next hits of each stage below those that are there."""
@@ -201,12 +224,6 @@ class Answers:
         said = f"The {len(hits[0]):,} nearest photos. {note}" if hits[0] else "No photo of that category."
         is_end = all(len(more) < PAGE for more in new)
         return self._show(replace(session, hits=hits), _message(said), has_more=not is_end)
-
-    def take(self, photo: str | None, text: str, category: str, session: Session) -> list:
-        """Search as soon as a photo is there; when it is taken away, there may be nothing left to ask."""
-        if photo or text.strip():
-            return self.ask(photo, text, category, replace(session, chosen=None))
-        return self._show(Session(), _message(WELCOME))
 
     def click_in(self, number: int) -> Callable[..., list]:
         """What a click on a hit of stage `number` does."""
@@ -223,10 +240,10 @@ class Answers:
         return [None, "", ANY_CATEGORY, *self._show(Session(), _message(WELCOME))]
 
     def _show(self, session: Session, message: str, *, has_more: bool = False) -> list:
-        """The values of the session, the message, each stage's hits and the button for more of them."""
+        """The values of the session, the message, the columns with each stage's hits, and the button for more."""
         hits = session.hits or ((),) * len(self.gallery.stages)
         pictures = [[(small_copy(hit.photo), _caption(hit)) for hit in of_stage] for of_stage in hits]
-        return [session, message, *pictures, gr.Button(visible=has_more)]
+        return [session, message, gr.Row(visible=bool(session.vectors)), *pictures, gr.Button(visible=has_more)]
 
 
 def _caption(hit: Hit) -> str:
