@@ -128,9 +128,14 @@ def test_what_is_wrong_is_said_on_the_page(gallery, visit, tmp_path):
     assert page.locator("#found0").is_hidden()
     for name, says in (("photo.jpg", "cannot be read as a photo"), ("large.png", "more than 1 megapixels")):
         page = visit()
+        give(page, gallery.photos[4])
+        first_is(page, gallery.item_ids[4])
+        page.hover("#photo")
+        page.get_by_label("Remove Image").click()
+        sync_api.expect(page.locator("#found0")).to_be_hidden(timeout=WAIT)
         give(page, tmp_path / name)
         sync_api.expect(page.locator("#message")).to_contain_text(says, timeout=WAIT)
-        assert "Traceback" not in page.content() and captions(page) == []
+        assert "Traceback" not in page.content() and captions(page) == []  # nor are hits of before left
         sync_api.expect(page.locator("#photo .image-frame img")).to_have_count(0, timeout=WAIT)  # put away
         give(page, gallery.photos[0])
         first_is(page, gallery.item_ids[0])
@@ -145,16 +150,15 @@ def test_a_photo_that_is_too_large_is_told_by_its_name(visit, tmp_path):
     sync_api.expect(page.get_by_text(re.compile("exceed.*many_bytes.jpg"))).to_be_visible(timeout=WAIT)
 
 
-def test_a_forged_request_cannot_name_a_file_of_the_machine(gallery, url):
-    from gradio.data_classes import ImageData
+def test_a_forged_request_cannot_name_a_file_of_the_machine(gallery, tmp_path):
     from gradio.exceptions import Error
 
-    from clipfh.app.page import build
+    from clipfh.app.page import _uploaded
 
-    (photo,) = [block for block in build(gallery).blocks.values() if block.elem_id == "photo"]
     with pytest.raises(Error, match="Only a photo that was uploaded here"):
-        photo.preprocess(ImageData(path=str(gallery.photos[0])))
-    assert photo.preprocess(None) is None
+        _uploaded(tmp_path, {"path": str(tmp_path / ".." / "passwd")})
+    assert _uploaded(tmp_path, {"path": str(tmp_path / "a" / "photo.jpg")}) == tmp_path / "a" / "photo.jpg"
+    assert _uploaded(tmp_path, None) is None and _uploaded(tmp_path, {"url": "data:,"}) is None
 
 
 def test_nothing_sticks_out_of_a_phone(gallery, visit):

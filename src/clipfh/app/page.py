@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr  # isort: skip
-from gradio.data_classes import ImageData  # isort: skip
 
 from clipfh.app.appearance import CSS, SCRIPT, THEME  # isort: skip
 from clipfh.app.query_photo import small_copy  # isort: skip
@@ -35,13 +35,11 @@ class Session:
     """What one visitor has asked for; the page keeps one for each.
 
     Attributes:
-        chosen: the photo of the gallery that is the query, where it was clicked and not brought along.
         vectors: the query's direction in each stage's space; empty before the first question.
         hits: of each stage, as far as they are shown.
         category: that they are of.
     """
 
-    chosen: Path | None = None
     vectors: tuple[torch.Tensor, ...] = ()
     hits: tuple[tuple[Hit, ...], ...] = ()
     category: tuple[str, ...] = ()
@@ -87,6 +85,7 @@ def build(gallery: Gallery) -> gr.Blocks:
         analytics_enabled=False, title=f"Search {gallery.name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
     ) as page:
         session = gr.State(Session(), time_to_live=KEPT_SECONDS)
+        file = gr.State(None, time_to_live=KEPT_SECONDS)  # of the photo: what was uploaded, or the gallery's own
         gr.Markdown(
             f"# Search {gallery.name}\n{len(gallery.photos):,} photos of {len(set(gallery.item_ids)):,} items. Click a "
             "photo that was found to look for more like it."
@@ -117,21 +116,25 @@ def build(gallery: Gallery) -> gr.Blocks:
         more = gr.Button("More", visible=False, elem_id="more")
 
         shown = [session, message, columns, *found, more]
-        asked = [photo, text, category, session]
+        asked = [file, text, category]
         answers = Answers(gallery, categories)
         quietly = {"api_visibility": "private", "show_progress": "minimal"}
         gr.on([search.click, text.submit], answers.ask, asked, shown, **quietly)
         category.input(answers.narrow, asked, shown, **quietly)
-        photo.input(answers.take, asked, [photo, *shown], **quietly)
+        # without gradio's reading of the photo, which ends in a bare "Error" where it is none
+        brought = photo.input(
+            partial(_uploaded, Path(photo.GRADIO_CACHE)), [photo], [file], preprocess=False, **quietly
+        )
+        brought.success(answers.take, asked, [photo, file, *shown], **quietly)
         more.click(answers.go_on, [session], shown, **quietly)
-        clear.click(answers.clear, [], [photo, text, category, *shown], **quietly)
+        clear.click(answers.clear, [], [photo, file, text, category, *shown], **quietly)
         for number, column in enumerate(found):
-            column.select(answers.click_in(number), [category, session], [photo, text, *shown], **quietly)
+            column.select(answers.click_in(number), [category, session], [photo, file, text, *shown], **quietly)
     return page
 
 
 def _photo_input() -> gr.Image:
-    photo = gr.Image(
+    return gr.Image(
         label="Photo",
         sources=["upload", "clipboard", "webcam"],
         height=260,
@@ -139,19 +142,16 @@ def _photo_input() -> gr.Image:
         elem_id="photo",
         alt_text="The photo to search with",
     )
-    # gradio's own would open the file with whatever Pillow knows, and fail with a bare "Error". Not by a subclass: for
-    # one, gradio writes a .pyi file beside this module.
-    photo.preprocess = partial(_as_uploaded, Path(photo.GRADIO_CACHE))
-    return photo
 
 
-def _as_uploaded(uploads: Path, payload: ImageData | None) -> str | None:
-    """The uploaded file itself: the project's own decoder checks and reads it."""
-    if payload is None or payload.path is None:
+def _uploaded(uploads: Path, value: dict[str, Any] | None) -> Path | None:
+    """The uploaded file itself, for the project's own decoder: gradio's would open it with whatever Pillow knows."""
+    if not value or not value.get("path"):
         return None
-    if not Path(payload.path).resolve().is_relative_to(uploads.resolve()):  # a forged request names any file
+    path = Path(value["path"]).resolve()
+    if not path.is_relative_to(uploads.resolve()):  # a forged request names any file
         raise gr.Error("Only a photo that was uploaded here can be searched with.", print_exception=False)
-    return payload.path
+    return path
 
 
 def _column(number: int, title: str) -> gr.Gallery:
@@ -183,36 +183,35 @@ class Answers:
     gallery: Gallery
     categories: dict[str, tuple[str, ...]]
 
-    def ask(self, photo: str | None, text: str, category: str, session: Session) -> list:
+    def ask(self, file: Path | None, text: str, category: str) -> list:
         """Ask all stages for the first hits; what is wrong with the question is said in place of them."""
         try:
-            return self._first_hits(photo, text, category, session)
+            return self._first_hits(file, text, category)
         except InputError as error:
-            return self._show(Session(chosen=session.chosen), _message(str(error), is_error=True))
+            return self._show(Session(), _message(str(error), is_error=True))
 
-    def narrow(self, photo: str | None, text: str, category: str, session: Session) -> list:
+    def narrow(self, file: Path | None, text: str, category: str) -> list:
         """Search within another category, once there is something to search with."""
-        if not photo and not text.strip():
+        if not file and not text.strip():
             return self._show(Session(), _message(WELCOME))
-        return self.ask(photo, text, category, session)
+        return self.ask(file, text, category)
 
-    def take(self, photo: str | None, text: str, category: str, session: Session) -> list:
+    def take(self, file: Path | None, text: str, category: str) -> list:
         """Search as soon as a photo is there, and put one away that cannot be read."""
-        if not photo and not text.strip():  # it was taken away: nothing is left to ask
-            return [None, *self._show(Session(), _message(WELCOME))]
+        if not file and not text.strip():  # it was taken away: nothing is left to ask
+            return [None, None, *self._show(Session(), _message(WELCOME))]
         try:
-            return [gr.skip(), *self._first_hits(photo, text, category, replace(session, chosen=None))]
+            return [gr.skip(), gr.skip(), *self._first_hits(file, text, category)]
         except InputError as error:
-            return [None, *self._show(Session(), _message(str(error), is_error=True))]
+            return [None, None, *self._show(Session(), _message(str(error), is_error=True))]
 
-    def _first_hits(self, photo: str | None, text: str, category: str, session: Session) -> list:
-        path = (session.chosen or Path(photo)) if photo else None
-        query = Query((path,) if path else (), text)
+    def _first_hits(self, file: Path | None, text: str, category: str) -> list:
+        query = Query((file,) if file else (), text)
         stages = range(len(self.gallery.stages))
         vectors = tuple(self.gallery.encode(query, stage) for stage in stages)
         cut = [self.gallery.stages[stage].title for stage in stages if self.gallery.is_cut(text, stage)]
         note = f"The description is too long for {', '.join(cut)}: its end was not read." if cut else ""
-        return self.go_on(Session(session.chosen, vectors, ((),) * len(vectors), self.categories[category]), note)
+        return self.go_on(Session(vectors, ((),) * len(vectors), self.categories[category]), note)
 
     def go_on(self, session: Session, note: str = "") -> list:
         """The next hits of each stage below those that are there."""
@@ -231,13 +230,13 @@ class Answers:
         def click(category: str, session: Session, event: gr.SelectData) -> list:
             """Make the hit the next query, by its own file: the page shows a small copy of it."""
             chosen = session.hits[number][event.index].photo
-            return [small_copy(chosen), "", *self.ask(str(chosen), "", category, Session(chosen=chosen))]
+            return [small_copy(chosen), chosen, "", *self.ask(chosen, "", category)]
 
         return click
 
     def clear(self) -> list:
         """As it was in the beginning."""
-        return [None, "", ANY_CATEGORY, *self._show(Session(), _message(WELCOME))]
+        return [None, None, "", ANY_CATEGORY, *self._show(Session(), _message(WELCOME))]
 
     def _show(self, session: Session, message: str, *, has_more: bool = False) -> list:
         """The values of the session, the message, the columns with each stage's hits, and the button for more."""
