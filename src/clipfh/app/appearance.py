@@ -9,12 +9,16 @@ THEME = gr.themes.Default(
     font_mono=["ui-monospace", "Consolas", "monospace"],
 )
 
+# Around all parts of the page, where the CSS below, which gradio confines to the parts, does not reach.
+HEAD = """<style>
+.gradio-container { width: 100%; max-width: 1600px !important; margin: auto; }
+@media (max-width: 600px) { .gradio-container .fillable { padding: 12px !important; } }
+</style>"""
+
 # A caption below its photo, over several lines; gradio's own lies on the photo and is cut to one line. As tall as it
 # takes: gradio's own would scroll inside the page, which is hard on a phone.
 CSS = """
-.gradio-container { width: 100%; max-width: 1600px !important; margin: auto; }
-#message { padding: 0; }
-@media (max-width: 600px) { .gradio-container .fillable { padding: 12px !important; } }
+#message .html-container { padding: 0 !important; }
 .found .grid-wrap { max-height: none !important; padding: 8px; }
 .found .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)) !important; }
 .found .gallery-item, .found .thumbnail-item { height: auto; aspect-ratio: auto; }

@@ -16,7 +16,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr  # isort: skip
 
-from clipfh.app.appearance import CSS, SCRIPT, THEME  # isort: skip
+from clipfh.app.appearance import CSS, HEAD, SCRIPT, THEME  # isort: skip
 from clipfh.app.query_photo import small_copy  # isort: skip
 from clipfh.app.search import Gallery, Hit, Query  # isort: skip
 from clipfh.core.errors import InputError, shortened  # isort: skip
@@ -67,6 +67,7 @@ def serve(gallery: Gallery, host: str, port: int, *, blocking: bool = True) -> g
         pwa=False,
         theme=THEME,
         css=CSS,
+        head=HEAD,
         js=SCRIPT,
         quiet=True,  # it would recommend a public link
         prevent_thread_lock=True,
