@@ -7,6 +7,8 @@ import pytest
 from app.gallery_of_shapes import make_gallery
 from PIL import Image
 
+from clipfh.core.errors import InputError
+
 pytest.importorskip("gradio", reason="the page needs gradio: bash set_up.sh app")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -159,6 +161,13 @@ def test_a_forged_request_cannot_name_a_file_of_the_machine(gallery, tmp_path):
         _uploaded(tmp_path, {"path": str(tmp_path / ".." / "passwd")})
     assert _uploaded(tmp_path, {"path": str(tmp_path / "a" / "photo.jpg")}) == tmp_path / "a" / "photo.jpg"
     assert _uploaded(tmp_path, None) is None and _uploaded(tmp_path, {"url": "data:,"}) is None
+
+
+def test_a_port_that_is_taken_is_told(gallery, url):
+    from clipfh.app.page import serve
+
+    with pytest.raises(InputError, match=r"cannot listen on .*--port 0 takes a free port"):
+        serve(gallery, "127.0.0.1", int(url.rstrip("/").rsplit(":", 1)[1]), blocking=False)
 
 
 def test_nothing_sticks_out_of_a_phone(gallery, visit):

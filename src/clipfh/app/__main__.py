@@ -14,6 +14,7 @@ Writes:  data/processed/<dataset>/ (decoded photos and features, those of an eva
 
 import importlib.util
 import os
+import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ def main(config: Config) -> None:
         raise InputError(HOW_TO_GET)  # before the features, which may take minutes
     device = pick_device(config.device)
     gallery = load_gallery(config.dataset, config.ckpt, device, with_training_photos=config.photos == "all")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by `kill`, it tidies up as after Ctrl+C
     with tempfile.TemporaryDirectory(prefix="clipfh_app_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # what people bring along goes with the page
         from clipfh.app.page import serve  # gradio: takes seconds, and reads that variable

@@ -49,29 +49,34 @@ def serve(gallery: Gallery, host: str, port: int, *, blocking: bool = True) -> g
     """Serve the page at `http://host:port`; port 0 takes a free one, which `local_url` of the returned page names.
 
     Raises:
-        OSError: the port is taken.
+        InputError: the port is taken.
     """
     page = build(gallery)
     page.queue(max_size=64, default_concurrency_limit=4)  # searches wait for the model one after another
-    _, url, _ = page.launch(
-        server_name=host,
-        server_port=port or None,
-        share=False,
-        show_error=False,  # a visitor gets messages of ours, and no traceback
-        max_file_size=MAX_UPLOAD,
-        footer_links=[],
-        run_history=False,  # which would keep every query in the browser
-        enable_monitoring=False,
-        ssr_mode=False,  # a server of Node's
-        mcp_server=False,
-        pwa=False,
-        theme=THEME,
-        css=CSS,
-        head=HEAD,
-        js=SCRIPT,
-        quiet=True,  # it would recommend a public link
-        prevent_thread_lock=True,
-    )
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port or None,
+            share=False,
+            show_error=False,  # a visitor gets messages of ours, and no traceback
+            max_file_size=MAX_UPLOAD,
+            footer_links=[],
+            run_history=False,  # which would keep every query in the browser
+            enable_monitoring=False,
+            ssr_mode=False,  # a server of Node's
+            mcp_server=False,
+            pwa=False,
+            theme=THEME,
+            css=CSS,
+            head=HEAD,
+            js=SCRIPT,
+            quiet=True,  # it would recommend a public link
+            prevent_thread_lock=True,
+        )
+    except OSError as error:  # gradio's message names its own arguments
+        raise InputError(
+            f"cannot listen on {host}, port {port} (taken, or no address of this machine); --port 0 takes a free port"
+        ) from error
     print(f"the page is at {url} (Ctrl+C stops it)", flush=True)
     if blocking:
         page.block_thread()
