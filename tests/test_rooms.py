@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
     ("reports",),
     ("training",),
     ("evaluation",),
-    ("pipeline", "export"),
+    ("pipeline", "export", "app"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -23,6 +23,7 @@ class Config:
     folder: Path | None = option(None, "a folder", aliases=("--metadata", "--meta_dir"))
     limit: int | None = option(None, "a count or none")
     margin: float | None = option(0.3, "a margin or none")
+    files: tuple[Path, ...] = option((), "none, one or several files")
 
 
 def parse(*arguments):
@@ -52,6 +53,7 @@ def test_defaults_are_those_of_the_dataclass():
         (["--meta_dir", "a/b"], "folder", Path("a/b")),
         (["--limit", "7"], "limit", 7),
         (["--margin", "0"], "margin", 0.0),
+        (["--files", "a/b", "c"], "files", (Path("a/b"), Path("c"))),
     ],
 )
 def test_flags(arguments, field, value):

@@ -9,9 +9,10 @@
     if __name__ == "__main__":
         run_script(main, Config, __doc__)
 
-Booleans become `--flag/--no-flag`, `X | None` takes X, a field without a default is required. Numbers are finite, and
-within the bounds that the option states. A field that is itself such a dataclass is a section: its fields are the
-flags `--section.field`, or `--field` where it is declared with `section()`: flags that are one value in the code.
+Booleans become `--flag/--no-flag`, `X | None` takes X, `tuple[X, ...]` one X or more, a field without a default is
+required. Numbers are finite, and within the bounds that the option states. A field that is itself such a dataclass is a
+section: its fields are the flags `--section.field`, or `--field` where it is declared with `section()`: flags that are
+one value in the code.
 """
 
 import argparse
@@ -141,10 +142,12 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: An
     required = default is dataclasses.MISSING
     keywords: dict[str, Any] = {"dest": name, "required": required, "default": None if required else default}
     text = field.metadata.get("help", "")
-    if not required and default not in (None, ""):
+    if not required and default not in (None, "", ()):
         text += f" (default: {default})"
     keywords["help"] = text.replace("%", "%%")
     parse = field.metadata.get("parse")
+    if takes_several := typing.get_origin(hint) is tuple:
+        hint = typing.get_args(hint)[0]
     wanted = value_type(hint) if parse is None else None
     if parse is not None:
         keywords |= {"type": parse, "metavar": "SIZE"}
@@ -164,7 +167,16 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, hint: An
             keywords["metavar"] = {Path: "PATH", int: "N", float: "X"}.get(wanted, "TEXT")
     if field.metadata.get("bare") is not None:
         keywords |= {"nargs": "?", "const": field.metadata["bare"]}
+    if takes_several:
+        keywords |= {"nargs": "+", "action": _StoreTuple}
     parser.add_argument(*names, **keywords)
+
+
+class _StoreTuple(argparse.Action):
+    """A flag's values as a tuple: a frozen config holds no list."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
 
 
 def bounded(wanted: type, bounds: dict[str, float | None]) -> Callable[[str], Any]:
