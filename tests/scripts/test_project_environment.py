@@ -74,7 +74,9 @@ def test_every_declared_requirement_is_pinned() -> None:
             for pin in pins
             if pin.marker is None or pin.marker.evaluate({"python_version": version})
         }
-        for text in project_environment._declared_requirements(["test", "lint", "hf", "lora"]):
+        for text in project_environment._declared_requirements(
+            ["test", "lint", "hf", "lora", "scale", "export", "app"]
+        ):
             assert Requirement(text).name.lower().replace("_", "-") in pinned
     assert all(str(pin.specifier).startswith("==") for pin in pins)
 
@@ -89,7 +91,8 @@ def test_declared_requirements_are_what_the_project_imports() -> None:
             imported |= {name.split(".")[0] for name in names}
     imported -= {*sys.stdlib_module_names, *(path.stem for path in sources), "clipfh", "project_environment"}
     through = {"tensorboard", "timm", "torchvision"}  # imported by torch and by open_clip
-    imported -= {"huggingface_hub", "transformers", "peft"}  # of open_clip, and of the extras hf and lora
+    imported -= {"huggingface_hub", "transformers", "tokenizers", "peft"}  # of open_clip, and of the extras hf and lora
+    imported -= {"fsspec", "onnxruntime", "gradio"}  # of torch, and of the extras export and app
     modules = {"open_clip_torch": "open_clip", "Pillow": "PIL", "PyYAML": "yaml", "scikit-learn": "sklearn"}
     declared = [re.split("[<>=]", text)[0] for text in project_environment._declared_requirements([])]
     assert imported | through == {modules.get(name, name) for name in declared}

