@@ -43,8 +43,9 @@ def read_query_photo(path: Path, image_size: ImageSize, resize_mode: str, max_me
 
 
 def _unreadable(error: Exception, path: Path) -> str:
-    reason = "it is none that is known here" if isinstance(error, Image.UnidentifiedImageError) else shortened(error)
-    reason = reason.replace(str(path), path.name).rstrip(".")
+    reason = "it is none that is known here"
+    if not isinstance(error, Image.UnidentifiedImageError):
+        reason = shortened(str(error).replace(str(path), path.name)).rstrip(".")  # before a long path is cut
     return f"This file cannot be read as a photo ({reason}). Take a JPEG, PNG or WebP file."
 
 
