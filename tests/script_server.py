@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SECONDS = 180  # after which a script that hangs is killed
+COMMANDS = ("app", "export", "index")  # rooms that no script imports; their extras may be absent
 
 
 class ScriptServer:
@@ -101,7 +102,8 @@ def _serve() -> None:
     import clipfh
 
     for module in pkgutil.walk_packages(clipfh.__path__, "clipfh."):
-        import_module(module.name)
+        if module.name.split(".")[1] not in COMMANDS:
+            import_module(module.name)
     for line in sys.stdin:
         pids = []
         for run in json.loads(line):
