@@ -26,6 +26,7 @@ from tqdm import tqdm
 from clipfh.core.cli import option
 from clipfh.core.config_file import IN_FILE
 from clipfh.core.errors import InputError
+from clipfh.core.processes import rank
 from clipfh.core.run import autocast
 from clipfh.features.extraction import rank_gallery
 from clipfh.losses import image_to_text_loss, text_to_image_loss
@@ -118,7 +119,8 @@ def learn(
     factor = partial(cosine_with_warmup, total_steps=steps, warmup_steps=int(WARMUP * steps))
     scheduler = LambdaLR(optimizer, factor)
     means = []  # of the loss, by epoch
-    for _ in tqdm(range(settings.learned_epochs), "learn prompts", unit="epoch", disable=None, leave=False):
+    hidden = None if rank() == 0 else True  # None: where nobody watches
+    for _ in tqdm(range(settings.learned_epochs), "learn prompts", unit="epoch", disable=hidden, leave=False):
         total = torch.zeros((), device=features.device)
         for batch in torch.randperm(count, generator=generator).to(features.device).split(BATCH):
             images = features[batch]  # (B, D)

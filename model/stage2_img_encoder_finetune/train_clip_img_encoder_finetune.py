@@ -186,4 +186,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     files = partial(recipe_files, Path(__file__).parent / "config")
-    run_script(main, Config, __doc__, partial(parse_with_files, files=files))
+    run_script(main, Config, __doc__, partial(parse_with_files, files=files), in_processes=True)

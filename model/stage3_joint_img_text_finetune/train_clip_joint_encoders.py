@@ -36,6 +36,7 @@ from dataset import Batch, TrainPairs
 from loss import TERMS, JointLoss, parse_terms
 from start_weights import SOURCES, start_weights
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipfh.core.cli import option, run_script, section
 from clipfh.core.config_file import IN_FILE, flag_value, parse_with_files
@@ -164,6 +165,11 @@ def main(config: Config) -> None:
     else:
         sampler = RandomBatchSampler(len(photos.labels), config.p * config.k, place.seed)
 
+    by_batch = any(isinstance(module, _BatchNorm) for module in clip.model.modules())
+    by_chunk = config.grad_cache_chunk > 0 and by_batch and not config.layers.hold_statistics
+    if by_chunk and world_size() > 1:  # whose chunks may be unequally many, and the processes would wait for each other
+        raise InputError("--grad_cache_chunk in several processes needs --hold_statistics")
+
     # ---- objective
     if config.temperature:
         clip.model.logit_scale.data.fill_(torch.tensor(1 / config.temperature).log())
@@ -206,10 +212,7 @@ def main(config: Config) -> None:
     )
     for told in filter(None, (config.layers.told(model), pairs.say_what_prompts_tell_apart())):
         run.log.say(told)
-    by_batch = any(isinstance(module, nn.BatchNorm2d) for module in clip.model.modules())
-    if config.grad_cache_chunk and by_batch and not config.layers.hold_statistics:
-        if world_size() > 1:
-            raise InputError("--grad_cache_chunk in several processes needs --hold_statistics: batch norms would wait")
+    if by_chunk:
         chunk = f"by {config.grad_cache_chunk} photos"
         run.log.say(f"{clip.name} normalises by the batch: with --grad_cache_chunk, {chunk}")
     if "distill" in terms and loop.epoch == 0:  # a run to continue has those of its first weights in its state
@@ -228,4 +231,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, __doc__, partial(parse_with_files, files=recipe))
+    run_script(main, Config, __doc__, partial(parse_with_files, files=recipe), in_processes=True)

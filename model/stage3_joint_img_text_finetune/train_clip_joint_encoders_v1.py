@@ -18,4 +18,4 @@ class Config(joint.Config):
 
 if __name__ == "__main__":
     files = partial(joint.recipe, variant="v1")
-    run_script(joint.main, Config, joint.__doc__, partial(parse_with_files, files=files))
+    run_script(joint.main, Config, joint.__doc__, partial(parse_with_files, files=files), in_processes=True)

@@ -47,7 +47,7 @@ from clipfh.core.run import autocast
 from clipfh.models.checkpoint import read_stage_checkpoint
 from clipfh.models.clip import require_any_size
 from clipfh.models.frozen_text_clip import CLIP, OWN, CLIPImageEncoder, create_clip_model
-from clipfh.models.image_layers import hold_image_layers
+from clipfh.models.image_layers import hold_image_layers, require_shared_statistics
 from clipfh.prompts.tokens import token_counter
 from clipfh.tables.prepared import prepare_weights
 from clipfh.training.identities import augmentation
@@ -138,6 +138,10 @@ def main(config: Config) -> None:
     names = [captioned.image for captioned in train.images]
     loop = Loop(model, groups, modules, sampler, names, config.optimisation, averaged=image, chosen_by="val_recall")
 
+    model.train()
+    hold(config, image)
+    require_shared_statistics(model)  # of all epochs, before the first minutes are spent
+
     # ---- the run: the baseline before anything moves, then the loop
     recorded = record(config, model, text_digest, data)
     run = start_run(place, config, recorded, prefix="clip_frozen_text", restore=loop.load_state)
@@ -196,4 +200,4 @@ def say_what_trains(run: TrainingRun, config: Config, model: CLIP, train: Captio
 
 
 if __name__ == "__main__":
-    run_script(main, Config, __doc__, partial(parse_with_files, files=recipe))
+    run_script(main, Config, __doc__, partial(parse_with_files, files=recipe), in_processes=True)

@@ -38,7 +38,6 @@ from clipfh.core.errors import InputError
 from clipfh.core.files import require_file, writable_folder
 from clipfh.core.freed_memory import keep_freed_memory
 from clipfh.core.paths import display, stage_dir
-from clipfh.core.processes import require_one_process
 from clipfh.core.run import new_run_folder, pick_device, seed_everything
 from clipfh.core.run_log import RunLog
 from clipfh.datasets.fer2013 import Faces
@@ -143,7 +142,6 @@ def load_reader(config: Config, run: Run) -> nn.Module | None:
 def main(config: Config) -> None:
     """Faces, CLIP and captions; then one GAN after the other."""
     config = complete(config)
-    require_one_process()
     seed_everything(config.seed)
     keep_freed_memory()
     device = pick_device(config.device)

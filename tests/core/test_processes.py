@@ -27,13 +27,6 @@ def test_environment_variables_that_are_no_ranks(monkeypatch, rank, world_size):
     assert len(str(refused.value)) < 300 or rank.isdigit()
 
 
-def test_scripts_of_one_process_refuse_several(monkeypatch):
-    processes.require_one_process()
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(InputError, match="WORLD_SIZE is 4"):
-        processes.require_one_process()
-
-
 def test_devices_that_several_cannot_use(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="one GPU for 2 processes"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stage_project import NAME, STAGE2, STAGE3, load
+from stage_project import EVAL2, NAME, STAGE2, STAGE3, load
 
 HERE = Path(__file__).parent
 STAGE4 = "model/stage4_frozen_text_alignment/train_frozen_text_alignment.py"
@@ -113,7 +113,8 @@ def test_mistakes_of_the_command_line_are_told_once(project):
     assert "".join(result.stderr for result in results).count("error: ") == 1
 
 
-def test_a_script_that_knows_one_process_says_so(project):
-    results = project.server.run_together(2, "model/stage5_text_image_gan/train.py", "--smoke")
+@pytest.mark.parametrize("script", ["model/stage5_text_image_gan/train.py", EVAL2])
+def test_scripts_that_know_one_process_say_so(project, script):
+    results = project.server.run_together(2, script)
     said = "".join(result.stderr for result in results)
     assert said.count("error: ") == 1 and "WORLD_SIZE is 2" in said

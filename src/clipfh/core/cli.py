@@ -229,16 +229,29 @@ def run_script(
     config_class: type[C],
     description: str | None,
     parse: Callable[[type[C], str | None], C] = parse_config,
+    *,
+    in_processes: bool = False,
 ) -> None:
     """Parse the command line and call `main(config)`; a user's mistake ends with a message and exit code 2.
 
     `CLIPFH_DEBUG=1` shows the traceback of such an error as well. Of the processes that `torchrun` starts, the first
-    alone prints, and an error that all of them meet is told once.
+    alone prints, and an error that all of them meet is told once; `in_processes`: the script knows several.
     """
     is_first = os.environ.get("RANK", "0") == "0"
+    world_size = os.environ.get("WORLD_SIZE", "1")
     try:
         with contextlib.nullcontext() if is_first else contextlib.redirect_stdout(io.StringIO()):
-            main(parse(config_class, description))
+            config = parse(config_class, description)
+            if world_size != "1" and not in_processes:
+                raise InputError(
+                    f"WORLD_SIZE is {shortened(world_size, 20)}: only the trainings of stages 2, 3 and 4 run in "
+                    "several processes; run this without torchrun, and choose its GPU with --device cuda:N"
+                )
+            main(config)
+        if world_size != "1":
+            from clipfh.core.processes import leave
+
+            leave()
     except (InputError, OSError) as error:
         if os.environ.get("CLIPFH_DEBUG"):
             raise
@@ -247,7 +260,8 @@ def run_script(
             print("\nerror: " + "\n".join(lines), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        if _is_told_here("stopped"):
+            print("\nstopped", file=sys.stderr)
         sys.exit(130)
 
 

@@ -9,10 +9,9 @@ Torch's own wrapper (DistributedDataParallel) averages in every backward: with c
 added up, it would do so many times, and its forward has one way in where a CLIP has two.
 
 What communicates is called by all processes in the same order, or they wait for each other. Where one ends, the others'
-next call raises an InputError.
+next call raises an InputError: at once on CPUs; GPUs wait for `PATIENCE`, unless torchrun ends them before.
 """
 
-import atexit
 import contextlib
 import hashlib
 import os
@@ -50,25 +49,11 @@ def ranks_of_environment() -> tuple[int, int, int]:
     return rank, world_size, local
 
 
-def require_one_process() -> None:
-    """Refuse to run once for each process of `torchrun`.
-
-    Raises:
-        InputError: there are several.
-    """
-    _, world_size, _ = ranks_of_environment()
-    if world_size > 1:
-        raise InputError(
-            f"WORLD_SIZE is {world_size}: only the trainings of stages 2, 3 and 4 run in several processes; "
-            "run this without torchrun, and choose its GPU with --device cuda:N"
-        )
-
-
 def join(device: torch.device) -> torch.device:
     """Meet the other processes of the run, where there are any; the device that this one computes on.
 
-    CUDA without a number is the GPU with the process's number on its host. Processes exchange tensors by NCCL between
-    GPUs, and by Gloo between CPUs.
+    CUDA without a number is the GPU with the process's number on its host, see `claim_gpu`. Tensors on GPUs are
+    exchanged by NCCL, all else by Gloo, which notices at once that a process has ended.
 
     Raises:
         InputError: a device that several processes cannot use, or the others cannot be reached.
@@ -86,20 +71,23 @@ def join(device: torch.device) -> torch.device:
     elif device.type != "cpu":
         raise InputError(f"--device {device} does not work in several processes; cuda and cpu do")
     try:
-        if device.type == "cuda":
-            dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
-        else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:  # MASTER_ADDR and its kind are missing or wrong
         raise InputError(
             f"process {rank} of {world_size} cannot reach the others ({shortened(error)}): start all with torchrun"
         ) from error
-    atexit.register(leave)
     return device
 
 
+def claim_gpu() -> None:
+    """Let CUDA without a number be this process's own GPU, before anything is put on the first one."""
+    _, world_size, local = ranks_of_environment()
+    if world_size > 1 and torch.cuda.is_available() and local < torch.cuda.device_count():
+        torch.cuda.set_device(local)
+
+
 def leave() -> None:
-    """End the exchange with the other processes; nothing where there are none."""
+    """End the exchange with the other processes, after a run that ended well; nothing where there are none."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -219,7 +207,7 @@ def by_first(function: Callable[..., T], *arguments: Any) -> T:
         return function(*arguments)
     found = [function(*arguments) if rank() == 0 else None]
     with _others():
-        dist.broadcast_object_list(found, src=0)
+        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
     return found[0]
 
 
@@ -231,7 +219,7 @@ def wait_for_all() -> None:
     """
     if world_size() > 1:
         with _others():
-            dist.barrier()
+            dist.all_reduce(torch.zeros(1))  # on CPUs: a barrier would be NCCL's, which does not notice who has ended
 
 
 @contextlib.contextmanager
@@ -250,13 +238,13 @@ def first_alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _others() -> Iterator[None]:
-    """Say in one line that another process has ended."""
+    """Say in one line that another process has ended; all say the same."""
     try:
         yield
-    except RuntimeError as error:  # Gloo's and NCCL's own
+    except RuntimeError as error:  # Gloo's and NCCL's own, with addresses that help nobody
         raise InputError(
-            "another process of this run has ended, so this one ends too; --resume_ckpt with the run's _LAST "
-            f"checkpoint goes on from its last whole epoch ({shortened(error, 120)})"
+            "another process of this run has ended, so this one ends too; where the run has a _LAST checkpoint, "
+            "--resume_ckpt goes on from its last whole epoch"
         ) from error
 
 

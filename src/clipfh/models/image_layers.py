@@ -109,6 +109,6 @@ def require_shared_statistics(model: nn.Module) -> None:
     )
     if world_size() > 1 and any(alone):
         raise InputError(
-            "the image encoder's batch norms normalise by the batch, which several processes share on GPUs alone: "
-            "keep their statistics (--hold_statistics, --freeze_backbone), or train in one process"
+            "batch norms normalise by the batch, which several processes share on GPUs alone: let them keep their "
+            "statistics (stages 2 and 3: --hold_statistics; stage 4: --freeze_backbone), or train in one process"
         )

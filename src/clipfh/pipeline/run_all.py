@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clipfh.core.cli import run_script
 from clipfh.core.errors import InputError
@@ -51,9 +52,9 @@ class Pipeline:
         return f"{step}_seed{self.seed}" if self.seed else step
 
     def step(
-        self, name: str, script: str, arguments: Flags, *, forced: bool = False, nproc: int = 1, **files: list[str]
+        self, name: str, script: str, arguments: Flags, *, forced: bool = False, nproc: int = 1, **files: Any
     ) -> None:
-        """Run `python <script>`, unless it is finished; a failure ends the run with the script's exit code.
+        """Run `python <script>`, unless it is finished; a failure ends the run with the command's exit code.
 
         What several seeds share is taken once. `nproc` processes of it are started by torchrun.
         """
@@ -62,7 +63,11 @@ class Pipeline:
         self.taken.add(name)
         folder = Path(script).parent
         inputs = [f"{folder}/*.py", f"{folder}/config/*.yaml"] if folder.parent.name == "model" else []
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"] if nproc > 1 else []
+        launcher: Flags = []
+        if nproc > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+            # unless set, torchrun takes one thread a process, and says so
+            files["variables"] = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // nproc, 1))}
         step = Step(name, self.logs / f"{name}.log", ["python", *launcher, script, *arguments], inputs=inputs, **files)
         if code := run_step(step, force=forced or self.options.force):
             sys.exit(code)
@@ -276,8 +281,6 @@ def main(options: Options) -> None:
         print(f"set-up is done: {sys.executable}")
         return
     os.chdir(ROOT)
-    if options.nproc > 1:  # unless set, torchrun takes one thread a process, and says so
-        os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // options.nproc, 1)))
     run, started = Pipeline(options), time.monotonic()
     end_on_signals()
     on_identities = not {1, 2, 3}.isdisjoint(options.wanted)

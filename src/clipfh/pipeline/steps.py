@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -32,18 +33,24 @@ from clipfh.pipeline.stamps import (
     write_stamp,
 )
 
-SECONDS_TO_STOP = 10  # what a command gets to end by itself after Ctrl-C
+SECONDS_TO_STOP = 40  # what a command gets to end by itself after Ctrl-C; torchrun gives its processes 30
 
 
-def run_command(command: list[str], log: Path) -> int:
+def run_command(command: list[str], log: Path, variables: Mapping[str, str] | None = None) -> int:
     """Run `command`, copy its output to the terminal and to `log`; return its exit code (128 + N for signal N).
+
+    `variables` of its environment count where they are not set already.
 
     Raises:
         KeyboardInterrupt, SystemExit: stopped by the user or by SIGTERM; the command has ended, too.
         OSError: it cannot be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}  # a pipe would hold the command's lines back
+    environment = {
+        **(variables or {}),
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+    }  # a pipe would hold the command's lines back
     with open(log, "wb") as log_file:
         log_file.write(f"$ {shlex.join(command)}\n".encode())
         executable = [sys.executable, *command[1:]] if command[0] == "python" else command
@@ -100,6 +107,7 @@ class Step:
         appends: text files that the step adds lines to.
         inputs: files or patterns whose change runs the step again.
         after: names of the steps whose outputs it uses.
+        variables: of its environment, where they are not set already.
     """
 
     name: str
@@ -109,6 +117,7 @@ class Step:
     appends: list[str] = field(default_factory=list)
     inputs: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
+    variables: dict[str, str] = field(default_factory=dict)
 
 
 def run_step(step: Step, *, force: bool = False) -> int:
@@ -136,7 +145,7 @@ def _run_step(step: Step, force: bool) -> int:
     lines_before = {path: set(lines_of(path)) for path in step.appends}
     start = time.monotonic()
     try:
-        code = run_command(command, log)
+        code = run_command(command, log, step.variables)
     except OSError as error:
         return _failed(step, f"cannot start: {error}", 127)
     if code:

@@ -33,10 +33,20 @@ class Computing:
                     "--grad_checkpointing encodes a batch twice, and batch norms would take it into their statistics "
                     "twice: keep those of the first weights with --hold_statistics"
                 )
-            if not hasattr(model, "set_grad_checkpointing"):
-                raise InputError(f"--grad_checkpointing: a {type(model).__name__} does not know how")
-            model.set_grad_checkpointing(True)
+            _checkpoint_blocks(model)
         if self.compile:
             for encoder in (model.visual, getattr(model, "text", None) or getattr(model, "transformer", None)):
                 if encoder is not None and any(parameter.requires_grad for parameter in encoder.parameters()):
                     encoder.compile()
+
+
+def _checkpoint_blocks(model: nn.Module) -> None:
+    """Raise an InputError where open_clip would go on without."""
+    image = getattr(model.visual, "trunk", model.visual)  # timm's own, which says that it cannot
+    try:
+        if type(image).__name__ == "ModifiedResNet":
+            raise NotImplementedError("open_clip has it for transformers alone")
+        image.set_grad_checkpointing(True)
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--grad_checkpointing: a {type(image).__name__} does not know how ({error})") from error

@@ -12,7 +12,7 @@ from clipfh.core.errors import InputError
 from clipfh.core.files import require_file, writable_folder
 from clipfh.core.freed_memory import keep_freed_memory
 from clipfh.core.paths import stage_dir
-from clipfh.core.processes import by_first, join, rank
+from clipfh.core.processes import by_first, claim_gpu, join, rank
 from clipfh.core.run import new_run_folder, pick_device, seed_everything
 from clipfh.core.run_log import RunLog
 from clipfh.models.checkpoint import read_stage_checkpoint, require_training_state, write_best_and_last
@@ -44,6 +44,7 @@ def prepare_run(run: Run, stage: int) -> Place:
     Raises:
         InputError: one of them cannot be had, or the checkpoint to resume is missing.
     """
+    claim_gpu()
     device = join(pick_device(run.device))
     seed_everything(run.seed)
     keep_freed_memory()

@@ -16,6 +16,8 @@ import numpy as np
 from clipfh.core.errors import InputError
 from clipfh.training.planned_batches import PlannedBatches
 
+PLAN = 2  # raise it whenever the same seed plans other batches: a run is continued with those that it began with
+
 
 class PKSampler(PlannedBatches):
     """Batches of P distinct identities with K images each; a batch lists the K images of an identity side by side.
@@ -49,7 +51,8 @@ class PKSampler(PlannedBatches):
     def __init__(self, labels: Sequence[int | str], p: int, k: int, seed: int) -> None:
         labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
         digest = hashlib.sha256("\n".join(map(repr, labels)).encode()).hexdigest()[:16]
-        super().__init__(seed, {"p": p, "k": k, "num_images": len(labels), "labels": digest})
+        settings = {"p": p, "k": k, "num_images": len(labels), "labels": digest, "plan": PLAN}
+        super().__init__(seed, settings)
         self._p, self._k = p, k
         self._members = _group_by_label(labels)
         self._sizes = np.array([len(members) for members in self._members], dtype=np.int64)  # (I,)
