@@ -218,10 +218,9 @@ class Loop:
     def _without_copies(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`state` with the average's tensors where they are equal, as what is frozen is: a file has them once then."""
         averaged = self.average.module.state_dict()
-        found = {name: averaged.get(name) for name in state}
         return {
-            name: its if its is not None and its.shape == value.shape and torch.equal(its, value) else value
-            for (name, value), its in zip(state.items(), found.values(), strict=True)
+            name: averaged[name] if name in averaged and torch.equal(averaged[name], value) else value
+            for name, value in state.items()
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
