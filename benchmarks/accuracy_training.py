@@ -1,11 +1,12 @@
 """What the contestants of bench_accuracy.py have in common: data, start, the loop of the peers, and the test."""
 
 import os
+import statistics
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,6 @@ from clipfh.training.data import TrainingData, validate
 
 STAGE2 = ROOT / "model" / "stage2_img_encoder_finetune"
 CPU = torch.device("cpu")
-
-T = TypeVar("T")
 
 
 # ---- data and start
@@ -98,55 +97,73 @@ def train(
     setting: Setting,
     clip: LoadedClip,
     pictures: TrainingData,
-    budget: float,
+    steps: int,
     validations: int,
     *,
     keep_statistics: bool,
 ) -> dict[str, Any]:
-    """Train the CLIP's image tower for `budget` CPU seconds, and leave the weights in it that are best on val.
+    """Train the CLIP's image tower for `steps`, and leave the weights in it that are best on val.
 
-    Val is measured after equal shares of the steps' time. What that takes is part of the budget, but for the
-    measurement of the start. Where a rate is so high that the weights are no longer finite, training ends. With
-    `keep_statistics` batch norms use those of the first weights.
+    Val is measured after equal shares of the steps. Where a rate is so high that the weights are no longer finite,
+    training ends. With `keep_statistics` batch norms use those of the first weights.
 
     Returns:
-        `val_mAP` of the best, `best_at`, the measurement that it is of (0: the start), `val_curve` of all, `steps`,
-        and `cpu_seconds`.
+        `val_mAP` of the best, `best_at`, the measurement that it is of (0: the start), `val_curve` of all, and `steps`.
     """
     visual = clip.model.visual
-    place = {image: row for row, image in enumerate(pictures.pixels.images)}
-    rows = np.array([place[image] for image in pictures.train_table["image"]])
-    batches = endless(recipe.batches)
+    batches = _batches(recipe, setting, pictures)
     peaks = [group["lr"] for group in recipe.optimizer.param_groups]
 
-    began = time.process_time()
     curve = [validate(clip, pictures, {}, CPU)[0].mAP]
-    for_steps = max(budget - validations * (time.process_time() - began), budget / 2)
     best_at, best_state = 0, _copy(visual)
-    steps, used, began = 0, 0.0, time.process_time()
+    done = 0
     for number in range(1, validations + 1):
         set_to_train(visual, keep_statistics=keep_statistics)
-        while used < for_steps * number / validations:
-            step_began = time.process_time()
+        while done < steps * number // validations:
             for group, peak in zip(recipe.optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * recipe.schedule(used / for_steps)
-            batch = next(batches)
-            step(recipe, visual, pictures.pixels.array[rows[batch]], setting.labels[batch])
-            used, steps = used + time.process_time() - step_began, steps + 1
+                group["lr"] = peak * recipe.schedule(done / steps)
+            step(recipe, visual, *next(batches))
+            done += 1
         if not all(value.isfinite().all() for value in visual.state_dict().values()):
             break
         curve.append(validate(clip, pictures, {}, CPU)[0].mAP)
         if curve[-1] > curve[best_at]:
             best_at, best_state = number, _copy(visual)
-    cpu_seconds = time.process_time() - began
     visual.load_state_dict(best_state)
+    return {"val_mAP": curve[best_at], "best_at": best_at, "val_curve": curve, "steps": done}
+
+
+def costs(recipe: Recipe, setting: Setting, clip: LoadedClip, pictures: TrainingData) -> dict[str, float]:
+    """CPU seconds of a `step` and of a measurement on `val`: medians of 16 and 3, the first of each left out."""
+    batches = _batches(recipe, setting, pictures)
+    set_to_train(clip.model.visual, keep_statistics=True)
+
+    def median(act: Callable[[], object], times: int) -> float:
+        spent = []
+        for _ in range(1 + times):
+            began = time.process_time()
+            act()
+            spent.append(time.process_time() - began)
+        return statistics.median(spent[1:])
+
     return {
-        "val_mAP": curve[best_at],
-        "best_at": best_at,
-        "val_curve": curve,
-        "steps": steps,
-        "cpu_seconds": cpu_seconds,
+        "step": median(lambda: step(recipe, clip.model.visual, *next(batches)), 16),
+        "val": median(lambda: validate(clip, pictures, {}, CPU), 3),
     }
+
+
+def steps_within(budget: float, validations: int, costs: dict[str, float]) -> int:
+    """The steps that CPU seconds pay beside the measurements on val; half of the seconds at least are for steps."""
+    return max(1, round(max(budget - validations * costs["val"], budget / 2) / costs["step"]))
+
+
+def _batches(recipe: Recipe, setting: Setting, pictures: TrainingData) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Photos (B, S, S, 3) uint8 and their (B,) labels, of one epoch after another."""
+    place = {image: row for row, image in enumerate(pictures.pixels.images)}
+    rows = np.array([place[image] for image in pictures.train_table["image"]])
+    while True:
+        for batch in recipe.batches:
+            yield pictures.pixels.array[rows[batch]], setting.labels[batch]
 
 
 def step(recipe: Recipe, visual: nn.Module, photos: np.ndarray, labels: np.ndarray) -> None:
@@ -165,12 +182,6 @@ def set_to_train(visual: nn.Module, *, keep_statistics: bool) -> None:
     for module in visual.modules():
         if keep_statistics and isinstance(module, _BatchNorm):
             module.eval()
-
-
-def endless(batches: Iterable[T]) -> Iterator[T]:
-    """The batches of one epoch after another."""
-    while True:
-        yield from batches
 
 
 def _copy(module: nn.Module) -> dict[str, torch.Tensor]:

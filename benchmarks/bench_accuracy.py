@@ -10,12 +10,12 @@ The same for all: the photos (decoded once, the same bytes), the train, val and 
 small-clip with the weights of stage 0, the size of the views and of the photos that are measured
 (stage 2's small_clip.yaml), one thread, and the time.
 
-The time is CPU seconds of the one thread: waiting for a core does not count, but a busy neighbour makes each step take
-more of them, so that budgets taken beside others buy unequal numbers of steps; the table has the steps.
-Ours is stage 2's script, run as a user runs it; its budget is all that it takes behind the measurement of the start:
-steps, validation, checkpoints, pictures, the line between first and last weights. A peer has as much with the same seed
-for steps and validation, on the same number of occasions as ours has epochs. Its best weights on val are tested, those
-of the start among them. Loading, and the measurement of the start, are free for all.
+The time is CPU seconds of the one thread. Ours is stage 2's script, run as a user runs it; its budget is all that it
+takes behind the measurement of the start: steps, validation, checkpoints, pictures, the line between first and last
+weights. A peer's step and its measurement on val are timed once, right behind the first of our runs, and its budget is
+counted in such steps from then on: what is timed comes first, on a machine that does nothing else, and all that follows
+is the same on a busy one, and can be continued on another. A peer measures val as often as ours has epochs. Its best
+weights on val are tested, those of the start among them. Loading, and the measurement of the start, are free for all.
 
 A peer's recipe is its own (accuracy_contestants.py), but for the learning rate, which is searched for on the val
 identities with the first seed and the whole budget: over three rates, and beyond where the best is at an end. At
@@ -24,8 +24,8 @@ the best rate, batch norms that keep their statistics and such that learn them a
 Tested is on the official split, by our exact figures, after everything is chosen. The difference in mAP is ours less
 the peer's: each query's average precision is averaged over the seeds, and identities are drawn for the 95% interval.
 
-Each result is written to benchmarks/work/ as soon as it is there and is not computed again, unless data, recipe, first
-weights or budget have changed. The peers need `make install-bench`.
+Each result is written to benchmarks/results/accuracy_<dataset>/ as soon as it is there and is not computed again,
+unless data, recipe, first weights or number of steps have changed. The peers need `make install-bench`.
 """
 
 import argparse
@@ -48,13 +48,15 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "src"))
 
 # isort: split
-from accuracy_contestants import CONTESTANTS, TITLES
+from accuracy_contestants import CONTESTANTS, TITLES, Recipe, Setting
 from accuracy_training import (
     STAGE2,
+    costs,
     load_dataset,
     load_model,
     setting_of,
     stage2_values,
+    steps_within,
     test,
     train,
     train_by_script,
@@ -66,8 +68,9 @@ from clipfh.core.paths import SMALL_MODEL, processed_dir
 from clipfh.core.run import seed_everything
 from clipfh.metrics.statistics import mean_and_std, paired_bootstrap_difference
 from clipfh.models.checkpoint import read_stage_checkpoint, weights_digest
+from clipfh.models.clip import LoadedClip
 from clipfh.tables.prepared import prepare_weights
-from clipfh.training.data import load_training_data
+from clipfh.training.data import TrainingData, load_training_data
 
 START, OURS = "start", "ours"
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # learning rates, tried from 1e-4 to 1e-3 first
@@ -109,10 +112,26 @@ def prepare_ours(dataset: str, smoke: bool, seed: int, epochs: int | None) -> Ca
     return run
 
 
+def prepare_costs(dataset: str, contestant: str) -> Callable[[], Result]:
+    """CPU seconds of a peer's `step` and of its measurement on `val`."""
+    clip, pictures, setting, recipe = _peer(dataset, contestant, seed=0, lr=0.0)
+    return lambda: costs(recipe, setting, clip, pictures)
+
+
 def prepare_peer(
-    dataset: str, contestant: str, seed: int, lr: float, keep_statistics: bool, budget: float, validations: int
+    dataset: str, contestant: str, seed: int, lr: float, keep_statistics: bool, steps: int, validations: int
 ) -> Callable[[], Result]:
-    """A peer's recipe for `budget` CPU seconds; `test`'s figures of its best weights on val, and those of `train`."""
+    """A peer's recipe for a number of steps; `test`'s figures of its best weights on val, and those of `train`."""
+    clip, pictures, setting, recipe = _peer(dataset, contestant, seed, lr)
+
+    def run() -> Result:
+        trained = train(recipe, setting, clip, pictures, steps, validations, keep_statistics=keep_statistics)
+        return {**test(clip, load_dataset(dataset)), **trained}
+
+    return run
+
+
+def _peer(dataset: str, contestant: str, seed: int, lr: float) -> tuple[LoadedClip, TrainingData, Setting, Recipe]:
     sys.path += packages_of("oml")  # behind ours: its pin of an older numpy is for other parts of it
     keep_freed_memory()  # as stage 2 does
     seed_everything(seed)
@@ -120,13 +139,7 @@ def prepare_peer(
     clip = load_model(data)
     pictures = load_training_data(data, clip, stage=2, seed=seed, skip_unreadable=False)
     setting = setting_of(data, clip, pictures)
-    recipe = CONTESTANTS[contestant](setting, lr)
-
-    def run() -> Result:
-        trained = train(recipe, setting, clip, pictures, budget, validations, keep_statistics=keep_statistics)
-        return {**test(clip, data), **trained}
-
-    return run
+    return clip, pictures, setting, CONTESTANTS[contestant](setting, lr)
 
 
 # ---- results that are kept
@@ -142,6 +155,7 @@ class Work:
         origin: digests of data and first weights, which decide about a file's name.
         smoke: ours makes a smoke run.
         epochs: of ours, where not its recipe's: a smaller budget for all.
+        only: the peers to run; of the others there is what has run. Empty: all.
     """
 
     dataset: str
@@ -149,6 +163,7 @@ class Work:
     origin: str
     smoke: bool = False
     epochs: int | None = None
+    only: Sequence[str] = ()
 
     def start(self) -> Result:
         """Stage 1."""
@@ -160,13 +175,23 @@ class Work:
         arguments = {"seed": seed, "smoke": self.smoke, "epochs": self.epochs}
         return self._result("prepare_ours", f"{OURS}_seed{seed}", recipe, run=True, **arguments)
 
-    def peer(self, name: str, seed: int, tuned: Result, ours: Result, *, run: bool) -> Result | None:
-        """A peer with its `lr` and `keep_statistics`, and the budget of `ours`; None: has not run and is not to."""
-        budget, validations = round(ours["cpu_seconds"], 1), ours["epochs"]
-        arguments = {"contestant": name, "seed": seed, **tuned, "budget": budget, "validations": validations}
-        recipe = inspect.getsource(CONTESTANTS[name])
+    def costs(self, name: str) -> Result | None:
+        """What a peer's step and its measurement on val take; None: was not timed."""
+        return self._result("prepare_costs", f"{name}_costs", _source(name), run=self.runs(name), contestant=name)
+
+    def peer(self, name: str, seed: int, tuned: Result, budget: Result) -> Result | None:
+        """A peer with its `lr` and `keep_statistics`, and the time that `budget`, of ours, took; None: has not run."""
+        costs = self.costs(name)
+        if costs is None:
+            return None
+        steps = steps_within(budget["cpu_seconds"], budget["epochs"], costs)
+        arguments = {"contestant": name, "seed": seed, **tuned, "steps": steps, "validations": budget["epochs"]}
         label = f"{name}_seed{seed}_lr{tuned['lr']:g}" + ("" if tuned["keep_statistics"] else "_statistics")
-        return self._result("prepare_peer", label, recipe, run=run, **arguments)
+        return self._result("prepare_peer", label, _source(name), run=self.runs(name), **arguments)
+
+    def runs(self, name: str) -> bool:
+        """Whether what is missing of a peer is to be run."""
+        return not self.only or name in self.only
 
     def _result(self, prepare: str, label: str, recipe: str, *, run: bool, **arguments: Any) -> Result | None:
         known = json.dumps([self.origin, recipe, arguments], sort_keys=True)
@@ -179,11 +204,15 @@ class Work:
         (sample,) = run_in_turn([case], rounds=1)[label]
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(sample.value), encoding="utf-8")
+        unfinished.write_text(json.dumps(sample.value) + "\n", encoding="utf-8")
         unfinished.replace(file)
         shown = {key: round(sample.value[key], 3) for key in ("val_mAP", "cpu_seconds") if key in sample.value}
         print(f"    {round(sample.seconds)} s {shown or ''}", file=sys.stderr)
         return sample.value
+
+
+def _source(name: str) -> str:
+    return inspect.getsource(CONTESTANTS[name])
 
 
 def best_rate(ladder: Sequence[float], first: int, last: int, val_mAP: Callable[[float], float | None]) -> float | None:
@@ -204,14 +233,12 @@ def best_rate(ladder: Sequence[float], first: int, last: int, val_mAP: Callable[
             return ladder[best]
 
 
-def results_of_peer(
-    work: Work, name: str, ours: dict[int, Result], ladder: Sequence[float], *, run: bool
-) -> list[Result] | None:
-    """A peer's results with the seeds of `ours`, tuned with the first of them; None: not all have run."""
+def results_of_peer(work: Work, name: str, ours: dict[int, Result], ladder: Sequence[float]) -> list[Result] | None:
+    """A peer's results with the seeds of `ours`, tuned with the first, whose time all have; None: not all ran."""
     first = next(iter(ours))
 
     def val_mAP(lr: float, *, keep_statistics: bool = True) -> float | None:  # noqa: N802
-        result = work.peer(name, first, {"lr": lr, "keep_statistics": keep_statistics}, ours[first], run=run)
+        result = work.peer(name, first, {"lr": lr, "keep_statistics": keep_statistics}, ours[first])
         # of what was trained: the start, which may be better still, is the same for all rates
         return result and max(result["val_curve"][1:], default=0.0)
 
@@ -221,7 +248,7 @@ def results_of_peer(
     if learned is None:
         return None
     tuned = {"lr": lr, "keep_statistics": learned <= val_mAP(lr)}
-    results = [work.peer(name, seed, tuned, result, run=run) for seed, result in ours.items()]
+    results = [work.peer(name, seed, tuned, ours[first]) for seed in ours]
     return None if None in results else [{**result, **tuned} for result in results]
 
 
@@ -246,7 +273,7 @@ def compared(name: str, theirs: Sequence[Result], ours: Sequence[Result]) -> dic
         row |= {key: round(getattr(found, key), 5) for key in ("difference", "low", "high", "p")}
         difference, low, high = (100 * value for value in (found.difference, found.low, found.high))
         cells["stage 2 less it, mAP"] = f"{difference:+.1f} [{low:.1f}, {high:.1f}]"
-    for key, column in (("lr", "learning rate"), ("steps", "steps"), ("cpu_seconds", "CPU seconds")):
+    for key, column in (("lr", "learning rate"), ("steps", "steps")):
         values = [result[key] for result in theirs if key in result]
         if values:
             row[key] = float(f"{sum(values) / len(values):.4g}")
@@ -280,7 +307,7 @@ def main(arguments: argparse.Namespace) -> None:
         if arguments.quick:
             run_quick(arguments.seeds or [0], arguments.only)
             return
-        folder = FOLDER / "work" / f"accuracy_{arguments.dataset}"
+        folder = FOLDER / "results" / f"accuracy_{arguments.dataset}"
         compare(arguments.dataset, folder, arguments.seeds or [0, 1, 2], arguments.only, epochs=arguments.epochs)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -300,12 +327,15 @@ def compare(
     prepare_weights(SMALL_MODEL)
     data = load_dataset(dataset)
     first_weights = weights_digest(load_model(data).model.state_dict())
-    work = Work(dataset, folder, f"{data.digest} {first_weights}", smoke=quick, epochs=epochs)
-    start, ours = work.start(), {seed: work.ours(seed) for seed in seeds}
+    work = Work(dataset, folder, f"{data.digest} {first_weights}", smoke=quick, epochs=epochs, only=only or ())
+    ours = {seeds[0]: work.ours(seeds[0])}
+    for name in CONTESTANTS:  # what is timed comes first, see above
+        work.costs(name)
+    start, ours = work.start(), ours | {seed: work.ours(seed) for seed in seeds}
     results = {START: [start], OURS: list(ours.values())}
     ladder = QUICK_LADDER if quick else LADDER
     for name in CONTESTANTS:
-        several = results_of_peer(work, name, ours, ladder, run=not only or name in only)
+        several = results_of_peer(work, name, ours, ladder)
         if several is None:
             print(f"{name} has not run yet", file=sys.stderr)
         else:

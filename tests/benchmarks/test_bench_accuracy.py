@@ -22,7 +22,7 @@ from torchvision import transforms as T  # isort: skip
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from accuracy_contestants import CONTESTANTS, TITLES, OnFeatures, Recipe
-from accuracy_training import train
+from accuracy_training import costs, steps_within, train
 from bench_accuracy import LADDER, best_rate, compared
 from report import _section
 
@@ -107,15 +107,14 @@ def made_peer(lr: float):
     return clip, pictures, recipe, setting
 
 
-def test_a_peer_trains_for_its_budget_and_leaves_its_best_weights_on_val():
+def test_a_peer_trains_for_its_steps_and_leaves_its_best_weights_on_val():
     clip, pictures, recipe, setting = made_peer(lr=1e-3)
     before = {name: value.clone() for name, value in clip.model.visual.state_dict().items()}
-    found = train(recipe, setting, clip, pictures, budget=1.0, validations=2, keep_statistics=True)
-    assert found["steps"] >= 2 and len(found["val_curve"]) == 3
-    assert found["cpu_seconds"] > 0.5  # half of it at least is for steps
+    found = train(recipe, setting, clip, pictures, steps=5, validations=2, keep_statistics=True)
+    assert found["steps"] == 5 and len(found["val_curve"]) == 3
     assert found["val_mAP"] == max(found["val_curve"]) == found["val_curve"][found["best_at"]]
     assert validate(clip, pictures, {}, torch.device("cpu"))[0].mAP == pytest.approx(found["val_mAP"], abs=1e-6)
-    assert recipe.optimizer.param_groups[0]["lr"] < 1e-3  # the schedule goes on
+    assert recipe.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * (1 - 4 / 5 / 2))  # the last step's
     after = clip.model.visual.state_dict()
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert bool(moved) == (found["best_at"] > 0)
@@ -124,6 +123,20 @@ def test_a_peer_trains_for_its_budget_and_leaves_its_best_weights_on_val():
 
 def test_a_peer_whose_weights_are_no_longer_finite_ends_with_its_best():
     clip, pictures, recipe, setting = made_peer(lr=float("inf"))
-    found = train(recipe, setting, clip, pictures, budget=0.2, validations=2, keep_statistics=True)
-    assert found["best_at"] == 0 and len(found["val_curve"]) == 1
+    found = train(recipe, setting, clip, pictures, steps=4, validations=2, keep_statistics=True)
+    assert (found["best_at"], found["steps"], len(found["val_curve"])) == (0, 2, 1)
     assert all(value.isfinite().all() for value in clip.model.visual.state_dict().values())
+
+
+def test_what_a_peer_costs_is_measured():
+    clip, pictures, recipe, setting = made_peer(lr=0.0)
+    found = costs(recipe, setting, clip, pictures)
+    assert 0 < found["step"] < 10 and 0 < found["val"] < 10
+
+
+@pytest.mark.parametrize(
+    ("budget", "val", "steps"),
+    [(100.0, 10.0, 35), (100.0, 40.0, 25), (0.1, 0.0, 1)],  # val takes more than half; less than a step is left
+)
+def test_a_budget_pays_measurements_first_and_then_steps(budget, val, steps):
+    assert steps_within(budget, 3, {"step": 2.0, "val": val}) == steps
