@@ -53,6 +53,32 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def unfinished_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, for the block to fill and to rename; what is left of it then is removed.
+
+    What killed processes left beside it is deleted, see `remove_abandoned`.
+
+    Raises:
+        InputError: the folder of `path` cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path.parent)
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{UNFINISHED}"))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        lock(handle)
+        folder.chmod(0o777 & ~umask())  # mkdtemp makes private folders
+        yield folder
+    finally:
+        os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _is_full(error: Exception) -> bool:
     """Whether a disk or a quota is exhausted."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from clipfh.core.errors import InputError
-from clipfh.core.files import UNFINISHED, lock, remove_abandoned
+from clipfh.core.files import unfinished_folder
 
 PARAMETERS = "generated.json"
 FEW_CALLS = 100  # starting a second process takes longer
@@ -46,16 +45,7 @@ def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Pa
     replaceable = (data_root / PARAMETERS).is_file() or (data_root.is_dir() and not any(data_root.iterdir()))
     if data_root.exists() and not replaceable:
         raise InputError(f"{data_root} holds files that were not generated here; choose another folder or remove it")
-    try:
-        data_root.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(data_root.parent)
-        folder = Path(tempfile.mkdtemp(dir=data_root.parent, prefix=f".{data_root.name}{UNFINISHED}"))
-    except OSError as error:
-        raise InputError(f"cannot write {data_root}: {error.strerror}. Choose another folder.") from error
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        lock(handle)
-        folder.chmod(0o755)  # mkdtemp makes private folders
+    with unfinished_folder(data_root) as folder:
         yield folder
         text = json.dumps({**parameters, "num_files": _num_files(folder)}, indent=1)
         (folder / PARAMETERS).write_text(text + "\n", encoding="utf-8")
@@ -63,9 +53,6 @@ def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Pa
             if data_root.exists():
                 shutil.rmtree(data_root)
             os.replace(folder, data_root)
-    finally:
-        os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_processes(

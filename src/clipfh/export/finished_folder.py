@@ -1,14 +1,12 @@
 """A folder that is there only when all of it is written and checked."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from clipfh.core.errors import InputError
-from clipfh.core.files import UNFINISHED, lock, remove_abandoned
+from clipfh.core.files import umask, unfinished_folder
 
 
 def require_free(out: Path) -> None:
@@ -31,21 +29,9 @@ def finished_folder(out: Path) -> Iterator[Path]:
         InputError: `out` is not free, or cannot be made.
     """
     require_free(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(out.parent)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}{UNFINISHED}"))
-    except OSError as error:
-        raise InputError(f"cannot write --out {out}: {error.strerror}. Choose another folder") from error
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        lock(handle)
-        folder.chmod(0o755)  # mkdtemp makes private folders
+    with unfinished_folder(out) as folder:
         yield folder
         for file in folder.iterdir():
-            file.chmod(0o644)  # safetensors makes private files
+            file.chmod(0o666 & ~umask())  # safetensors makes private files
         require_free(out)  # another process may have been faster
         os.replace(folder, out)
-    finally:
-        os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)

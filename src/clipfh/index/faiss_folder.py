@@ -13,7 +13,6 @@ Shapes: N rows, Q queries, D embedding, K length of a ranking.
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from clipfh.core.errors import InputError, shortened
-from clipfh.core.files import UNFINISHED, lock, read_json, remove_abandoned, umask, write_json, write_text
+from clipfh.core.files import read_json, unfinished_folder, write_json, write_text
 from clipfh.index.engine import (
     BUILT_BY,
     EF_CONSTRUCTION,
@@ -290,21 +289,11 @@ class FaissFolder:
         """Write a new generation, switch CURRENT to it, delete the others."""
         if made.dead > MAX_DEAD * made.index.ntotal:
             self._without_dead(made)
-        remove_abandoned(self.folder)
         number = 1 + max((int(path.name.removeprefix(GENERATION)) for path in self._generations()), default=0)
         name = f"{GENERATION}{number:05d}"
-        temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".{name}{UNFINISHED}"))
-        handle = os.open(temporary, os.O_RDONLY)
-        try:
-            lock(handle)
-            self._write(made, temporary)
-            temporary.chmod(0o777 & ~umask())
-            temporary.rename(self.folder / name)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        finally:
-            os.close(handle)
+        with unfinished_folder(self.folder / name) as folder:
+            self._write(made, folder)
+            folder.rename(self.folder / name)
         write_text(self.folder / POINTER, name + "\n")
         self._loaded = made
         for path in self._generations():
