@@ -1,6 +1,6 @@
 """An index of FAISS or Milvus Lite beside the exact ranking: how much it finds, how fast, in how much memory.
 
-    python benchmarks/bench_index.py --features DIR [--num 1000000] [--milvus_num 50000] [--quick]
+    python benchmarks/bench_index.py --features DIR [--num 1000000] [--milvus_num 50000] [--threads 1] [--quick]
 
 The photos of DIR (`python -m clipfh.index extract`) are not so many: their features are tiled to `--num` rows, each
 copy with noise of its own, as long as a feature before it is normalised again. Queries are further copies. A
@@ -159,11 +159,11 @@ def searched(saved: str, uri: str, given: str | None) -> Callable[[], dict[str, 
 
 
 def measured(
-    saved: Path, given: str | None, contestants: dict[str, tuple[str, str]], size: str
+    saved: Path, given: str | None, contestants: dict[str, tuple[str, str]], size: str, threads: int
 ) -> Iterator[dict[str, Any]]:
     """A row for the exact ranking and each contestant, {name: (URI, kind)}."""
     common = {"saved": str(saved), "given": given}
-    (sample,) = run_in_turn([Case(EXACT, "exact", common, warmup=0)], rounds=1, threads=2)[EXACT]
+    (sample,) = run_in_turn([Case(EXACT, "exact", common, warmup=0)], rounds=1, threads=threads)[EXACT]
     truth, rank1 = sample.value["ids"], sample.value["rank1"]
     yield entry(
         f"{size}: {EXACT}",
@@ -172,7 +172,7 @@ def measured(
     for name, (uri, kind) in contestants.items():
         build = Case(f"{size}: {name}, build", "built", {"saved": str(saved), "uri": uri, "kind": kind}, warmup=0)
         search = Case(f"{size}: {name}, search", "searched", {**common, "uri": uri}, warmup=0)
-        times = run_in_turn([build, search], rounds=1, threads=2)
+        times = run_in_turn([build, search], rounds=1, threads=threads)
         (made,), (found,) = times[build.name], times[search.name]
         ids = found.value.pop("ids")
         hits = [len(set(row) & set(right)) / TOP for row, right in zip(ids, truth, strict=True)]
@@ -218,7 +218,7 @@ def main(arguments: argparse.Namespace) -> None:
                     f"Milvus Lite {kind}": (str(folder / f"{kind}.db"), kind) for kind in ("flat", "ivf", "hnsw")
                 }
             size = f"{count:,} x {given.shape[1]}"
-            rows += measured(folder / "features", arguments.features, contestants, size)
+            rows += measured(folder / "features", arguments.features, contestants, size, arguments.threads)
     save_results("index", rows, [], quick=arguments.quick)
 
 
@@ -227,6 +227,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", help="folder of saved features to tile (default: drawn ones)")
     parser.add_argument("--num", type=int, default=1_000_000, help="rows for FAISS")
     parser.add_argument("--milvus_num", type=int, default=50_000, help="rows for Milvus Lite")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of each process; more than there are idle cores wait for each other (1)"
+    )
 
 
 if __name__ == "__main__":
