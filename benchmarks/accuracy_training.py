@@ -203,6 +203,6 @@ def test(clip: LoadedClip, data: PreparedDataset) -> dict[str, Any]:
     return {
         "rank1": figures.rank1,
         "mAP": figures.mAP,
-        "average_precision": figures.average_precision.tolist(),
+        "average_precision": figures.average_precision.round(5).tolist(),
         "item_ids": query_ids(images),
     }
