@@ -48,7 +48,7 @@ class Config:
     )
     seed: int = option(0, "chooses the identities of val, and of train and test where the dataset has no such split")
     val_fraction: float | None = option(
-        None, "share of the train identities to validate on (default: a tenth); 0: none, as with --final_fit of the stages",
+        None, "share of the train identities to validate on (default: a tenth); 0: none, as with --final_fit",
         at_least=0, at_most=0.5,
     )  # fmt: skip
     aspect: str | None = option(
