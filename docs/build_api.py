@@ -64,13 +64,12 @@ def main(config: Config) -> None:
 
 def write_landing_page(folder: Path) -> Path:
     """Write `index.html`: the rooms from the ground up, each with its modules; its path."""
-    parts = ["<h1>clipfh</h1>", f"<p>{escape(first_line(SOURCE / '__init__.py'))}</p>"]
+    parts = ["<h1>clipfh</h1>", f"<p>{with_code(first_line(SOURCE / '__init__.py'))}</p>"]
     for room, floor in rooms():
-        summary = first_line(SOURCE / room / "__init__.py")
         parts.append(f'<h2><a href="clipfh/{room}.html">{room}</a> <span class="note">{escape(floor)}</span></h2>')
-        parts.append(f"<p>{escape(summary)}</p>")
+        parts.append(f"<p>{with_code(first_line(SOURCE / room / '__init__.py'))}</p>")
         rows = [
-            [Markup(f'<a href="clipfh/{room}/{name}.html">{name.replace("/", ".")}</a>'), first_line(path)]
+            [Markup(f'<a href="clipfh/{room}/{name}.html">{name.replace("/", ".")}</a>'), with_code(first_line(path))]
             for name, path in modules(room)
             if (folder / "clipfh" / room / f"{name}.html").is_file()
         ]  # none where a room names its functions itself (__all__): they stand on its own page
@@ -100,6 +99,11 @@ def modules(room: str) -> Iterator[tuple[str, Path]]:
 def first_line(path: Path) -> str:
     """Of the docstring of a module's file, which is not imported for it."""
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def with_code(text: str) -> Markup:
+    """A line of a docstring as HTML."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 if __name__ == "__main__":
