@@ -17,8 +17,7 @@ from clipfh.reports.results_table import (
 from clipfh.reports.run_page import write_run_report
 from clipfh.reports.stage_results import stage_results
 from clipfh.reports.summary import append_rows, read_summary
-from clipfh.reports.text_table import Table
-from clipfh.reports.text_table import render_table
+from clipfh.reports.text_table import Table, render_table
 
 
 @pytest.fixture
