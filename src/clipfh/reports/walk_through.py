@@ -38,6 +38,19 @@ SPLIT_IS_FOR = {
     "gallery": "the photos that are searched, of the test identities",
 }
 
+TRAINING_IS = {
+    2: (
+        "## Stage 2: the image encoder learns",
+        "Photos of one identity are drawn together, and away from others; the text encoder is frozen. A line an "
+        "epoch: the terms of the loss, then how well the val identities are found by photos and by their prompts. BEST "
+        "marks the highest val mAP so far, and what stands there is what the next stage goes on from.",
+    ),
+    3: (
+        "## Stage 3: both encoders learn",
+        "From stage 2's weights, photos and prompts of an identity are drawn to each other, so that words find it, too.",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -80,7 +93,7 @@ def main(config: Config) -> None:
         *beginning(config, data),
         *photos_and_splits(data, drawn["photos"]),
         *prompts(data),
-        *zero_shot(results[0]),
+        *zero_shot(config, results[0]),
         *training(trained, drawn),
         *measured(results, config.results_dir),
         *found(runs, drawn),
@@ -181,24 +194,24 @@ def prompts(data: PreparedDataset) -> list[str]:
     ]
 
 
-def zero_shot(result: StageResult) -> list[str]:
+def zero_shot(config: Config, result: StageResult) -> list[str]:
     """The row to beat."""
+    meaning = link(config, ROOT / "docs" / "questions" / "what_is_minp.md")
     official, text = result.official, result.text_to_image
     told = f"Rank-1 {percent(official['rank1'].mean)}, mAP {percent(official['mAP'].mean)}"
     told += f"; with prompts as queries mAP {percent(text['mAP'].mean)}" if text else ""
     return [
         "## Stage 1: what the pretrained model can do already",
         f"`{result.model}`, as it comes, finds the test identities again with {told} (percent, official split). "
-        "This is the row to beat.",
+        f"This is the row to beat. [What the figures mean]({meaning}).",
     ]
 
 
 def training(trained: Sequence[Trained], drawn: dict[str, Path]) -> list[str]:
     """What the trainings printed, with their curves."""
-    titles = ("## Stage 2: the image encoder learns", "## Stage 3: both encoders learn")
     parts = []
-    for stage, title, one in zip(STAGES[1:], titles, trained, strict=True):
-        parts += [title, "```text\n" + "\n".join(one.lines) + "\n```"]
+    for stage, one in zip(STAGES[1:], trained, strict=True):
+        parts += [*TRAINING_IS[stage], "```text\n" + "\n".join(one.lines) + "\n```"]
         parts.append(image(drawn[f"curves{stage}"], f"Loss, learning rate and val figures of stage {stage} by epoch"))
     return parts
 
@@ -236,7 +249,7 @@ def found(runs: Sequence[EvaluatedRun], drawn: dict[str, Path]) -> list[str]:
 
 def use(config: Config, data: PreparedDataset, checkpoint: str) -> list[str]:
     """What to do with the result."""
-    readme = os.path.relpath(ROOT / "README.md", config.out.absolute().parent)
+    readme = link(config, ROOT / "README.md")
     return [
         "## Search with it, take it elsewhere",
         f"The [search page]({readme}#looking-at-it-the-search-page) shows the stages side by side; an "
@@ -252,6 +265,11 @@ def use(config: Config, data: PreparedDataset, checkpoint: str) -> list[str]:
         "python -m clipfh.export --ckpt $CKPT --format open_clip --out my_model\n"
         "```",
     ]
+
+
+def link(config: Config, path: Path) -> str:
+    """A file of the checkout, as the page links to it."""
+    return Path(os.path.relpath(path, config.out.absolute().parent)).as_posix()
 
 
 def image(picture: Path, alt: str) -> str:
