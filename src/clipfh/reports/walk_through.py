@@ -47,7 +47,7 @@ TRAINING_IS = {
     ),
     3: (
         "## Stage 3: both encoders learn",
-        "From stage 2's weights, photos and prompts of an identity are drawn to each other, so that words find it, too.",
+        "From stage 2's weights on, photos and prompts of an identity are drawn together, so that words find it, too.",
     ),
 }
 
