@@ -13,6 +13,7 @@ from clipfh.reports.per_query import write_per_query
 from clipfh.reports.summary import append_rows
 from clipfh.reports.walk_through import Config, main
 from clipfh.reports.walk_through_pictures import MOST_BYTES, write_small
+from clipfh.tables.digest import SHORT
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS, load_prepared
 
 ITEMS = [f"mug|{number}" for number in range(8)]
@@ -51,7 +52,7 @@ def run(tmp_path, monkeypatch):
 def evaluated(tmp_path, data, stage, values):
     """An evaluation's folder with its row of the summary, and the log of its training."""
     name, folder = f"mugs_stage{stage}", tmp_path / "results" / f"mugs_stage{stage}"
-    row = {"dataset": "mugs", "data_digest": data.digest, "stage": stage, "run": name, "mAP": np.mean(values)}
+    row = {"dataset": "mugs", "data_digest": data.digest[:SHORT], "stage": stage, "run": name, "mAP": np.mean(values)}
     labels = {key: make_row(**row)[key] for key in ("dataset", "data_digest", "model", "stage", "variant")}
     checkpoint = f"model/s{stage}/checkpoints/clip_run{stage}_BEST.pth"
     write_json(folder / "metrics.json", {**labels, "image_dir": str(data.image_dir), "checkpoint": checkpoint})

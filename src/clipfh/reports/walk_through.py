@@ -26,6 +26,7 @@ from clipfh.reports.results_table import note_of, result_tables
 from clipfh.reports.stage_results import StageResult, stage_number, stage_results
 from clipfh.reports.summary import read_summary
 from clipfh.reports.text_table import render_table
+from clipfh.tables.digest import SHORT
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS, PreparedDataset, all_prompts, load_prepared
 from clipfh.tables.records import SPLITS
 
@@ -113,7 +114,9 @@ def newest_of_each_stage(results_dir: Path, data: PreparedDataset) -> list[Stage
     known = [
         result for result in stage_results(read_summary(results_dir / "summary.csv")) if result.dataset == data.name
     ]
-    known = [result for result in known if result.data_digest == data.digest and result.official and result.runs]
+    known = [
+        result for result in known if result.data_digest == data.digest[:SHORT] and result.official and result.runs
+    ]
     model = max((r for r in known if stage_number(r.stage) == STAGES[-1]), key=lambda r: r.time, default=None)
     found = []
     for stage in STAGES:
