@@ -38,6 +38,9 @@ def run(tmp_path, monkeypatch):
             }
     metadata = tmp_path / "metadata"
     write_json(metadata / "image_paths.json", table)
+    write_json(
+        metadata / "image_paths_clean.json", {image: of for image, of in table.items() if of["item_id"] != ITEMS[0]}
+    )
     write_json(metadata / TOKEN_SAFE_PROMPTS, {item_id: f"a mug, {item_id}" for item_id in ITEMS})
     description = {"name": "mugs", "image_dir": str(tmp_path / "photos"), "data_root": "/some/where/my mugs"}
     write_json(metadata / "dataset.json", description)
@@ -87,6 +90,7 @@ def test_the_page_says_what_the_files_of_the_run_say(run, capsys):
     ):
         assert row in page
     assert "| mug\\|0 | a mug, mug\\|0 |" in page and "8 of the 8 prompts" in page
+    assert "6 are to learn from. Of those, 1 with fewer than two photos are left out" in page
     assert "mAP 40.0" in page  # of stage 1
     assert "```text\nepoch 1/1 of stage 2\n```" in page
     assert "stage 2 over stage 1, by photos: mAP +15.0\n" in page

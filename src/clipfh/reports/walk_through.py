@@ -28,9 +28,10 @@ from clipfh.reports.summary import read_summary
 from clipfh.reports.text_table import render_table
 from clipfh.tables.digest import SHORT
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS, PreparedDataset, all_prompts, load_prepared
-from clipfh.tables.records import SPLITS
+from clipfh.tables.records import SPLITS, read_image_meta
 
 STAGES = (1, 2, 3)
+CLEAN_TABLE = "image_paths_clean.json"  # of script 03: without what trains nothing
 TIME = len("2026-03-01 09:30:00 ")  # that a line of train.log begins with
 SPLIT_IS_FOR = {
     "train": "to learn from",
@@ -174,13 +175,16 @@ def photos_and_splits(data: PreparedDataset, picture: Path) -> list[str]:
     test = data.rows("query", "gallery")
     learned = data.rows("train", "val")
     examples = "\n".join(table["image"].iloc[:3])
+    trained = read_image_meta(data.folder / CLEAN_TABLE)["item_id"]
+    alone = data.rows("train")["item_id"].nunique() - trained[trained.isin(data.rows("train")["item_id"])].nunique()
+    left_out = f" Of those, {alone:,} with fewer than two photos are left out of the training." if alone else ""
     return [
         "## The photos, and what each is for",
         f"```text\n{examples}\n...\n```",
         image(picture, "Photos of some identities, a row an identity"),
         f"{table['item_id'].nunique():,} identities with {len(table):,} photos. "
         f"{test['item_id'].nunique():,} identities are held out to test on, and no stage sees a photo of them before; "
-        f"{learned['item_id'].nunique():,} are to learn from.",
+        f"{learned['item_id'].nunique():,} are to learn from.{left_out}",
         "\n".join(["| split | identities | photos | for |", "| --- | ---: | ---: | --- |", *rows]),
     ]
 

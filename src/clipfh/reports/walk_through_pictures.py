@@ -21,7 +21,7 @@ MOST_BYTES = 100_000  # of a picture
 SHOWN = 5  # identities, and queries
 TOP = 6  # gallery photos of a query
 _CELL_PX, _CELL_INCHES = 120, 0.8
-_SIZES = tuple((width, quality) for width in (1000, 800, 640) for quality in (85, 75, 65))
+_SIZES = tuple((width, quality) for width in (1000, 800, 640) for quality in (85, 70, 55))
 
 
 def draw(
@@ -110,9 +110,9 @@ def _draw_ranked(path: Path, run: EvaluatedRun) -> None:
 
 
 def _draw_changed(path: Path, before: EvaluatedRun, after: EvaluatedRun) -> None:
-    """The two queries that gained most and the two that lost most, as either ranks them; the best, where none did."""
+    """The two queries that gained most and the one that lost most, as either ranks them; the best, where none did."""
     both, changes = _both(before, after), changes_of(before, after)
-    places = [*changes.most(2, gained=True), *changes.most(2, gained=False)]
+    places = [*changes.most(2, gained=True), *changes.most(1, gained=False)]
     queries = [both.index[place][0] for place in places] or evenly_spaced(after.rankings, 1)
     rows = [_ranked(run, query, run.label) for query in queries for run in (before, after)]
     title = f"{before.label}, then {after.label}: gained and lost most"
