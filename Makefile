@@ -1,5 +1,5 @@
 # `make test` and `make lint` set up what they need; the environment is the one that run_all.sh uses.
-.PHONY: install test lint format smoke install-bench bench bench-quick bench-accuracy
+.PHONY: install test lint format smoke docs install-bench bench bench-quick bench-accuracy
 
 PYTHON_WITH_TOOLS = python=$$(bash set_up.sh parts test lint) && PYTHONPATH="$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH}" "$$python"
 
@@ -19,6 +19,10 @@ format:
 
 smoke:
 	bash run_all.sh --smoke
+
+# docs/api/index.html, of the docstrings; a page needs the packages that its module imports
+docs:
+	python=$$(bash set_up.sh parts app export docs) && "$$python" docs/build_api.py
 
 # open-metric-learning needs an older numpy than ours
 install-bench:

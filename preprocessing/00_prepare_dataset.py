@@ -48,7 +48,7 @@ class Config:
     )
     seed: int = option(0, "chooses the identities of val, and of train and test where the dataset has no such split")
     val_fraction: float | None = option(
-        None, "share of the train identities to validate on (default: a tenth); 0: none, see --final_fit of the stages",
+        None, "share of the train identities to validate on (default: a tenth); 0: none, as with --final_fit",
         at_least=0, at_most=0.5,
     )  # fmt: skip
     aspect: str | None = option(
@@ -140,7 +140,7 @@ def print_summary(dataset: Dataset) -> None:
             f"{image} ({reason}). The stages stop at them, or go on without them with --skip_unreadable"
         )
     if not (dataset.table["split"] == "val").any():
-        print("note: no identity is held out to validate on; the stages need one, or --final_fit")
+        print("note: no identity is held out to validate on: trainings keep their last epoch, as with --final_fit")
 
 
 if __name__ == "__main__":

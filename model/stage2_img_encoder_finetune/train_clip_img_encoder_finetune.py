@@ -42,6 +42,7 @@ from clipfh.models.settings import Start
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
 from clipfh.training.computing import Computing
 from clipfh.training.data import TrainPhotos
+from clipfh.training.few_identities import fitting_p, lines_on_few, source_for
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.interpolation import Interpolation, choose_between
 from clipfh.training.layers import Layers
@@ -121,12 +122,14 @@ def main(config: Config) -> None:
     place = prepare_run(config.run, STAGE)
 
     # ---- data: photos and prompts of the train identities, in P x K batches; a run to continue knows its image size
-    data = load_source(config.source)
+    data, asked = load_source(config.source), config
+    config = replace(config, source=source_for(config.source, data))
     weights = str(config.run.resume_ckpt) if config.run.resume_ckpt else config.start.pretrained
     identities = load_identities(
         data, config.source, config.start, config.views, place, weights=weights, prompts=TOKEN_SAFE_PROMPTS
     )
     clip, photos = identities.clip, identities.photos
+    config = replace(config, p=fitting_p(config.p, len(photos.item_ids)))
     sampler = PKSampler(photos.labels, config.p, config.k, place.seed)
 
     # ---- model and objective: the text encoder is frozen, and its prompt features are computed once. With LoRA `model`
@@ -169,7 +172,8 @@ def main(config: Config) -> None:
         f"{run.name}: {identities}; {len(sampler)} batches of {config.p} x {config.k}, loss {config.loss}, "
         f"lr {config.lr:g}"
     )
-    for line in filter(None, (config.layers.told(model), *said)):
+    few = lines_on_few(asked.source, asked.p, config.source, config.p)
+    for line in filter(None, (*few, config.layers.told(model), *said)):
         run.log.say(line)
     if "i2t" in terms and len(objective.text_features) == 1:
         run.log.say("all identities have the same prompt: the term i2t teaches nothing here")

@@ -22,7 +22,7 @@ Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ bes
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +49,7 @@ from clipfh.models.settings import Start
 from clipfh.tables.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS
 from clipfh.training.computing import Computing
 from clipfh.training.data import made_ahead
+from clipfh.training.few_identities import fitting_p, lines_on_few, source_for
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.interpolation import Interpolation, choose_between
 from clipfh.training.layers import Layers
@@ -152,7 +153,8 @@ def main(config: Config) -> None:
     place = prepare_run(config.run, STAGE)
 
     # ---- data and model: photos with prompts of the train identities; stage 2's weights, or what the flags name
-    data = load_source(config.source)
+    data, asked = load_source(config.source), config
+    config = replace(config, source=source_for(config.source, data))
     weights = start_weights(config.run.resume_ckpt, config.init_ckpt, config.start.pretrained, data)
     prompts = PROMPT_FILES[config.prompts]
     identities = load_identities(
@@ -161,6 +163,7 @@ def main(config: Config) -> None:
     clip, photos = identities.clip, identities.photos
     pairs = TrainPairs(photos, identities.prompts, clip)
     if config.batches == "pk":
+        config = replace(config, p=fitting_p(config.p, len(photos.item_ids)))
         sampler = PKSampler(photos.labels, config.p, config.k, place.seed)
     else:
         sampler = RandomBatchSampler(len(photos.labels), config.p * config.k, place.seed)
@@ -210,7 +213,8 @@ def main(config: Config) -> None:
         f"{run.name}: {config.variant}, {identities}; {len(sampler)} batches of {config.p} x {config.k} "
         f"({config.batches}), loss {config.loss}, {config.prompts} prompts, lr {config.lr:g} {config.schedule}"
     )
-    for told in filter(None, (config.layers.told(model), pairs.say_what_prompts_tell_apart())):
+    few = lines_on_few(asked.source, asked.p, config.source, config.p)
+    for told in filter(None, (*few, config.layers.told(model), pairs.say_what_prompts_tell_apart())):
         run.log.say(told)
     if by_chunk:
         chunk = f"by {config.grad_cache_chunk} photos"

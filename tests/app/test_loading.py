@@ -65,7 +65,8 @@ def test_the_newest_best_of_each_stage_stands_beside_the_weights_they_began_with
         Weights("Stage 1: zero-shot", "tiny-rn", "openai"),
         Weights("Stage 2: image encoder", "tiny-rn", str(newest)),
     ]
-    assert "note: stage 3 is left out: no checkpoint" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "note: stage 3 is left out: no checkpoint" in told and "bash run_all.sh --dataset " in told
 
 
 def test_without_a_checkpoint_the_default_model_alone(checkout):

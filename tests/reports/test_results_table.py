@@ -17,7 +17,7 @@ from clipfh.reports.results_table import (
 from clipfh.reports.run_page import write_run_report
 from clipfh.reports.stage_results import stage_results
 from clipfh.reports.summary import append_rows, read_summary
-from clipfh.reports.text_table import render_table
+from clipfh.reports.text_table import Table, render_table
 
 
 @pytest.fixture
@@ -49,6 +49,9 @@ def test_table_holds_the_figures_by_hand(results_dir):
         ["3 joint", "v4", *fives, "55.0", "+15.0", "50.0", "", "", "50.0", "50.0"],
     ]
     assert "seeds" not in note_of([hands, synthetic])
+    assert all(f"{name}:" in note_of([synthetic]) for name in ("Gain", "Random", "Text"))
+    zero_shot = Table("mugs", "2026-03-01", [("", "stage"), ("official", "mAP")], [["1 zero-shot", "50.0"]])
+    assert note_of([zero_shot]) == "Percent."
 
 
 def test_re_ranked_figures_are_columns_of_their_own_where_there_are_some(results_dir, capsys):

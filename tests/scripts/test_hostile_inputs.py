@@ -380,10 +380,6 @@ ROWS: dict[str, tuple[str, Callable[[Place], object], tuple[object, ...], str]] 
                             ("--device", "cpu:5"), ("--device", "cuda:99"), ("--device", ""))
     },
     **{
-        f"batches larger than the data of {Path(script).stem}": (script, nothing, ("--no-smoke", flag, 2**40), flag)
-        for script, flag in ((STAGE2, "--p"), (STAGE3, "--p"))
-    },
-    **{
         f"re-ranking with {' '.join(map(str, flags))}": (STAGE1, nothing, flags, says)
         for flags, says in (
             (("--text_weight", 0.5), "--text_weight is for --rerank text_fusion, and --rerank is none"),

@@ -69,7 +69,8 @@ def chosen_weights(data: PreparedDataset, checkpoints: Sequence[Path]) -> list[W
     tuned, first = [], None
     for stage in (2, 3):
         try:
-            made_by = f"{MADE_BY} --stages {stage}"
+            of = f"--dataset {data.name}" + ("" if data.name == DEFAULT_DATASET else " --data_root FOLDER")
+            made_by = f"{MADE_BY} {of} --stages {stage}"
             path = newest_checkpoint(
                 stage, "*_BEST.pth", made_by=made_by, data_digest=data.digest, stage=stage, dataset=data.name
             )
@@ -122,6 +123,10 @@ def load_gallery(
     """
     data = load_prepared(name or default_dataset())
     table = data.table if with_training_photos else data.rows("query", "gallery")
+    if len(table) < len(data.table):
+        print(
+            f"searched are the {len(table):,} photos of the test identities; with --photos all, all {len(data.table):,}"
+        )
     folder = processed_dir(data.name) / ("all" if with_training_photos else "test")  # test: as an evaluation
     models = []
     for weights in chosen_weights(data, checkpoints):

@@ -1,6 +1,7 @@
 """The options of `bash run_all.sh`, and what is wrong with them. Standard library only: checked before any set-up."""
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -223,7 +224,7 @@ def _given(options: Options) -> Iterator[tuple[str, int, int]]:
 
 
 def _absolute(path: Path | None) -> Path | None:
-    return path and path.absolute()
+    return path and Path(os.path.abspath(path))  # without `..`; not resolve(), as data may lie behind a link
 
 
 def _absolute_file(pretrained: str | None) -> str | None:

@@ -299,6 +299,14 @@ def main(options: Options) -> None:
         if code := run_step(Step("90_report", run.logs / "90_report.log", table), force=True):
             sys.exit(code)
     print(f"finished in {duration(time.monotonic() - started)}; logs: {run.logs}")
+    if on_identities:
+        print(f"figures and pictures, in a browser: results{run.apart}/index.html")
+        print(f"search these photos: bash set_up.sh app && {project_python()} -m clipfh.app --dataset {run.name}")
+
+
+def project_python() -> str:
+    """What a user types for the Python that runs this: that of `.venv`, or that of an activated environment."""
+    return ".venv/bin/python" if Path(sys.prefix).resolve() == (ROOT / ".venv").resolve() else "python"
 
 
 if __name__ == "__main__":

@@ -37,20 +37,33 @@ def main(config: Config) -> None:
     """Choose queries, draw them."""
     run_dir = config.run_dir or newest_run(config.dataset)
     rankings = read_rankings(run_dir / "rankings.csv")
-    matches = rankings[rankings["is_match"]]
-    first = matches.groupby("query")["rank"].min().sort_values(kind="stable")
-    if first.empty:
+    queries = evenly_spaced(rankings, config.num_queries)
+    if not queries:
         raise InputError(f"{run_dir / 'rankings.csv'} has no query with a match among its first images")
-    places = np.unique(np.linspace(0, len(first) - 1, config.num_queries).round().astype(int))
     rows = []
-    for query in first.index[places]:
+    for query in queries:
         ranking = rankings[rankings["query"] == query]
         gallery = [RankedImage(r.image, r.item_id, r.similarity, bool(r.is_match)) for r in ranking.itertuples()]
-        item_id = ranking["query_item_id"].iloc[0]
-        rows.append(RankedQuery(item_id, gallery, image=query, first_match_rank=int(first[query])))
+        item_id, is_match = ranking["query_item_id"].iloc[0], ranking["is_match"]
+        rows.append(
+            RankedQuery(item_id, gallery, image=query, first_match_rank=int(ranking.loc[is_match, "rank"].min()))
+        )
     title = f"{config.dataset}: queries from the best to the worst"
     ranked_results_figure(config.path, load_prepared(config.dataset).image_dir, rows, title=title)
     print(f"wrote {config.path} from {run_dir.name}")
+
+
+def evenly_spaced(rankings: pd.DataFrame, count: int) -> list[str]:
+    """Queries from the best to the worst by the rank of their first match; none where no query has a match.
+
+    Args:
+        rankings: of `read_rankings`.
+        count: of queries; fewer where there are fewer.
+    """
+    first = rankings[rankings["is_match"]].groupby("query")["rank"].min().sort_values(kind="stable")
+    if first.empty:
+        return []
+    return first.index[np.unique(np.linspace(0, len(first) - 1, count).round().astype(int))].tolist()
 
 
 def read_rankings(path: Path) -> pd.DataFrame:

@@ -31,11 +31,12 @@ from clipfh.reports.text_table import WIDTH, Table, render_table
 
 README_BEGIN, README_END = "<!-- results:begin -->", "<!-- results:end -->"
 _FIGURE_LABELS = {"rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10", "mAP": "mAP", "mINP": "mINP"}
-_NOTE = (
-    "Percent. Gain: points of mAP over the stage before, with the 95% interval and the two-sided p of a paired "
-    "bootstrap over test identities (a bare number under 10 of them, and without an evaluation's per_query.csv). "
-    "Random: mean ± standard deviation over the random splits. Text: prompts as queries."
+_GAIN_NOTE = (
+    "Gain: points of mAP over the stage before, with the 95% interval and the two-sided p of a paired bootstrap over "
+    "test identities (a bare number under 10 of them, and without an evaluation's per_query.csv)."
 )
+_RANDOM_NOTE = "Random: mean ± standard deviation over the random splits."
+_TEXT_NOTE = "Text: prompts as queries."
 _SEEDS_NOTE = (
     "n: training seeds of one recipe; figures are means over them, official and text ± their standard deviation. "
     "Intervals average each query over the seeds first, and do not tell what other seeds would give."
@@ -170,13 +171,12 @@ def markdown_report(tables: Sequence[Table], commit: str | None) -> str:
 
 
 def note_of(tables: Sequence[Table]) -> str:
-    """What the columns of the tables mean."""
+    """What the columns of the tables mean, those that are there."""
     columns = {column for table in tables for column in table.columns}
-    notes = [_NOTE]
-    notes += [_SEEDS_NOTE] if ("", "n") in columns else []
-    notes += [_KEPT_NOTE] if ("kept", "of probe") in columns else []
-    notes += [_RERANKED_NOTE] if any(group == _RERANKED for group, _ in columns) else []
-    return " ".join(notes)
+    names = {name for column in columns for name in column}
+    notes = {"gain": _GAIN_NOTE, "random": _RANDOM_NOTE, "text": _TEXT_NOTE, "n": _SEEDS_NOTE, "kept": _KEPT_NOTE}
+    notes[_RERANKED] = _RERANKED_NOTE
+    return " ".join(["Percent.", *(note for name, note in notes.items() if name in names)])
 
 
 def git_commit(directory: Path) -> str | None:

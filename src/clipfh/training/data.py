@@ -139,8 +139,8 @@ def load_training_data(
     With `final_fit` the val photos are train photos, and there are none to validate on.
 
     Raises:
-        InputError: unreadable photos (listed in `results/<dataset>_stage<N>_train/`, unless skipped), no train or no
-            val identity, val identities that cannot be found again.
+        InputError: unreadable photos (listed in `results/<dataset>_stage<N>_train/`, unless skipped), no train
+            identity, val identities of which none can be found again.
     """
     table = data.rows("train", "val")
     if not final_fit:
@@ -183,11 +183,6 @@ def require_measurable(data: PreparedDataset) -> None:
     pairs = list(zip(val["item_id"], val["camera"], strict=True))
     if measurable_identities(pairs, exclude_same_camera=data.exclude_same_camera):
         return
-    if val.empty:
-        raise InputError(
-            f"{data.name} has no val identity, so that no epoch can be chosen as BEST. Prepare it with another "
-            "--val_fraction, or train on all with --final_fit"
-        )
     count = val["item_id"].nunique()
     if measurable_identities(pairs, exclude_same_camera=False):
         raise InputError(

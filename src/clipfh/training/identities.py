@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from clipfh.core.errors import InputError
 from clipfh.core.processes import first_alone
 from clipfh.images.augment import Augmentation
 from clipfh.models.checkpoint import weights_digest
@@ -136,7 +137,8 @@ def load_identities(
         prompts: their file in the metadata folder, unless `--prompt_json` names another.
 
     Raises:
-        InputError: something of it is missing, malformed or unreadable; or the weights have seen test identities.
+        InputError: something of it is missing, malformed or unreadable; the weights have seen test identities; or
+            there are fewer than two to train on.
     """
     splits = ("train", "val") if source.final_fit else ("train",)
     texts = load_prompts(data, source.prompt_json, prompts, *splits)
@@ -172,6 +174,11 @@ def load_identities(
             fast_decode=source.fast_decode,
             verify=source.verify,
             final_fit=source.final_fit,
+        )
+    if (count := pictures.train_table["item_id"].nunique()) < 2:
+        raise InputError(
+            f"{data.name} has {count} identity to train on: training tells identities apart, which takes two or more. "
+            "Add identities; of four folders, two are for training. Without training: run_all.sh --stages 1"
         )
     photos = TrainPhotos(pictures.train_table, pictures.pixels, augmentation(views), clip, place.device, view_size)
     val_ids = set(pictures.val_table["item_id"])
