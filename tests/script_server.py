@@ -32,10 +32,18 @@ class ScriptServer:
         )
 
     def run(
-        self, script: str, *arguments: object, environment: dict[str, str] | None = None, cwd: Path | None = None
+        self,
+        script: str,
+        *arguments: object,
+        environment: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        strict: bool = False,
     ) -> subprocess.CompletedProcess:
-        """Run `script` (below the root), with further variables, in the folder `cwd`; its exit code and output."""
-        (result,) = self._run(script, arguments, [environment or {}], cwd=cwd)
+        """Run `script` (below the root), with further variables, in the folder `cwd`; its exit code and output.
+
+        `strict`: warnings are errors, all but those of what is deprecated.
+        """
+        (result,) = self._run(script, arguments, [environment or {}], cwd=cwd, strict=strict)
         return result
 
     def run_code(
@@ -84,6 +92,7 @@ class ScriptServer:
         *,
         stop: tuple[int, Callable[[], object]] | None = None,
         cwd: Path | None = None,
+        strict: bool = False,
     ) -> list[subprocess.CompletedProcess]:
         argv = [str(self.root / script), *map(str, arguments)]
         files = [
@@ -92,7 +101,7 @@ class ScriptServer:
         for path in (Path(file) for outputs in files for file in outputs):
             path.unlink(missing_ok=True)  # of the run before
         runs = [
-            {"argv": argv, "outputs": outputs, "environment": environment, "cwd": cwd and str(cwd)}
+            {"argv": argv, "outputs": outputs, "environment": environment, "cwd": cwd and str(cwd), "strict": strict}
             for outputs, environment in zip(files, environments, strict=True)
         ]
         self._process.stdin.write(json.dumps(runs) + "\n")
@@ -143,7 +152,9 @@ def _serve() -> None:
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 
 
-def _run_and_exit(argv: list[str], outputs: list[str], environment: dict[str, str], cwd: str | None) -> None:
+def _run_and_exit(
+    argv: list[str], outputs: list[str], environment: dict[str, str], cwd: str | None, strict: bool
+) -> None:
     import atexit
     import runpy
     import traceback
@@ -154,8 +165,9 @@ def _run_and_exit(argv: list[str], outputs: list[str], environment: dict[str, st
     os.environ.update(environment)
     if cwd:
         os.chdir(cwd)
-    warnings.simplefilter("error")  # as for the tests themselves, in pyproject.toml
-    warnings.simplefilter("ignore", DeprecationWarning)
+    if strict:
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)
     for target, name in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -72,7 +72,7 @@ def run(server):
     def run(number, metadata_dir, *arguments, expect=0):
         flags = ("--metadata_dir", metadata_dir, *arguments)
         # not in the repository: the scripts must find their way from anywhere
-        return output_of(server.run(SCRIPTS[number], *flags, cwd=metadata_dir), expect)
+        return output_of(server.run(SCRIPTS[number], *flags, cwd=metadata_dir, strict=True), expect)
 
     return run
 
