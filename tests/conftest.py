@@ -1,8 +1,9 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from stage_project import Project, make_project
+from script_server import ScriptServer
+from stage_project import Project, make_checkout, make_project
 
 from clipfh.core.run import seed_everything
 
@@ -14,11 +15,17 @@ def same_random_numbers() -> None:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory) -> Project:
-    """A checkout of its own with a tiny prepared dataset and a small CLIP."""
-    made = make_project(tmp_path_factory.mktemp("stages"))
-    yield made
-    made.server.close()
+def server(tmp_path_factory) -> Iterator[ScriptServer]:
+    """Runs the scripts of a checkout of its own, and code that stands on the library, sooner than a new Python."""
+    server = make_checkout(tmp_path_factory.mktemp("stages"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def project(server) -> Project:
+    """The checkout of `server` with a tiny prepared dataset and a small CLIP."""
+    return make_project(server)
 
 
 @pytest.fixture

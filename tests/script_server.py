@@ -1,4 +1,4 @@
-"""Scripts as processes of their own, without paying for the import of torch in each.
+"""Scripts and code as processes of their own, without paying for the import of torch in each.
 
 The server is a process that has imported what the scripts stand on, and nothing else. It forks for every command line;
 the child runs the script as `__main__`, with its own arguments, environment, output and exit code.
@@ -32,11 +32,40 @@ class ScriptServer:
         )
 
     def run(
-        self, script: str, *arguments: object, environment: dict[str, str] | None = None
+        self,
+        script: str,
+        *arguments: object,
+        environment: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        strict: bool = False,
     ) -> subprocess.CompletedProcess:
-        """Run `script` (below the root), with further variables, and return its exit code and output."""
-        (result,) = self._run(script, arguments, [environment or {}])
+        """Run `script` (below the root), with further variables, in the folder `cwd`; its exit code and output.
+
+        `strict`: warnings are errors, all but those of what is deprecated.
+        """
+        (result,) = self._run(script, arguments, [environment or {}], cwd=cwd, strict=strict)
         return result
+
+    def run_code(
+        self, code: str, *environments: dict[str, str], cwd: Path | None = None
+    ) -> list[subprocess.CompletedProcess]:
+        """Run Python code in as many processes at once as there are `environments`: variables of each."""
+        return self._run(self._written(code), (), environments, cwd=cwd)
+
+    def kill_code(self, code: str, is_time: Callable[[], object]) -> subprocess.CompletedProcess:
+        """Run Python code, and kill it as soon as `is_time`."""
+        (result,) = self._run(self._written(code), (), [{}], stop=(signal.SIGKILL, is_time))
+        return result
+
+    def said(self, text: str) -> bool:
+        """Whether the process that runs now has printed `text`, and no more."""
+        printed = self._outputs / "0.stdout"
+        return printed.is_file() and printed.read_text(encoding="utf-8") == text
+
+    def _written(self, code: str) -> Path:
+        path = self._outputs / "code.py"
+        path.write_text(code, encoding="utf-8")
+        return path
 
     def run_until(self, is_time: Callable[[], object], script: str, *arguments: object) -> subprocess.CompletedProcess:
         """Run `script`, and press Ctrl-C as soon as `is_time`."""
@@ -57,18 +86,22 @@ class ScriptServer:
 
     def _run(
         self,
-        script: str,
+        script: str | Path,
         arguments: Sequence[object],
         environments: Sequence[dict[str, str]],
         *,
         stop: tuple[int, Callable[[], object]] | None = None,
+        cwd: Path | None = None,
+        strict: bool = False,
     ) -> list[subprocess.CompletedProcess]:
         argv = [str(self.root / script), *map(str, arguments)]
         files = [
             [str(self._outputs / f"{n}.{name}") for name in ("stdout", "stderr")] for n in range(len(environments))
         ]
+        for path in (Path(file) for outputs in files for file in outputs):
+            path.unlink(missing_ok=True)  # of the run before
         runs = [
-            {"argv": argv, "outputs": outputs, "environment": environment}
+            {"argv": argv, "outputs": outputs, "environment": environment, "cwd": cwd and str(cwd), "strict": strict}
             for outputs, environment in zip(files, environments, strict=True)
         ]
         self._process.stdin.write(json.dumps(runs) + "\n")
@@ -93,7 +126,9 @@ class ScriptServer:
 
 
 def _serve() -> None:
+    import gc
     import pkgutil
+    import weakref
     from importlib import import_module
 
     import matplotlib.figure  # noqa: F401
@@ -104,6 +139,9 @@ def _serve() -> None:
     for module in pkgutil.walk_packages(clipfh.__path__, "clipfh."):
         if module.name.split(".")[1] not in COMMANDS:
             import_module(module.name)
+    weakref.finalize._registry.clear()  # of torch's libraries: to undo them takes each child longer than to run
+    gc.collect()
+    gc.freeze()  # or the first full collection in each child would write to, and so copy, all that was imported
     for line in sys.stdin:
         pids = []
         for run in json.loads(line):
@@ -114,14 +152,22 @@ def _serve() -> None:
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
 
 
-def _run_and_exit(argv: list[str], outputs: list[str], environment: dict[str, str]) -> None:
+def _run_and_exit(
+    argv: list[str], outputs: list[str], environment: dict[str, str], cwd: str | None, strict: bool
+) -> None:
     import atexit
     import runpy
     import traceback
+    import warnings
 
     signal.alarm(SECONDS)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     os.environ.update(environment)
+    if cwd:
+        os.chdir(cwd)
+    if strict:
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)
     for target, name in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

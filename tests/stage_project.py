@@ -23,6 +23,7 @@ NAME = "shapes"
 COLORS = ("red", "green", "blue", "orange", "purple", "black", "teal", "brown")
 SHAPES = ("square", "circle")
 PHOTOS = 4  # of each of the 16 identities
+FEWER_PICTURES = ("--no-clustering", "--no-saliency")  # where the pictures of an evaluation are not the question
 
 
 @dataclass
@@ -98,8 +99,8 @@ def draw_photos(folder: Path) -> None:
     write_json(folder / "prompts.json", prompts)
 
 
-def make_project(folder: Path) -> Project:
-    """Copy the sources, draw and prepare the dataset, make a small CLIP with stage 0."""
+def make_checkout(folder: Path) -> ScriptServer:
+    """Copy the sources to `folder`/checkout, whose scripts the server runs."""
     root = folder / "checkout"
     root.mkdir()
     for name in ("project_environment.py", "constraints.txt", "pyproject.toml"):
@@ -107,12 +108,19 @@ def make_project(folder: Path) -> Project:
     for name in ("src", "model", "preprocessing"):
         left_out = shutil.ignore_patterns("checkpoints", "logs", "__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, root / name, ignore=left_out)
-    # a model that starts in a second, and figures of few pixels: what is tested here is the same for all
+    # a model that starts in a second, and figures of few pixels and rows: what is tested here is the same for all
     change(root / "src/clipfh/core/paths.py", "DEFAULT_MODEL = SMALL_MODEL", "DEFAULT_MODEL = TINY_MODELS[0]")
     change(root / "src/clipfh/reports/drawing.py", "\nDPI = 150", "\nDPI = 30")
-    draw_photos(folder / "photos")
-    server = ScriptServer(root, folder, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), TORCH_HOME=str(folder / "hub"))
-    project = Project(root, folder / "photos", server, make_commit(root))
+    change(root / "src/clipfh/evaluation/rankings.py", "\nFIGURE_ROWS = 6", "\nFIGURE_ROWS = 2")
+    return ScriptServer(root, folder, HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hub"), TORCH_HOME=str(folder / "hub"))
+
+
+def make_project(server: ScriptServer) -> Project:
+    """Draw and prepare the dataset beside the server's checkout, make a small CLIP with stage 0."""
+    root = server.root
+    photos = root.parent / "photos"
+    draw_photos(photos)
+    project = Project(root, photos, server, make_commit(root))
     prepare(project, "00_prepare_dataset.py", "--data_root", project.photos, "--name", NAME)
     for script in sorted(path.name for path in (root / "preprocessing").glob("0[1-5]_*.py")):
         prepare(project, script, "--metadata_dir", project.metadata)

@@ -22,9 +22,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 # isort: split
 from clipfh.core.cli import option, run_script, section
 from clipfh.core.config_file import parse_with_files
-from clipfh.core.run import pick_device, seed_everything
-from clipfh.evaluation.evaluate import EvaluationConfig, EvaluationLabels, evaluate_clip, load_dataset
-from clipfh.models.clip import load_clip, shown_size
+from clipfh.evaluation.settings import EvaluationConfig, EvaluationLabels
 from clipfh.models.settings import Start
 from clipfh.tables.prepared import prepare_weights
 
@@ -39,6 +37,10 @@ class Config(EvaluationConfig):
 
 def main(config: Config) -> None:
     """Load the model, measure it."""
+    from clipfh.core.run import pick_device, seed_everything  # these take seconds: --help does without
+    from clipfh.evaluation.evaluate import evaluate_clip, load_dataset
+    from clipfh.models.clip import load_clip, shown_size
+
     seed_everything(config.seed)
     device = pick_device(config.device)
     data = load_dataset(config)

@@ -19,7 +19,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 
 # isort: split
 from clipfh.core.cli import option, run_script
-from clipfh.evaluation.evaluate import CheckpointConfig, evaluate_checkpoint
+from clipfh.evaluation.settings import CheckpointConfig
 from clipfh.tables.prepared import DEFAULT_DATASET
 
 
@@ -32,6 +32,8 @@ class Config(CheckpointConfig):
 
 def main(config: Config) -> None:
     """Find the checkpoint, measure it."""
+    from clipfh.evaluation.evaluate import evaluate_checkpoint  # takes seconds: --help does without
+
     script = "python model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py"
     command = f"{script} --dataset {config.dataset or DEFAULT_DATASET}"
     evaluate_checkpoint(config, stage=2, variant=config.loss, made_by=command)

@@ -20,7 +20,7 @@ import project_environment  # noqa: F401  (finds the project's .venv when starte
 
 # isort: split
 from clipfh.core.cli import option, run_script
-from clipfh.evaluation.evaluate import CheckpointConfig, evaluate_checkpoint
+from clipfh.evaluation.settings import CheckpointConfig
 from clipfh.tables.prepared import DEFAULT_DATASET
 
 
@@ -35,6 +35,8 @@ class Config(CheckpointConfig):
 
 def main(config: Config) -> None:
     """Find the checkpoint, measure it."""
+    from clipfh.evaluation.evaluate import evaluate_checkpoint  # takes seconds: --help does without
+
     command = f"bash run_all.sh --dataset {config.dataset or DEFAULT_DATASET} --variant {config.variant or 'v4'}"
     evaluate_checkpoint(config, stage=3, variant=config.variant, made_by=command)
 

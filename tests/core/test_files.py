@@ -177,7 +177,7 @@ with replace_atomically(path) as temporary:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path, writer):
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(server, tmp_path, writer):
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (224, 224)).save(tmp_path / "photos" / "a.png")
     path = tmp_path / "file"
@@ -200,7 +200,7 @@ try:
 except InputError as error:
     print(error)
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    (result,) = server.run_code(program, {})
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(rf"cannot write {path}.* \(File too large\); is the disk full\?\n", result.stdout)
     if path.is_file():

@@ -2,9 +2,6 @@ import dataclasses
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -292,13 +289,13 @@ def test_only_the_newest_files_are_kept(clip, tmp_path, monkeypatch):
 
 
 PROCESS = """
-import sys, time
+import os, time
 import numpy as np, torch
 from pathlib import Path
 from clipfh.features import store as feature_store
 from clipfh.models.clip import load_clip
 from clipfh.images.pixels import Pixels
-folder, seconds_each, hang_at = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+folder, hang_at, seconds_each = Path({folder!r}), {hang_at}, float(os.environ.get("SECONDS_EACH", 0))
 feature_store.BLOCK_SECONDS = 0.0
 encode_batches = feature_store.encode_batches
 def slow(*arguments, **keywords):
@@ -310,27 +307,21 @@ feature_store.encode_batches = slow
 torch.manual_seed(0)
 clip = load_clip("tiny-rn", "random", image_size=32)
 array = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
-pixels = Pixels(array, tuple(f"{name}.jpg" for name in "cabdefghij"), ())
+pixels = Pixels(array, {names}, ())
 feature_store.load_features(clip, pixels, torch.device("cpu"), folder, batch_size=2)
 """
 
 
-def start(folder, seconds_each=0.0, hang_at=0):
-    """Extract the same features in a process that sleeps after each batch, and long after batch `hang_at`."""
-    command = [sys.executable, "-c", PROCESS, str(folder), str(seconds_each), str(hang_at)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def extraction(folder, hang_at=0):
+    """Code that extracts the same features, sleeps SECONDS_EACH after each batch, and long after batch `hang_at`."""
+    return PROCESS.format(folder=str(folder), hang_at=hang_at, names=NAMES)
 
 
-def test_a_killed_process_is_continued(clip, tmp_path, encoded, capsys):
-    with start(tmp_path, hang_at=1) as process:
-        assert process.stdout.readline() == "batch\n"
-        process.send_signal(signal.SIGKILL)
-    assert not list(tmp_path.iterdir())  # the first block was not complete
-    with start(tmp_path, hang_at=4) as process:
-        for _ in range(4):
-            assert process.stdout.readline() == "batch\n"
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+def test_a_killed_process_is_continued(clip, server, tmp_path, encoded, capsys):
+    killed = server.kill_code(extraction(tmp_path, hang_at=1), lambda: server.said("batch\n"))
+    assert killed.returncode == -signal.SIGKILL and not list(tmp_path.iterdir())  # the first block was not complete
+    killed = server.kill_code(extraction(tmp_path, hang_at=4), lambda: server.said("batch\n" * 4))
+    assert killed.returncode == -signal.SIGKILL
     blocks = len(list(tmp_path.glob("features_*.from_*.npz")))
     assert blocks == 3
     features = load(clip, tmp_path)
@@ -340,14 +331,11 @@ def test_a_killed_process_is_continued(clip, tmp_path, encoded, capsys):
     torch.testing.assert_close(features, expected, atol=1e-6, rtol=0)
 
 
-def test_two_processes_at_once(clip, tmp_path, encoded):
-    with start(tmp_path, 0.05) as one, start(tmp_path, 0.08) as two:
-        assert one.stdout.readline() and two.stdout.readline()
-        begun = time.monotonic()
-        output = one.communicate()[0], two.communicate()[0]
-        assert time.monotonic() - begun < 60
-    assert (one.returncode, two.returncode) == (0, 0)
-    assert all(text == "batch\n" * (len(text) // 6) for text in output)
+def test_two_processes_at_once(clip, server, tmp_path, encoded):
+    one, two = server.run_code(extraction(tmp_path), {"SECONDS_EACH": "0.05"}, {"SECONDS_EACH": "0.08"})
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr
+    for done in (one, two):
+        assert done.stdout.startswith("batch\n") and not done.stdout.replace("batch\n", "")
     (path,) = tmp_path.iterdir()
     assert ".from_" not in path.name
     features = load(clip, tmp_path)

@@ -217,18 +217,18 @@ def test_threads_that_build_at_once_each_get_their_own_images(image_dir, tmp_pat
     assert len(os.listdir(tmp_path / "cache")) == 2  # no temporary file is left
 
 
-def test_processes_that_build_at_once_end_with_a_valid_cache(image_dir, tmp_path):
+def test_processes_that_build_at_once_end_with_a_valid_cache(server, image_dir, tmp_path):
     cache = tmp_path / "cache"
     build = (
-        "import sys; from pathlib import Path; from clipfh.images.pixels import load_pixels\n"
+        "from pathlib import Path; from clipfh.images.pixels import load_pixels\n"
+        f"images, cache = {list(IMAGES)!r}, Path({str(cache)!r})\n"
         "for _ in range(20):\n"
-        "    pixels = load_pixels(Path(sys.argv[1]), sys.argv[3:], 16, Path(sys.argv[2]))\n"
-        "    assert pixels.images == tuple(sys.argv[3:]) and pixels.array.shape == (4, 16, 16, 3)\n"
-        "    Path(sys.argv[2], 'pixels_16px_shortest.json').unlink(missing_ok=True)\n"
+        f"    pixels = load_pixels(Path({str(image_dir)!r}), images, 16, cache)\n"
+        "    assert pixels.images == tuple(images) and pixels.array.shape == (4, 16, 16, 3)\n"
+        "    (cache / 'pixels_16px_shortest.json').unlink(missing_ok=True)\n"
     )
-    command = [sys.executable, "-c", build, str(image_dir), str(cache), *IMAGES]
-    processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    processes = server.run_code(build, {}, {})
+    assert [process.returncode for process in processes] == [0, 0], processes
     check(load_pixels(image_dir, IMAGES, 16, cache), image_dir)
     assert len(os.listdir(cache)) == 2
 

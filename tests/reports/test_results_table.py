@@ -134,7 +134,7 @@ def test_a_terminal_gets_all_columns_however_narrow_it_is(results_dir):
         assert all("stage" in part and "3 joint" in part for part in found)
 
 
-def test_command_prints_writes_and_repeats(results_dir):
+def test_command_prints_writes_and_repeats(server, results_dir):
     command = [
         sys.executable,
         "-m",
@@ -144,18 +144,17 @@ def test_command_prints_writes_and_repeats(results_dir):
         "--dataset",
         "synthetic",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=server.environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "synthetic · tiny-vit, percent" in done.stdout and "46.0 ± 2.8" in done.stdout and "hands" not in done.stdout
     written = (results_dir / "summary.md").read_text(encoding="utf-8")
     assert "| 2 image encoder | triplet |" in written and "evaluated 2026-03-01" in written
-    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    assert server.run("src/clipfh/reports/results_table.py", *command[3:]).returncode == 0
     assert (results_dir / "summary.md").read_text(encoding="utf-8") == written
 
 
-def test_command_without_a_summary_names_the_way_out(tmp_path):
-    command = [sys.executable, "-m", "clipfh.reports.results_table", "--results_dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+def test_command_without_a_summary_names_the_way_out(server, tmp_path):
+    done = server.run("src/clipfh/reports/results_table.py", "--results_dir", tmp_path)
     assert done.returncode == 2 and "bash run_all.sh" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "summary.md").exists()
 

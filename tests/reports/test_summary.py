@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -123,17 +121,17 @@ def test_a_summary_with_a_header_alone_is_empty(tmp_path):
     assert summary.empty and stage_results(summary) == []
 
 
-def test_several_processes_append_whole_rows(tmp_path):
+def test_several_processes_append_whole_rows(server, tmp_path):
     path = tmp_path / "summary.csv"
     program = (
-        "import sys\n"
+        "import os, sys\n"
+        f"sys.path.append({str(Path(__file__).parents[1])!r})\n"
         "from clipfh.reports.summary import append_rows\n"
         "from summary_rows import random_rows\n"
-        "for _ in range(40): append_rows(sys.argv[1], random_rows([0.1] * 10, variant=sys.argv[2]))"
+        f"for _ in range(40): append_rows({str(path)!r}, random_rows([0.1] * 10, variant=os.environ['VARIANT']))"
     )
-    command = [sys.executable, "-c", program, str(path)]
-    workers = [subprocess.Popen([*command, str(i)], cwd=Path(__file__).parents[1]) for i in range(3)]
-    assert [worker.wait(timeout=60) for worker in workers] == [0, 0, 0]
+    workers = server.run_code(program, *({"VARIANT": str(i)} for i in range(3)))
+    assert [worker.returncode for worker in workers] == [0, 0, 0], workers
     summary = read_summary(path)
     assert summary.groupby("variant").size().to_dict() == {"0": 400, "1": 400, "2": 400}
     assert path.read_text().count("time,") == 1

@@ -1,4 +1,4 @@
-"""Scripts 00 and 05 as a user starts them."""
+"""Scripts 00 and 05 as a user starts them; one run of each is in a fresh Python, which has imported nothing before."""
 
 import json
 import os
@@ -6,18 +6,26 @@ import subprocess
 import sys
 
 import pytest
-from places import ROOT
 
 from clipfh.tables.records import read_image_meta
 from clipfh.tables.splits import read_splits
 
-PREPARE = ROOT / "preprocessing" / "00_prepare_dataset.py"
-MAKE_SPLITS = ROOT / "preprocessing" / "05_make_retrieval_splits.py"
+PREPARE = "preprocessing/00_prepare_dataset.py"
+MAKE_SPLITS = "preprocessing/05_make_retrieval_splits.py"
 
 
-def start(script, *arguments, cwd):
-    command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+@pytest.fixture
+def start(server):
+    return server.run
+
+
+@pytest.fixture
+def start_afresh(server):
+    def start(script, *arguments, cwd):
+        command = [sys.executable, str(server.root / script), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, env=server.environment, capture_output=True, text=True, timeout=120)
+
+    return start
 
 
 def assert_user_error(result, *texts):
@@ -42,10 +50,10 @@ def photos(tmp_path, touch):
     return root
 
 
-def test_prepare_then_split(photos, tmp_path):
+def test_prepare_then_split(start, start_afresh, photos, tmp_path):
     meta = tmp_path / "meta"
     prepare = [PREPARE, "--dataset", "folder", "--data_root", "photos", "--metadata_dir", "meta", "--seed", 3]
-    result = start(*prepare, cwd=tmp_path)
+    result = start_afresh(*prepare, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert sorted(contents(meta)) == ["dataset.json", "descriptions.json", "image_paths.json", "left_out.csv"]
     dataset = json.loads((meta / "dataset.json").read_text())
@@ -78,7 +86,7 @@ def test_prepare_then_split(photos, tmp_path):
     ]
 
     split = [MAKE_SPLITS, "--dataset", "folder", "--meta_dir", "meta"]
-    result = start(*split, cwd=tmp_path)
+    result = start_afresh(*split, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     table = read_image_meta(meta / "image_paths.json")
     splits = read_splits(meta / "image_splits.json", table)
@@ -99,7 +107,7 @@ def test_prepare_then_split(photos, tmp_path):
     assert contents(meta)["image_splits.json"] != before["image_splits.json"]
 
 
-def test_prepare_bad_input(photos, tmp_path):
+def test_prepare_bad_input(start, photos, tmp_path):
     to_meta = ["--metadata_dir", tmp_path / "meta"]
     here = [*to_meta, "--data_root", photos]
     assert_user_error(start(PREPARE, "--dataset", "cifar", cwd=tmp_path), "synthetic", "inshop")
@@ -114,13 +122,13 @@ def test_prepare_bad_input(photos, tmp_path):
     assert not (tmp_path / "meta").exists()  # nothing half-written
 
 
-def test_prepare_cannot_write(photos, tmp_path):
+def test_prepare_cannot_write(start, photos, tmp_path):
     (tmp_path / "file").touch()
     to_file = ["--data_root", photos, "--metadata_dir", tmp_path / "file"]
     assert_user_error(start(PREPARE, "--dataset", "folder", *to_file, cwd=tmp_path), "cannot write", "dataset.json")
 
 
-def test_make_splits_bad_input(tmp_path):
+def test_make_splits_bad_input(start, tmp_path):
     meta = tmp_path / "meta"
     split = [MAKE_SPLITS, "--dataset", "folder", "--metadata_dir", meta]
     assert_user_error(
@@ -141,7 +149,7 @@ def test_make_splits_bad_input(tmp_path):
 
 
 @pytest.mark.parametrize("script", [PREPARE, MAKE_SPLITS])
-def test_help(script, tmp_path):
+def test_help(start, script, tmp_path):
     result = start(script, "--help", cwd=tmp_path)
     assert result.returncode == 0
     assert "--metadata_dir" in result.stdout

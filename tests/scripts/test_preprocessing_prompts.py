@@ -1,4 +1,7 @@
-"""Scripts 01 to 04 as a user runs them, on a folder of metadata written by hand."""
+"""Scripts 01 to 04 as a user runs them, on a folder of metadata written by hand.
+
+One run of each is in a fresh Python, which has imported nothing before.
+"""
 
 import csv
 import json
@@ -14,7 +17,7 @@ from clipfh.prompts.tokens import CONTEXT_LENGTH, counter_of
 
 count_tokens = counter_of(None).count
 
-SCRIPTS = {path.name[:2]: path for path in sorted((ROOT / "preprocessing").glob("0[1-4]_*.py"))}
+SCRIPTS = {path.name[:2]: f"preprocessing/{path.name}" for path in sorted((ROOT / "preprocessing").glob("0[1-4]_*.py"))}
 LONG_TEXT = [
     "You'll love this dress, perfect for brunch or a night out!",
     "It has a floral print, long sleeves, a V-neckline, a ruffle hem, a button front, a lace trim at the cuffs.",
@@ -62,16 +65,32 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def run(number, metadata_dir, *arguments, expect=0):
+@pytest.fixture
+def run(server):
     """Run script `number`; its standard output, or the error where it must fail."""
-    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(SCRIPTS[number])]
+
+    def run(number, metadata_dir, *arguments, expect=0):
+        flags = ("--metadata_dir", metadata_dir, *arguments)
+        # not in the repository: the scripts must find their way from anywhere
+        return output_of(server.run(SCRIPTS[number], *flags, cwd=metadata_dir, strict=True), expect)
+
+    return run
+
+
+def run_afresh(server, number, metadata_dir):
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", str(server.root / SCRIPTS[number])]
     done = subprocess.run(
-        [*command, "--metadata_dir", str(metadata_dir), *arguments],
+        [*command, "--metadata_dir", str(metadata_dir)],
         capture_output=True,
         text=True,
-        cwd=metadata_dir,  # not the repository: the scripts must find their way from anywhere
+        cwd=metadata_dir,
+        env=server.environment,
         encoding="utf-8",
     )
+    return output_of(done)
+
+
+def output_of(done, expect=0):
     assert done.returncode == expect, done.stderr
     assert "Traceback" not in done.stderr
     if not expect:
@@ -83,7 +102,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_every_identity_gets_a_prompt(metadata_dir):
+def test_every_identity_gets_a_prompt(run, metadata_dir):
     output = run("01", metadata_dir)
     prompts = read(metadata_dir / "image_prompts_per_identity.json")
     assert prompts == {
@@ -98,7 +117,7 @@ def test_every_identity_gets_a_prompt(metadata_dir):
     assert "7 prompts; 3 of them plain" in output
 
 
-def test_the_analysis_finds_what_is_wrong(metadata_dir):
+def test_the_analysis_finds_what_is_wrong(run, metadata_dir):
     prompts = {
         "id_1": " ".join(LONG_TEXT),
         "id_2": "a black tee",
@@ -139,13 +158,13 @@ def test_the_analysis_finds_what_is_wrong(metadata_dir):
         assert figure.size == (768, 432)
 
 
-def test_the_analysis_of_nothing_but_missing_prompts_ends_well(metadata_dir):
+def test_the_analysis_of_nothing_but_missing_prompts_ends_well(run, metadata_dir):
     write(metadata_dir / "none.json", {})
     output = run("02", metadata_dir, "--prompt_json", str(metadata_dir / "none.json"))
     assert "without prompt: 7 (" in output
 
 
-def test_the_filter_keeps_what_can_be_trained_on(metadata_dir):
+def test_the_filter_keeps_what_can_be_trained_on(run, metadata_dir):
     run("01", metadata_dir)
     output = run("03", metadata_dir)
     kept = read(metadata_dir / "image_paths_clean.json")
@@ -159,7 +178,7 @@ def test_the_filter_keeps_what_can_be_trained_on(metadata_dir):
     assert "val, query and gallery: kept all 7 images" in output
 
 
-def test_the_filter_takes_another_minimum_and_several_prompts(metadata_dir):
+def test_the_filter_takes_another_minimum_and_several_prompts(run, metadata_dir):
     prompts = {item_id: [f"one {item_id}", f"two {item_id}"] for item_id in SPLIT_OF_IMAGES if item_id != "id_2"}
     write(metadata_dir / "mine.json", prompts)
     output = run("03", metadata_dir, "--min_images", "3", "--prompt_json", str(metadata_dir / "mine.json"))
@@ -178,13 +197,13 @@ def test_the_filter_takes_another_minimum_and_several_prompts(metadata_dir):
         (["--min_images", "0"], "--min_images must be at least 1, not 0"),
     ],
 )
-def test_the_filter_refuses_to_leave_nothing(metadata_dir, arguments, message):
+def test_the_filter_refuses_to_leave_nothing(run, metadata_dir, arguments, message):
     run("01", metadata_dir)
     assert message in run("03", metadata_dir, *arguments, expect=2)
     assert not (metadata_dir / "image_paths_clean.json").exists()
 
 
-def test_the_filter_names_an_identity_without_prompt(metadata_dir):
+def test_the_filter_names_an_identity_without_prompt(run, metadata_dir):
     run("01", metadata_dir)
     path = metadata_dir / "image_prompts_per_identity.json"
     prompts = read(path)
@@ -196,7 +215,7 @@ def test_the_filter_names_an_identity_without_prompt(metadata_dir):
     assert not (metadata_dir / "image_paths_clean.json").exists()
 
 
-def test_token_safe_prompts_fit_and_identify(metadata_dir):
+def test_token_safe_prompts_fit_and_identify(run, metadata_dir):
     output = run("04", metadata_dir)
     prompts = read(metadata_dir / "image_prompts_cleaned_for_v4.json")
     assert prompts.keys() == SPLIT_OF_IMAGES.keys()
@@ -212,9 +231,9 @@ def test_token_safe_prompts_fit_and_identify(metadata_dir):
     assert "single clauses cut within a word: 1, of 1 identities: id_6" in output
 
 
-def test_running_again_changes_no_byte(metadata_dir):
+def test_running_again_changes_no_byte(server, run, metadata_dir):
     for number in SCRIPTS:
-        run(number, metadata_dir)
+        run_afresh(server, number, metadata_dir)
     first = contents(metadata_dir)
     assert len(first) == 9
     for number in SCRIPTS:
@@ -223,7 +242,7 @@ def test_running_again_changes_no_byte(metadata_dir):
 
 
 @pytest.mark.parametrize("number", SCRIPTS)
-def test_missing_and_malformed_files_are_named(metadata_dir, number):
+def test_missing_and_malformed_files_are_named(run, metadata_dir, number):
     run("01", metadata_dir)
     name = "image_prompts_per_identity.json" if number in ("02", "03") else "descriptions.json"
     (metadata_dir / name).write_text('{"a": "b",\n"c"}')
@@ -236,6 +255,6 @@ def test_missing_and_malformed_files_are_named(metadata_dir, number):
 
 
 @pytest.mark.parametrize("number", SCRIPTS)
-def test_help_and_unknown_flags(metadata_dir, number):
+def test_help_and_unknown_flags(run, metadata_dir, number):
     assert "--metadata_dir" in run(number, metadata_dir, "--help")
     assert "unrecognized arguments: --bogus" in run(number, metadata_dir, "--bogus", expect=2)

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -59,11 +57,7 @@ def test_every_script_documents_itself(project):
     for script in (TRAIN, EVALUATE, INFERENCE):
         result = project.server.run(script, "--help")
         assert result.returncode == 0 and "usage:" in result.stdout and "Writes:" in result.stdout
-    assert "--text2img.image_size" in project.server.run(TRAIN, "--help").stdout
-    for script in (TRAIN, EVALUATE, INFERENCE):
-        bare = [sys.executable, "-S", str(project.root / script)]
-        result = subprocess.run(bare, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
-        assert result.returncode == 2 and "--setup-only" in result.stderr and "Traceback" not in result.stderr
+        assert ("--text2img.image_size" in result.stdout) == (script == TRAIN)
 
 
 def test_without_data_it_trains_on_generated_faces_and_writes_apart(project):

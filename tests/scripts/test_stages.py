@@ -14,6 +14,7 @@ import torch
 from stage_project import (
     EVAL2,
     EVAL3,
+    FEWER_PICTURES,
     NAME,
     PHOTOS,
     ROOT,
@@ -378,12 +379,13 @@ def test_stage1_writes_metrics_rankings_figures_and_summary(project, tmp_path):
         protocols = [row["protocol"] for row in csv.DictReader(file)]
     assert sorted(protocols) == ["official", *["random"] * 10, "text_to_image"]
     assert "official split" in result.stdout
-    again = project.run(STAGE1, "--results_dir", tmp_path / "again", "--rerank", "k_reciprocal")
+    again = project.run(STAGE1, *FEWER_PICTURES, "--results_dir", tmp_path / "again", "--rerank", "k_reciprocal")
     (figures,) = (tmp_path / "again").glob(f"{NAME}_stage1_*/metrics.json")
     assert read_json(figures)["official"] == metrics["official"]  # the same figures from the same weights
     assert read_json(figures)["official_reranked"]["rerank_k1"] == 20 and metrics["official_reranked"] is None
     assert "re-ranked, k_reciprocal" in again.stdout
-    fused = project.run(STAGE1, "--results_dir", tmp_path / "fused", "--rerank", "text_fusion", "--text_weight", 1)
+    fusion = ("--rerank", "text_fusion", "--text_weight", 1)
+    fused = project.run(STAGE1, *FEWER_PICTURES, "--results_dir", tmp_path / "fused", *fusion)
     (figures,) = (tmp_path / "fused").glob(f"{NAME}_stage1_*/metrics.json")
     of_text = read_json(figures)["official_reranked"]  # the text alone: of one prompt an identity, as text to image
     assert (of_text["method"], of_text["text_weight"], of_text["num_query"]) == ("text_fusion", 1.0, 16)
@@ -402,7 +404,7 @@ def test_evaluation_takes_the_newest_best_of_its_dataset_and_says_which(project,
     finally:
         other.unlink()
     for flags, variant in (((), "v4"), (("--variant", "v2"), "v2")):
-        result = project.run(EVAL3, "--results_dir", tmp_path, *flags)
+        result = project.run(EVAL3, *FEWER_PICTURES, "--results_dir", tmp_path, *flags)
         assert f"checkpoint: {stage3[variant].relative_to(project.root).as_posix()} " in result.stdout
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -496,7 +498,7 @@ def test_images_that_cannot_be_read_are_listed_and_left_out_on_request(project, 
         (STAGE2, out, "train", 8 * PHOTOS),
         (STAGE3, out, "train", 8 * PHOTOS),
         (STAGE1, ("--results_dir", tmp_path / "results"), "query", 8 * PHOTOS),
-        (EVAL2, ("--results_dir", tmp_path / "results", "--ckpt", stage2), "query", 8 * PHOTOS),
+        (EVAL2, (*FEWER_PICTURES, "--results_dir", tmp_path / "results", "--ckpt", stage2), "query", 8 * PHOTOS),
     ):
         says = [f"2 of {total} images", of_split[split][0], "unreadable_images.csv", "--skip_unreadable"]
         result = project.refused(script, *folders, *flags, says=says)
@@ -710,7 +712,7 @@ def test_a_final_fit_trains_on_val_too_and_keeps_the_last_epoch(project, tmp_pat
     content = load(best)
     assert content["epoch"] == 2 and "val_mAP" not in content
     assert [row.keys() & {"val_mAP"} for row in metrics_of(tmp_path)] == [set(), set()]
-    figures = project.run(evaluate, "--ckpt", best, "--results_dir", tmp_path / "results")
+    figures = project.run(evaluate, *FEWER_PICTURES, "--ckpt", best, "--results_dir", tmp_path / "results")
     assert "no val: a final fit" in figures.stdout
 
 
@@ -742,7 +744,7 @@ def test_a_fold_has_val_identities_of_its_own_and_is_no_checkpoint_of_the_datase
     assert content["data_digest"] != load(stage2)["data_digest"]
     assert set(content["seen_identities"]) == {content["data_digest"]}
     assert "16 photos of 4 identities" in result.stdout  # of 8 to train and validate on
-    figures = project.run(EVAL2, "--ckpt", best, "--results_dir", tmp_path / "results")
+    figures = project.run(EVAL2, *FEWER_PICTURES, "--ckpt", best, "--results_dir", tmp_path / "results")
     assert "official" in figures.stdout
     for wrong in ("2/2", "0/1", "half", "1/200"):
         project.refused(STAGE2, "--dataset", NAME, "--val_fold", wrong, says=["is no fold"])

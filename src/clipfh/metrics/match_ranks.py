@@ -26,7 +26,6 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from clipfh.metrics.reach_counts import ReachCounts
 from clipfh.metrics.same_identity import Pairs, SameIdentity
 from clipfh.metrics.threads import in_threads
 
@@ -105,6 +104,8 @@ def match_ranks_of_rows(
 
 
 def _ranks_of_chunk(product: "_BlockProduct | _Rows", pairs: Pairs, tolerance: np.ndarray) -> np.ndarray:
+    from clipfh.metrics.reach_counts import ReachCounts  # numba takes a second to import, which --help can do without
+
     values = product.similarities_of(pairs)
     matches, num = _in_rows(values[pairs.counted], pairs.row[pairs.counted], len(pairs.queries))
     above = ReachCounts(matches - tolerance[:, None], num)

@@ -10,7 +10,6 @@ from clipfh.core.cli import option
 from clipfh.core.config_file import IN_FILE
 from clipfh.core.processes import rank, wait_for_all
 from clipfh.models.checkpoint import read_stage_checkpoint, write_checkpoint
-from clipfh.reports.charts import interpolation_figure
 from clipfh.training.loop import Loop, Validate
 from clipfh.training.runs import TrainingRun
 
@@ -76,4 +75,6 @@ def choose_between(
     if rank() == 0:
         recorded = {**best, "alpha": alpha, "interpolation": curve, "val_mAP": val_mAP[alpha]}
         write_checkpoint(run.best, {**recorded, "state_dict": loop.average.module.state_dict()})
+        from clipfh.reports.charts import interpolation_figure  # matplotlib: --help needs none
+
         interpolation_figure(run.log.folder / "interpolation.png", curve, title=run.name)

@@ -24,7 +24,6 @@ from clipfh.core.run import random_state, restore_random_state
 from clipfh.models.averaged_weights import AveragedWeights
 from clipfh.models.clip import clamp_logit_scale
 from clipfh.models.image_layers import require_shared_statistics, share_batch_norm_statistics
-from clipfh.reports.charts import training_curves_figure
 from clipfh.training.data import made_ahead
 from clipfh.training.planned_batches import PlannedBatches
 from clipfh.training.runs import TrainingRun
@@ -149,6 +148,8 @@ class Loop:
             run.log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
             run.log.say(epoch_line(row, epochs, val, is_best=is_best))
         if run.log.is_writer and self.step:
+            from clipfh.reports.charts import training_curves_figure  # matplotlib: --help needs none
+
             picture = run.log.folder / "training_curves.png"
             training_curves_figure(picture, run.log.epochs(), title=run.name, best_by=self._chosen_by)
         figure = f"epoch {self.best.epoch}, {self._chosen_by.replace('_', ' ')} {100 * self.best.value:.1f}"
