@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -221,7 +222,8 @@ def test_an_index_is_searched_on_the_same_page(visit, tmp_path, engine):
         assert len(captions(page)) == 12
         page.click("#more")
         sync_api.expect(page.locator("#found0 .caption-label")).to_have_count(24, timeout=WAIT)
-        assert len(set(zip(captions(page), pictures(page), strict=True))) == 24  # no photo twice
+        photos_of = Counter(caption.split(" · ")[1] for caption in captions(page))
+        assert max(photos_of.values()) == 2  # as many as an item has: no photo twice
 
         page.click("#category input")
         page.get_by_role("option", name="circle").click()
@@ -235,10 +237,6 @@ def test_an_index_is_searched_on_the_same_page(visit, tmp_path, engine):
         page.fill("#description textarea, #description input", "a blue square")
         page.click("#search")
         sync_api.expect(page.locator("#found0 .caption-label")).to_have_count(12, timeout=WAIT)
-
-
-def pictures(page):
-    return page.locator("#found0 .thumbnail-item img").evaluate_all("all => all.map(image => image.src)")
 
 
 def test_a_click_on_a_photo_that_is_gone_leaves_what_was_found(visit, tmp_path):
