@@ -98,17 +98,17 @@ def test_a_photo_is_searched_with_as_soon_as_it_is_there(gallery, visit):
     for stage in (0, 1):
         first_is(page, ITEM_IDS[6], stage)
         assert len(captions(page, stage)) == 12
-        assert captions(page, stage)[0] == "1.00 · orange_square\na orange square"
+        assert captions(page, stage)[0] == "1.00\u2002orange_square\na orange square"
     assert captions(page, 0) != captions(page, 1)
     first = page.locator("#found0 button.thumbnail-item").first
-    sync_api.expect(first).to_have_accessible_name(re.compile(r"^More like 1\.00 · orange_square"))
+    sync_api.expect(first).to_have_accessible_name(re.compile(r"^More like 1\.00\sorange_square"))
 
     page.click("#more")
     sync_api.expect(page.locator("#found0 .caption-label")).to_have_count(24, timeout=WAIT)
     page.click("#more")
     sync_api.expect(page.locator("#found1 .caption-label")).to_have_count(28, timeout=WAIT)
     sync_api.expect(page.locator("#more")).to_be_hidden(timeout=WAIT)
-    similarities = [float(caption.split(" ")[0]) for caption in captions(page)]
+    similarities = [float(caption.split("\u2002")[0]) for caption in captions(page)]
     assert similarities == sorted(similarities, reverse=True)
 
 
@@ -119,15 +119,19 @@ def test_text_with_the_keyboard_alone_then_a_category_and_a_hit_as_the_next_quer
     page.keyboard.press("Enter")
     sync_api.expect(page.locator("#found0 .caption-label")).to_have_count(12, timeout=WAIT)
 
+    page.focus("#category input")
+    sync_api.expect(page.get_by_role("option", name="circle")).to_be_visible(timeout=WAIT)
+    page.keyboard.press("Tab")
+    sync_api.expect(page.get_by_role("option")).to_have_count(0, timeout=WAIT)  # it covers what is below it
     page.click("#category input")
     page.get_by_role("option", name="circle").click()
     sync_api.expect(page.locator("#found0")).not_to_contain_text("square", timeout=WAIT)
     chosen = page.locator("#found1 button.thumbnail-item").nth(4)
-    item_id = captions(page, 1)[4].split("\n")[0].split(" · ")[1]
+    item_id = captions(page, 1)[4].split("\n")[0].split("\u2002")[1]
     chosen.focus()
     page.keyboard.press("Enter")
-    first_is(page, f"1.00 · {item_id}", 0)
-    first_is(page, f"1.00 · {item_id}", 1)
+    first_is(page, f"1.00\u2002{item_id}", 0)
+    first_is(page, f"1.00\u2002{item_id}", 1)
     assert page.locator("#description textarea, #description input").input_value() == ""
     assert page.locator("#photo .image-frame img").count() == 1
 
@@ -218,11 +222,11 @@ def test_an_index_is_searched_on_the_same_page(visit, tmp_path, engine):
         page = visit(url=url)
         sync_api.expect(page.get_by_text("28 photos")).to_be_visible(timeout=WAIT)
         give(page, file_of(gallery, 4))
-        first_is(page, "1.00 · blue_square\na blue square")
+        first_is(page, "1.00\u2002blue_square\na blue square")
         assert len(captions(page)) == 12
         page.click("#more")
         sync_api.expect(page.locator("#found0 .caption-label")).to_have_count(24, timeout=WAIT)
-        photos_of = Counter(caption.split(" · ")[1] for caption in captions(page))
+        photos_of = Counter(caption.split("\u2002")[1] for caption in captions(page))
         assert max(photos_of.values()) == 2  # as many as an item has: no photo twice
 
         page.click("#category input")
@@ -245,7 +249,7 @@ def test_a_click_on_a_photo_that_is_gone_leaves_what_was_found(visit, tmp_path):
     with served(gallery, tmp_path / "uploads") as url:
         page = visit(url=url)
         give(page, file_of(gallery, 4))
-        first_is(page, "1.00 · blue_square")
+        first_is(page, "1.00\u2002blue_square")
         gone = page.locator("#found0 button.thumbnail-item").nth(1)  # the other photo of the blue square
         sync_api.expect(gone).to_have_accessible_name(re.compile("blue_square"))
         gone.click()

@@ -252,12 +252,15 @@ class Answers:
         """The values of the session, the message, the columns with each stage's hits, and the button for more."""
         hits = session.hits or ((),) * len(self.gallery.stages)
         small_copy = self.gallery.small_copy
-        pictures = [[(small_copy(hit.photo), _caption(hit)) for hit in of_stage] for of_stage in hits]
+        pictures = [
+            gr.Gallery([(small_copy(hit.photo), _caption(hit)) for hit in of_stage], selected_index=None)
+            for of_stage in hits
+        ]
         return [session, message, gr.Row(visible=bool(session.vectors)), *pictures, gr.Button(visible=has_more)]
 
 
 def _caption(hit: Hit) -> str:
-    caption = f"{hit.similarity:.2f} · {hit.item_id or hit.photo}"
+    caption = f"{hit.similarity:.2f}\u2002{hit.item_id or hit.photo}"  # a wide space, at which a long line breaks
     return f"{caption}\n{shortened(hit.prompt, CAPTION_LENGTH)}" if hit.prompt else caption
 
 

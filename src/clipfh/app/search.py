@@ -19,6 +19,7 @@ from clipfh.app.query_photo import placeholder, read_query_photo, small_copy
 from clipfh.core.errors import InputError
 from clipfh.core.values import leaves_root
 from clipfh.features.extraction import extract_features
+from clipfh.features.queries import query_direction
 from clipfh.index.engine import Match
 from clipfh.index.photos import PhotoSource
 from clipfh.models.clip import LoadedClip, encode_texts
@@ -95,7 +96,7 @@ class Gallery:
     _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def encode(self, query: Query, stage: int) -> torch.Tensor:
-        """The query's direction in the space of a stage's model, (D,): the mean of its parts' unit directions.
+        """The query's direction in the space of a stage's model, (D,): see `query_direction`.
 
         Raises:
             InputError: an empty query, or a photo that cannot be read; the message is for who asks.
@@ -104,13 +105,13 @@ class Gallery:
             raise InputError("Give a photo, or type a description of what to find.")
         clip = self.stages[stage].clip
         with self._lock:
-            parts = []
+            photos = text = None
             if query.photos:
                 pixels = np.stack([self._pixels(photo, clip) for photo in query.photos])
-                parts.append(extract_features(clip, pixels, self.device, quiet=True).cpu())
+                photos = extract_features(clip, pixels, self.device, quiet=True).cpu()
             if query.text.strip():
-                parts.append(encode_texts(clip, [query.text.strip()], self.device).cpu())
-        return torch.nn.functional.normalize(torch.cat(parts).mean(dim=0), dim=0)
+                text = encode_texts(clip, [query.text.strip()], self.device)[0].cpu()
+        return query_direction(photos, text)
 
     def _pixels(self, photo: Path | str, clip: LoadedClip) -> np.ndarray:
         with self.local(photo) as path:
