@@ -36,10 +36,14 @@ HOW_TO_GET = (
 )
 REPORT = "report.html"  # of a run
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDE, PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 844}  # CSS pixels
+WIDE, PHONE = {"width": 1280, "height": 960}, {"width": 390, "height": 1200}  # CSS pixels; as wide as a phone
+MARGIN = 24  # CSS pixels below a page that is shorter
 MAX_BYTES = 150_000  # of a picture
 QUALITIES = (85, 75, 65, 50, 35)  # of WebP
 WAIT_MS = 120_000
+ALL_SHOWN = """() => [...document.querySelectorAll(".found img")].every(
+  (image) => image.complete || image.getBoundingClientRect().top > window.innerHeight  // is loaded once it is in sight
+)"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ def take_file(browser: Any, page: Path, picture: Path) -> None:
         raise InputError(f"{display(page)} does not exist. Make it: bash run_all.sh")
     window = browser.new_page(viewport=WIDE)
     window.goto(page.resolve().as_uri())
+    end = window.evaluate("Math.ceil(document.body.getBoundingClientRect().bottom)") + MARGIN
+    window.set_viewport_size({**WIDE, "height": min(end, WIDE["height"])})
     save_small(window.screenshot(), picture)
     window.close()
 
@@ -122,7 +128,7 @@ def take_search_page(browser: Any, gallery: Gallery, out: Path) -> None:
                 window.set_input_files("#photo input[type=file]", str(photo), timeout=WAIT_MS)
                 last = f"#found{len(gallery.stages) - 1} .thumbnail-item img"
                 window.locator(last).first.wait_for(timeout=WAIT_MS)
-                window.wait_for_load_state("networkidle", timeout=WAIT_MS)  # the small photos
+                window.wait_for_function(ALL_SHOWN, timeout=WAIT_MS)  # the network is never idle: gradio listens
                 save_small(window.screenshot(), out / name)
                 window.close()
         page.close()
