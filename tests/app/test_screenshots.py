@@ -39,8 +39,10 @@ def browser():
 @pytest.mark.filterwarnings("ignore")  # of gradio's own threads
 def test_pages_become_small_pictures(browser, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))  # which it sets: restored at the end
-    (tmp_path / "report.html").write_text("<body style='margin: 0; background: #00f'><p style='height: 2000px'>")
-    (tmp_path / "short.html").write_text("<body style='margin: 0'><div style='height: 300px'></div>")
+    (tmp_path / "report.html").write_text(
+        "<!doctype html><body style='margin: 0; background: #00f'><p style='height: 2000px'>"
+    )
+    (tmp_path / "short.html").write_text("<!doctype html><body style='margin: 0'><div style='height: 300px'></div>")
     take_file(browser, tmp_path / "short.html", tmp_path / "short.webp")
     assert Image.open(tmp_path / "short.webp").size == (WIDE["width"], 300 + screenshots.MARGIN)
     take_file(browser, tmp_path / "report.html", tmp_path / "report.webp")
