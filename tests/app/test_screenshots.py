@@ -58,13 +58,13 @@ def test_pages_become_small_pictures(browser, tmp_path, monkeypatch):
 
 
 def test_a_picture_takes_the_best_quality_that_is_small_enough(tmp_path, capsys):
-    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     save_small((tmp_path / "noise.png").read_bytes(), tmp_path / "noise.webp")
     best = tmp_path / "best.webp"
     Image.fromarray(noise).save(best, quality=screenshots.QUALITIES[0], method=6)
     assert (tmp_path / "noise.webp").stat().st_size <= MAX_BYTES < best.stat().st_size
-    large = np.tile(noise, (4, 4, 1)) ^ np.random.default_rng(1).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
+    large = np.random.default_rng(1).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
     Image.fromarray(large).save(tmp_path / "large.png")
     with pytest.raises(InputError, match="kB, more than 150"):
         save_small((tmp_path / "large.png").read_bytes(), tmp_path / "large.webp")
