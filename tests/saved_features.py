@@ -38,5 +38,5 @@ def save(folder: Path, ids: list[str], features: np.ndarray, *, shards: int = 1,
         shard = Shard(f"identity {number}", len(part), [])
         write_shard(shard_path(folder, number), table.take(part), features[part], shard, made)
         written.append(shard)
-    write_manifest(folder, made, written, "photos")
+    write_manifest(folder, made, written, "photos", "/photos")
     return SavedFeatures(folder)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from app.gallery_of_shapes import make_gallery
+from app.gallery_of_shapes import draw_photos
 
 from clipfh.app import __main__ as app
 from clipfh.app import loading
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def checkout(tmp_path, monkeypatch):
     """A prepared dataset `shapes` of 7 identities, and no checkpoint or evaluation."""
     photos = tmp_path / "photos"
-    make_gallery(photos, models=())
+    draw_photos(photos)
     metadata = tmp_path / "metadata" / "shapes"
     data = folder_dataset.read(photos / "square")
     write_image_meta(metadata / "image_paths.json", data.table)
@@ -78,13 +78,14 @@ def test_checkpoints_to_compare_make_a_gallery_of_test_photos_or_of_all(checkout
     paths = [save(checkout / f"{n}.pth", data, 2 + n, n) for n in (0, 1)]
     gallery = load_gallery("shapes", paths, CPU)
     test = data.rows("query", "gallery")["image"].tolist()
-    assert [photo.relative_to(data.image_dir).as_posix() for photo in gallery.photos] == sorted(test)
+    assert sorted(hit.photo for hit in gallery.search(Query(text="anything"), 0, 99)) == sorted(test)
+    assert gallery.size == f"{len(test)} photos of {data.rows('query')['item_id'].nunique()} items"
     assert [stage.title for stage in gallery.stages] == ["Stage 2: image encoder", "Stage 3: joint"]
     everything = load_gallery("shapes", paths[:1], CPU, with_training_photos=True)
-    assert len(everything.photos) == len(data.table) == 14 > len(gallery.photos)
+    assert len(everything.search(Query(text="anything"), 0, 99)) == len(data.table) == 14 > len(test)
     for stage in (0, 1):
-        (hit,) = gallery.search(Query((gallery.photos[2],)), stage, 1)
-        assert hit.photo == gallery.photos[2] and hit.prompt == f"a {hit.item_id}"
+        (hit,) = gallery.search(Query((test[2],)), stage, 1)
+        assert hit.photo == test[2] and hit.prompt == f"a {hit.item_id}"
     load_gallery("shapes", paths, CPU)
     assert capsys.readouterr().out.count("features: reused") == 2
 
@@ -95,10 +96,11 @@ def test_a_photo_that_cannot_be_read_is_left_out_and_told(checkout, capsys):
     (data.image_dir / broken).write_text("no photo")
     path = save(checkout / "0.pth", load_prepared("shapes"), 2, 0)
     gallery = load_gallery("shapes", [path], CPU)
-    assert data.image_dir / broken not in gallery.photos
+    assert broken not in [hit.photo for hit in gallery.search(Query(text="anything"), 0, 99)]
     assert f"1 photos cannot be read and are left out, the first: {broken}" in capsys.readouterr().out
-    (hit,) = gallery.search(Query((gallery.photos[-1],)), 0, 1)
-    assert hit.photo == gallery.photos[-1]  # rows and features still belong together
+    last = data.rows("query", "gallery")["image"].iloc[-1]
+    (hit,) = gallery.search(Query((last,)), 0, 1)
+    assert hit.photo == last  # rows and features still belong together
 
 
 def test_weights_of_other_data_are_told_and_other_checkpoints_refused(checkout, capsys):

@@ -148,3 +148,19 @@ def test_what_is_not_there_is_said_with_the_command_that_makes_it(opened):
     for use in (lambda: opened().info(), lambda: opened().delete(["a"])):
         with pytest.raises(InputError, match=r"there is no index .*clipfh\.index build"):
             use()
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_categories_are_listed_up_to_a_limit(opened, tmp_path, kind):
+    opened().create(save(tmp_path / "features", IDS, unit_rows(COUNT)), kind)
+    assert opened().categories(10) == ['a "mug"', "it's"]
+    assert opened().categories(2) == ['a "mug"', "it's"]
+    assert len(opened().categories(1)) == 1
+
+
+def test_what_an_index_was_built_of_is_known_when_more_is_added(opened, tmp_path):
+    features = save(tmp_path / "features", IDS, unit_rows(COUNT))
+    opened().create(features, "flat")
+    opened().add(save(tmp_path / "more", ["new.jpg"], unit_rows(1)))
+    origin = opened().origin()
+    assert (origin.model, origin.image_dir) == (model(), "/photos") and features.image_dir == "/photos"

@@ -75,7 +75,7 @@ def test_every_declared_requirement_is_pinned() -> None:
             if pin.marker is None or pin.marker.evaluate({"python_version": version})
         }
         for text in project_environment._declared_requirements(
-            ["test", "lint", "hf", "lora", "scale", "export", "app"]
+            ["test", "lint", "hf", "lora", "scale", "export", "app", "docs"]
         ):
             assert Requirement(text).name.lower().replace("_", "-") in pinned
     assert all(str(pin.specifier).startswith("==") for pin in pins)
@@ -92,7 +92,7 @@ def test_declared_requirements_are_what_the_project_imports() -> None:
     imported -= {*sys.stdlib_module_names, *(path.stem for path in sources), "clipfh", "project_environment"}
     through = {"tensorboard", "timm", "torchvision"}  # imported by torch and by open_clip
     imported -= {"huggingface_hub", "transformers", "tokenizers", "peft"}  # of open_clip, and of the extras hf and lora
-    imported -= {"fsspec", "onnxruntime", "gradio"}  # of torch, and of the extras export and app
+    imported -= {"fsspec", "onnxruntime", "gradio", "playwright"}  # of torch, and of the extras export, app and docs
     modules = {"open_clip_torch": "open_clip", "Pillow": "PIL", "PyYAML": "yaml", "scikit-learn": "sklearn"}
     declared = [re.split("[<>=]", text)[0] for text in project_environment._declared_requirements([])]
     assert imported | through == {modules.get(name, name) for name in declared}

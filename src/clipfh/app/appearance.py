@@ -7,6 +7,11 @@ THEME = gr.themes.Default(
     primary_hue="blue",
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "Consolas", "monospace"],
+).set(  # a contrast of 4.5 to 1 at least (WCAG AA), which gradio's own lack
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
 )
 
 # Around all parts of the page, where the CSS below, which gradio confines to the parts, does not reach.
@@ -27,7 +32,7 @@ CSS = """
   position: static; display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 4; overflow: hidden;
   max-width: 100%; margin: 4px 0 6px; padding: 0 6px; border: 0; border-radius: 0; white-space: pre-line;
   text-align: left; font-size: 13px; line-height: 1.35; color: var(--body-text-color); background: none;
-  overflow-wrap: anywhere;
+  overflow-wrap: anywhere; opacity: 1 !important;
 }
 .found button:focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
 .message { padding: 8px 12px; border-left: 4px solid var(--color-accent); color: var(--body-text-color); }
@@ -35,12 +40,20 @@ CSS = """
 """
 
 # gradio calls each button "Thumbnail 1 of 12", which hides what is in it from screen readers: its caption is its name.
+# Its menu of categories stays open, over the button below, when it is left by the Tab key.
 SCRIPT = """
-() => new MutationObserver(() => {
-  for (const button of document.querySelectorAll(".found button.thumbnail-item")) {
-    const caption = button.querySelector("img")?.alt;
-    const name = `More like ${caption}`;
-    if (caption && button.getAttribute("aria-label") !== name) button.setAttribute("aria-label", name);
-  }
-}).observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["alt", "aria-label"] })
+() => {
+  new MutationObserver(() => {
+    for (const button of document.querySelectorAll(".found button.thumbnail-item")) {
+      const caption = button.querySelector("img")?.alt;
+      const name = `More like ${caption}`;
+      if (caption && button.getAttribute("aria-label") !== name) button.setAttribute("aria-label", name);
+    }
+  }).observe(document.body, { childList: true, subtree: true, attributeFilter: ["alt", "aria-label"] });
+  document.addEventListener("focusout", (event) => {
+    const menu = event.target.closest("#category input");
+    const close = () => menu.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    if (menu) setTimeout(close, 200);
+  });
+}
 """

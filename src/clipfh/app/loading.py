@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from clipfh.app.search import Gallery, Stage, exact, folder_categories
+from clipfh.app.search import Gallery, Stage, exact, folder_categories, known_categories
 from clipfh.core.errors import InputError
 from clipfh.core.paths import DEFAULT_MODEL, RESULTS_DIR, ROOT, display, processed_dir, source_of
 from clipfh.features.store import load_features
 from clipfh.images.pixels import Pixels, load_pixels
+from clipfh.index.photos import FolderPhotos
 from clipfh.models.checkpoint import newest_checkpoint, read_checkpoint
 from clipfh.models.clip import LoadedClip, load_clip, shown_size
 from clipfh.reports.summary import read_summary
@@ -161,17 +162,19 @@ def _gallery(
     readable = set.intersection(*(set(pixels.images) for _, _, pixels, _ in models))
     table = data.table[data.table["image"].isin(readable)]
     images, item_ids = table["image"].tolist(), table["item_id"].tolist()
+    categories = folder_categories(images, item_ids)
     stages = []
     for title, clip, pixels, features in models:
         place = {image: row for row, image in enumerate(pixels.images)}
-        stages.append(Stage(title, clip, exact(features[[place[image] for image in images]])))
+        rows = features[[place[image] for image in images]]
+        stages.append(Stage(title, clip, exact(rows, images, item_ids, categories)))
     has_prompts = (data.folder / TOKEN_SAFE_PROMPTS).is_file()
     prompts = all_prompts(data, None, TOKEN_SAFE_PROMPTS) if has_prompts else {}
     return Gallery(
         name=data.name,
-        photos=[data.image_dir / image for image in images],
-        item_ids=item_ids,
-        categories=folder_categories(images, item_ids),
+        size=f"{len(images):,} photos of {len(set(item_ids)):,} items",
+        source=FolderPhotos(data.image_dir),
+        categories=known_categories(categories),
         prompts={item_id: texts[0] for item_id, texts in prompts.items()},
         stages=stages,
         device=device,

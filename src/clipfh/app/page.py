@@ -17,11 +17,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import gradio as gr  # isort: skip
 
 from clipfh.app.appearance import CSS, HEAD, SCRIPT, THEME  # isort: skip
-from clipfh.app.query_photo import small_copy  # isort: skip
-from clipfh.app.search import Gallery, Hit, Query  # isort: skip
+from clipfh.app.search import Category, Gallery, Hit, Query  # isort: skip
 from clipfh.core.errors import InputError, shortened  # isort: skip
 
 PAGE = 12  # hits of a stage at a time
+MAX_HITS = 240  # of a stage: nobody looks further, and each of them is shown anew with every page
 MAX_UPLOAD = "25mb"
 MAX_TEXT = 2000  # characters; models read far fewer
 KEPT_SECONDS = 3600  # of an abandoned session, and of what was uploaded in it
@@ -42,7 +42,7 @@ class Session:
 
     vectors: tuple[torch.Tensor, ...] = ()
     hits: tuple[tuple[Hit, ...], ...] = ()
-    category: tuple[str, ...] = ()
+    category: Category = ()
 
 
 def serve(gallery: Gallery, host: str, port: int, *, blocking: bool = True) -> gr.Blocks:
@@ -85,17 +85,14 @@ def serve(gallery: Gallery, host: str, port: int, *, blocking: bool = True) -> g
 
 def build(gallery: Gallery) -> gr.Blocks:
     """The page of a gallery: a query on top, below it a column of hits for each stage."""
-    categories = {ANY_CATEGORY: (), **{" / ".join(names): names for names in gallery.known_categories()}}
+    categories = {ANY_CATEGORY: (), **{" / ".join(names): names for names in gallery.categories}}
     example = next(iter(gallery.prompts.values()), "a red mug with a white rim")
     with gr.Blocks(
         analytics_enabled=False, title=f"Search {gallery.name}", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
     ) as page:
         session = gr.State(Session(), time_to_live=KEPT_SECONDS)
-        file = gr.State(None, time_to_live=KEPT_SECONDS)  # of the photo: what was uploaded, or the gallery's own
-        gr.Markdown(
-            f"# Search {gallery.name}\n{len(gallery.photos):,} photos of {len(set(gallery.item_ids)):,} items. Click a "
-            "photo that was found to look for more like it."
-        )
+        asked_photo = gr.State(None, time_to_live=KEPT_SECONDS)  # the file that was uploaded, or the id of a hit
+        gr.Markdown(f"# Search {gallery.name}\n{gallery.size}. Click a photo that was found to look for more like it.")
         with gr.Row():
             with gr.Column(min_width=280):
                 photo = _photo_input()
@@ -122,20 +119,21 @@ def build(gallery: Gallery) -> gr.Blocks:
         more = gr.Button("More", visible=False, elem_id="more")
 
         shown = [session, message, columns, *found, more]
-        asked = [file, text, category]
+        asked = [asked_photo, text, category]
         answers = Answers(gallery, categories)
         quietly = {"api_visibility": "private", "show_progress": "minimal"}
         gr.on([search.click, text.submit], answers.ask, asked, shown, **quietly)
         category.input(answers.narrow, asked, shown, **quietly)
         # without gradio's reading of the photo, which ends in a bare "Error" where it is none
         brought = photo.input(
-            partial(_uploaded, Path(photo.GRADIO_CACHE)), [photo], [file], preprocess=False, **quietly
+            partial(_uploaded, Path(photo.GRADIO_CACHE)), [photo], [asked_photo], preprocess=False, **quietly
         )
-        brought.success(answers.take, asked, [photo, file, *shown], **quietly)
+        brought.success(answers.take, asked, [photo, asked_photo, *shown], **quietly)
         more.click(answers.go_on, [session], shown, **quietly)
-        clear.click(answers.clear, [], [photo, file, text, category, *shown], **quietly)
+        clear.click(answers.clear, [], [photo, asked_photo, text, category, *shown], **quietly)
         for number, column in enumerate(found):
-            column.select(answers.click_in(number), [category, session], [photo, file, text, *shown], **quietly)
+            outputs = [photo, asked_photo, text, *shown]
+            column.select(answers.click_in(number), [category, session], outputs, **quietly)
     return page
 
 
@@ -187,32 +185,32 @@ class Answers:
     """
 
     gallery: Gallery
-    categories: dict[str, tuple[str, ...]]
+    categories: dict[str, Category]
 
-    def ask(self, file: Path | None, text: str, category: str) -> list:
+    def ask(self, photo: Path | str | None, text: str, category: str) -> list:
         """Ask all stages for the first hits; what is wrong with the question is said in place of them."""
         try:
-            return self._first_hits(file, text, category)
+            return self._first_hits(photo, text, category)
         except InputError as error:
             return self._show(Session(), _message(str(error), is_error=True))
 
-    def narrow(self, file: Path | None, text: str, category: str) -> list:
+    def narrow(self, photo: Path | str | None, text: str, category: str) -> list:
         """Search within another category, once there is something to search with."""
-        if not file and not text.strip():
+        if not photo and not text.strip():
             return self._show(Session(), _message(WELCOME))
-        return self.ask(file, text, category)
+        return self.ask(photo, text, category)
 
-    def take(self, file: Path | None, text: str, category: str) -> list:
+    def take(self, photo: Path | str | None, text: str, category: str) -> list:
         """Search as soon as a photo is there, and put one away that cannot be read."""
-        if not file and not text.strip():  # it was taken away: nothing is left to ask
+        if not photo and not text.strip():  # it was taken away: nothing is left to ask
             return [None, None, *self._show(Session(), _message(WELCOME))]
         try:
-            return [gr.skip(), gr.skip(), *self._first_hits(file, text, category)]
+            return [gr.skip(), gr.skip(), *self._first_hits(photo, text, category)]
         except InputError as error:
             return [None, None, *self._show(Session(), _message(str(error), is_error=True))]
 
-    def _first_hits(self, file: Path | None, text: str, category: str) -> list:
-        query = Query((file,) if file else (), text)
+    def _first_hits(self, photo: Path | str | None, text: str, category: str) -> list:
+        query = Query((photo,) if photo else (), text)
         stages = range(len(self.gallery.stages))
         vectors = tuple(self.gallery.encode(query, stage) for stage in stages)
         cut = [self.gallery.stages[stage].title for stage in stages if self.gallery.is_cut(text, stage)]
@@ -222,12 +220,12 @@ class Answers:
     def go_on(self, session: Session, note: str = "") -> list:
         """The next hits of each stage below those that are there."""
         new = [
-            tuple(self.gallery.nearest(vector, stage, PAGE, len(known), session.category))
+            tuple(self.gallery.nearest(vector, stage, PAGE, session.category, [hit.photo for hit in known]))
             for stage, (vector, known) in enumerate(zip(session.vectors, session.hits, strict=True))
         ]
         hits = tuple(known + more for known, more in zip(session.hits, new, strict=True))
         said = f"The {len(hits[0]):,} nearest photos. {note}" if hits[0] else "No photo of that category."
-        is_end = all(len(more) < PAGE for more in new)
+        is_end = all(len(more) < PAGE for more in new) or len(hits[0]) >= MAX_HITS
         return self._show(replace(session, hits=hits), _message(said), has_more=not is_end)
 
     def click_in(self, number: int) -> Callable[..., list]:
@@ -236,7 +234,13 @@ class Answers:
         def click(category: str, session: Session, event: gr.SelectData) -> list:
             """Make the hit the next query, by its own file: the page shows a small copy of it."""
             chosen = session.hits[number][event.index].photo
-            return [small_copy(chosen), chosen, "", *self.ask(chosen, "", category)]
+            try:
+                hits = self._first_hits(chosen, "", category)
+            except InputError as error:  # what was found stays: there are others to click
+                of_columns = [gr.skip()] * len(session.hits)
+                message = _message(str(error), is_error=True)
+                return [gr.skip(), gr.skip(), gr.skip(), gr.skip(), message, gr.skip(), *of_columns, gr.skip()]
+            return [self.gallery.small_copy(chosen), chosen, "", *hits]
 
         return click
 
@@ -247,12 +251,16 @@ class Answers:
     def _show(self, session: Session, message: str, *, has_more: bool = False) -> list:
         """The values of the session, the message, the columns with each stage's hits, and the button for more."""
         hits = session.hits or ((),) * len(self.gallery.stages)
-        pictures = [[(small_copy(hit.photo), _caption(hit)) for hit in of_stage] for of_stage in hits]
+        small_copy = self.gallery.small_copy
+        pictures = [
+            gr.Gallery([(small_copy(hit.photo), _caption(hit)) for hit in of_stage], selected_index=None)
+            for of_stage in hits
+        ]
         return [session, message, gr.Row(visible=bool(session.vectors)), *pictures, gr.Button(visible=has_more)]
 
 
 def _caption(hit: Hit) -> str:
-    caption = f"{hit.similarity:.2f} · {hit.item_id}"
+    caption = f"{hit.similarity:.2f}\u2002{hit.item_id or hit.photo}"  # a wide space, at which a long line breaks
     return f"{caption}\n{shortened(hit.prompt, CAPTION_LENGTH)}" if hit.prompt else caption
 
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from clipfh.core.errors import InputError, shortened
 from clipfh.images.photo_files import PHOTO_FORMATS, photo_suffixes
@@ -51,9 +51,18 @@ def _unreadable(error: Exception, path: Path) -> str:
 
 def small_copy(path: Path) -> Image.Image:
     """A photo of the gallery as a page shows it: upright, on white, at most `SHOWN_PX` wide and high."""
-    with Image.open(path) as photo:
+    with Image.open(path, formats=_formats()) as photo:
         photo.draft("RGB", (2 * SHOWN_PX, 2 * SHOWN_PX))  # of a large JPEG, no more than that is decoded
         photo.load()
     photo = upright_and_opaque(photo).convert("RGB")
     photo.thumbnail((SHOWN_PX, SHOWN_PX))
     return photo
+
+
+@lru_cache(maxsize=1)
+def placeholder() -> Image.Image:
+    """A plain tile in place of a photo that is not there, `SHOWN_PX` wide and high."""
+    tile = Image.new("RGB", (SHOWN_PX, SHOWN_PX), "#e8eaed")
+    middle, font = SHOWN_PX // 2, ImageFont.load_default(size=SHOWN_PX // 12)
+    ImageDraw.Draw(tile).text((middle, middle), "photo not there", fill="#5f6368", font=font, anchor="mm")
+    return tile

@@ -21,6 +21,19 @@ BUILT_BY = "python -m clipfh.index build --index URI --features DIR"
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What an index was built of.
+
+    Attributes:
+        model: what made its features, and has to make the queries.
+        image_dir: the folder or URI that its ids are relative to, as it was then; empty where nobody has noted it.
+    """
+
+    model: Model
+    image_dir: str
+
+
+@dataclass(frozen=True)
 class Match:
     """A photo that was found: its id, whose it is, and the inner product of the unit vectors."""
 
@@ -64,6 +77,12 @@ class Engine(Protocol):
         Raises:
             InputError: queries by another model than the index's.
         """
+
+    def categories(self, limit: int) -> list[str]:
+        """Categories that rows have, sorted; `limit` of them where there are more."""
+
+    def origin(self) -> Origin:
+        """What the index was built of; rows that were added later may have other photos' folders."""
 
     def info(self) -> dict[str, Any]:
         """Count, dimension, kind, weights, size on disk and what else there is to know, for a reader."""

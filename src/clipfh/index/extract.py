@@ -26,7 +26,7 @@ from clipfh.core.errors import InputError
 from clipfh.core.files import writable_folder
 from clipfh.core.paths import display
 from clipfh.features.extraction import usual_batch_size
-from clipfh.images.photo_files import LeftOut, meant_as_photos, write_left_out
+from clipfh.images.photo_files import meant_as_photos, write_left_out
 from clipfh.images.pixels import single_threaded_pool
 from clipfh.images.prefetch import prefetch
 from clipfh.index.embedding import Decoded, ModelConfig, decode_photos, embed_photos, load_model, model_of
@@ -181,7 +181,7 @@ def extract(
             extract_on_ray(clip, listing.source, tasks, writer, batch_size, workers, ray, bar.update)
         elif tasks:
             _extract_here(clip, listing, tasks, writer, batch_size, workers, bar.update)
-    _finish(folder, model, num_shards, listing.left_out, images)
+    _finish(folder, model, num_shards, listing, images)
 
 
 def _missing_shards(listing: Listing, folder: Path, model: Model, shard_size: int) -> tuple[list[Task], int]:
@@ -228,11 +228,11 @@ def _extract_here(
                 advance(len(photos))
 
 
-def _finish(folder: Path, model: Model, num_shards: int, left_out: list[LeftOut], images: str) -> None:
+def _finish(folder: Path, model: Model, num_shards: int, listing: Listing, images: str) -> None:
     shards = [read_shard(shard_path(folder, number)) for number in range(num_shards)]
     if None in shards:
         raise InputError(f"{shard_path(folder, shards.index(None))} was deleted or damaged; run the same command again")
-    missed = meant_as_photos(left_out) + [failed for shard in shards for failed in shard.unreadable]
+    missed = meant_as_photos(listing.left_out) + [failed for shard in shards for failed in shard.unreadable]
     write_left_out(folder / UNREADABLE, missed)
     count = sum(shard.count for shard in shards)
     if not count:
@@ -243,7 +243,7 @@ def _finish(folder: Path, model: Model, num_shards: int, left_out: list[LeftOut]
         )
     if missed:
         print(f"left out {len(missed):,} unreadable photos; listed in {display(folder / UNREADABLE)}")
-    write_manifest(folder, model, shards, images)
+    write_manifest(folder, model, shards, images, listing.source.address)
     print(
         f"features of {count:,} photos, {model['dimension']}-d, by weights {model['weights'][:12]}: {display(folder)}"
     )

@@ -30,6 +30,7 @@ from clipfh.index.engine import (
     NEIGHBOURS,
     TRAINED_BY,
     Match,
+    Origin,
     num_lists,
     num_probes,
     size_on_disk,
@@ -52,6 +53,7 @@ class _Generation:
     model: Model
     kind: str
     next_label: int
+    image_dir: str
 
     @property
     def dead(self) -> int:
@@ -128,6 +130,17 @@ class FaissFolder:
         ]
         return [matches[start : start + k] for start in range(0, len(matches), k)]
 
+    def categories(self, limit: int) -> list[str]:
+        """See `Engine.categories`."""
+        compute = scale_package("pyarrow.compute")
+        found = compute.unique(self._generation().photos["category"])
+        return found.filter(compute.not_equal(found, "")).sort()[:limit].to_pylist()
+
+    def origin(self) -> Origin:
+        """See `Engine.origin`."""
+        there = self._generation()
+        return Origin(there.model, there.image_dir)
+
     def info(self) -> dict[str, Any]:
         """See `Engine.info`."""
         there = self._generation()
@@ -161,7 +174,7 @@ class FaissFolder:
             index.nprobe = num_probes(lists)
             index.train(_sample(features, TRAINED_BY * lists))
         columns = {**dict.fromkeys(COLUMNS, pa.array([], pa.string())), "label": pa.array([], pa.int64())}
-        return _Generation(index, pa.table(columns), features.model, kind, 0)
+        return _Generation(index, pa.table(columns), features.model, kind, 0, features.image_dir)
 
     def _append(self, there: _Generation, table: Any) -> None:
         """Add the rows of a shard, in place of those that have their ids."""
@@ -279,7 +292,8 @@ class FaissFolder:
             photos = parquet.read_table(folder / "photos.parquet")
             if len(photos) != manifest["count"]:
                 raise ValueError(f"{len(photos)} photos, not {manifest['count']}")
-            there = _Generation(index, photos, manifest["model"], manifest["kind"], manifest["next_label"])
+            facts = (manifest["model"], manifest["kind"], manifest["next_label"], manifest.get("image_dir", ""))
+            there = _Generation(index, photos, *facts)
         except (RuntimeError, pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
             raise InputError(f"{folder} is damaged ({shortened(error, 80)}). Build it again: {BUILT_BY}") from error
         self._loaded = there
@@ -310,7 +324,10 @@ class FaissFolder:
         except (RuntimeError, OSError) as error:
             raise InputError(f"cannot write {folder} ({shortened(error)}); is the disk full?") from error
         facts = {"format": FORMAT_VERSION, "kind": made.kind, "count": len(made.photos)}
-        write_json(folder / "manifest.json", {**facts, "next_label": made.next_label, "model": made.model})
+        write_json(
+            folder / "manifest.json",
+            {**facts, "next_label": made.next_label, "model": made.model, "image_dir": made.image_dir},
+        )
 
 
 def _sample(features: SavedFeatures, count: int) -> np.ndarray:

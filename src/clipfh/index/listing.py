@@ -14,7 +14,7 @@ from clipfh.core.files import read_json
 from clipfh.core.values import leaves_root, normal_id, normal_path, text_of
 from clipfh.images.photo_files import LeftOut, account, find_photos, name_problem, require_photos
 from clipfh.index.packages import scale_package
-from clipfh.index.photos import BucketPhotos, FolderPhotos, PhotoSource, is_uri, open_bucket
+from clipfh.index.photos import BucketPhotos, FolderPhotos, PhotoSource, is_uri, open_bucket, photos_at
 from clipfh.index.shards import COLUMNS
 
 TABLES = (".csv", ".parquet", ".json")
@@ -56,17 +56,8 @@ def list_photos(images: str, image_dir: str | None = None) -> Listing:
         raise InputError(f"--images {path} does not exist; give a folder, a table, or a URI such as s3://BUCKET/PHOTOS")
     if path.suffix.lower() not in TABLES:
         raise InputError(f"--images {path} is neither a folder nor a table; a table ends with {', '.join(TABLES)}")
-    source = _source_of(image_dir or str(path.parent))
+    source = photos_at(image_dir or str(path.parent))
     return Listing(source, _of_table(path))
-
-
-def _source_of(image_dir: str) -> PhotoSource:
-    if is_uri(image_dir):
-        open_bucket(image_dir)  # a wrong one is said now, not once a photo
-        return BucketPhotos(image_dir)
-    if not Path(image_dir).is_dir():
-        raise InputError(f"the image folder {image_dir} does not exist; give it with --image_dir")
-    return FolderPhotos(Path(image_dir).absolute())  # processes of Ray have a current folder of their own
 
 
 def _of_folder(root: Path) -> Listing:

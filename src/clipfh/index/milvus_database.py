@@ -21,6 +21,7 @@ from clipfh.index.engine import (
     EF_SEARCH,
     NEIGHBOURS,
     Match,
+    Origin,
     num_lists,
     num_probes,
     size_on_disk,
@@ -68,7 +69,7 @@ class MilvusDatabase:
             for table in features:
                 self._upsert(name, table)
             facts = {"collection": name, "kind": kind, "probes": num_probes(num_lists(features.count))}
-            self._point_to({**facts, "model": features.model})
+            self._point_to({**facts, "model": features.model, "image_dir": features.image_dir})
             for other in self._collections():
                 if other != name:
                     client.drop_collection(other)
@@ -122,6 +123,29 @@ class MilvusDatabase:
                     for answer in answers
                 ]
             return found
+
+    def categories(self, limit: int) -> list[str]:
+        """See `Engine.categories`. Milvus lists no distinct values: it is asked for rows of yet other categories."""
+        with self._said():
+            there, known = self._there(), [""]
+            while len(known) <= limit:
+                rows = self._client.query(
+                    there["collection"],
+                    filter=f"category not in {json.dumps(known, ensure_ascii=False)}",
+                    output_fields=["category"],
+                    limit=ROWS_AT_ONCE,
+                )
+                new = {row["category"] for row in rows}
+                if not new:
+                    break
+                known += sorted(new)
+            return sorted(known[1 : limit + 1])
+
+    def origin(self) -> Origin:
+        """See `Engine.origin`."""
+        with self._said():
+            there = self._there()
+            return Origin(there["model"], there.get("image_dir", ""))
 
     def info(self) -> dict[str, Any]:
         """See `Engine.info`."""

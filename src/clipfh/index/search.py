@@ -1,4 +1,4 @@
-"""Find the photos of an index that are nearest to a photo, to words, or to the mean direction of both.
+"""Find the photos of an index that are nearest to a photo, to words, or to both.
 
     python -m clipfh.index search --image photo.jpg --ckpt CKPT --index shop_index
     python -m clipfh.index search --text "a red mug" --k 20 --category mugs --ckpt CKPT --index shop_index
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from clipfh.core.cli import option
 from clipfh.core.errors import InputError
 from clipfh.core.files import require_file
+from clipfh.features.queries import query_direction
 from clipfh.index.commands import IndexConfig
 from clipfh.index.embedding import ModelConfig, decode_photos, embed_photos, load_model, model_of
 from clipfh.index.photos import FolderPhotos
@@ -53,17 +53,15 @@ def main(config: Config) -> None:
 
 
 def query_vector(clip: LoadedClip, image: Path | None, text: str | None) -> torch.Tensor:
-    """The direction of a photo, of words, or the mean of both: (D,) float32 of unit length.
+    """The direction of a photo, of words, or of both (see `query_direction`): (D,) float32 of unit length.
 
     Raises:
         InputError: the photo cannot be read.
     """
-    device, directions = next(clip.model.parameters()).device, []
+    device, photo = next(clip.model.parameters()).device, None
     if image is not None:
         decoded = decode_photos(FolderPhotos(image.parent), [image.name], clip.image_size, clip.resize_mode)
         if decoded.reasons[0]:
             raise InputError(f"--image {image} cannot be read ({decoded.reasons[0]}); give another")
-        directions.append(torch.from_numpy(embed_photos(clip, decoded, device)[0]))
-    if text is not None:
-        directions.append(encode_texts(clip, [text], device)[0])
-    return F.normalize(torch.stack(directions).mean(dim=0), dim=0)
+        photo = torch.from_numpy(embed_photos(clip, decoded, device))
+    return query_direction(photo, None if text is None else encode_texts(clip, [text], device)[0].cpu())

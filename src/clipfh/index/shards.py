@@ -100,8 +100,16 @@ def read_shard(path: Path) -> Shard | None:
         return None
 
 
-def write_manifest(folder: Path, model: Model, shards: list[Shard], images: str) -> None:
-    """Say that `shards` are complete, and delete what an earlier, longer list left beside them."""
+def write_manifest(folder: Path, model: Model, shards: list[Shard], images: str, image_dir: str = "") -> None:
+    """Say that `shards` are complete, and delete what an earlier, longer list left beside them.
+
+    Args:
+        folder: of the shards.
+        model: what made them.
+        shards: in their order.
+        images: what the user called the photos.
+        image_dir: the folder or URI that their ids are relative to.
+    """
     counts = [shard.count for shard in shards]
     unreadable = sum(len(shard.unreadable) for shard in shards)
     write_json(
@@ -112,6 +120,7 @@ def write_manifest(folder: Path, model: Model, shards: list[Shard], images: str)
             "count": sum(counts),
             "unreadable": unreadable,
             "images": images,
+            "image_dir": image_dir,
             "shards": counts,
         },
     )
@@ -128,6 +137,7 @@ class SavedFeatures:
         folder: of the shards.
         model: what made them.
         count: N, of all shards.
+        image_dir: the folder or URI that the ids are relative to, as it was then; empty where nobody has noted it.
 
     Raises:
         InputError: the folder has no manifest, so that an extraction is not complete, or a damaged one.
@@ -138,7 +148,8 @@ class SavedFeatures:
             raise InputError(f"--features {folder} does not exist. Make it with: {MADE_BY}")
         manifest = read_json(folder / MANIFEST, made_by=MADE_BY, check=_is_manifest)
         self.folder, self.count, self._counts = folder, manifest["count"], manifest["shards"]
-        not_model = ("format", "count", "unreadable", "images", "shards")
+        self.image_dir: str = manifest.get("image_dir", "")
+        not_model = ("format", "count", "unreadable", "images", "image_dir", "shards")
         self.model: Model = {name: value for name, value in manifest.items() if name not in not_model}
 
     def __iter__(self) -> Iterator[Any]:
@@ -169,6 +180,7 @@ def _is_manifest(value: Any) -> bool:
         and isinstance(value.get("weights"), str)
         and isinstance(value.get("dimension"), int)
         and isinstance(value.get("count"), int)
+        and isinstance(value.get("image_dir", ""), str)
         and isinstance(value.get("shards"), list)
         and all(isinstance(count, int) for count in value["shards"])
     )
