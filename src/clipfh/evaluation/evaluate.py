@@ -224,7 +224,7 @@ def _write(
     rows = [{**labels, **row} for row in rows]
     write_run_report(
         run_dir,
-        title=f"Stage {result['stage']} {result['variant']} on {result['dataset']}: {result['checkpoint']}",
+        title=f"Stage {result['stage']} {result['variant']} on {result['dataset']}: {Path(result['checkpoint']).name}",
         rows=rows,
         clustering=result["clustering"],
         intervals={label: result["official"][f"{name}_interval95"] for label, name in _INTERVALS.items()},

@@ -8,6 +8,7 @@ from clipfh.losses.classification import BNNeckClassifier, identity_loss
 from clipfh.losses.distillation import distillation_loss
 from clipfh.losses.image_to_text import image_to_text_loss
 from clipfh.losses.infonce import info_nce_loss
+from clipfh.losses.multi_similarity import multi_similarity_loss
 from clipfh.losses.supcon import supcon_loss
 from clipfh.losses.text_to_image import text_to_image_loss
 from clipfh.losses.triplet import batch_hard_triplet_loss
@@ -20,6 +21,7 @@ __all__ = [
     "identity_loss",
     "image_to_text_loss",
     "info_nce_loss",
+    "multi_similarity_loss",
     "supcon_loss",
     "text_to_image_loss",
 ]
