@@ -10,12 +10,15 @@ The same for all: the photos (decoded once, the same bytes), the train, val and 
 small-clip with the weights of stage 0, the size of the views and of the photos that are measured
 (stage 2's small_clip.yaml), one thread, and the time.
 
-The time is CPU seconds of the one thread. Ours is stage 2's script, run as a user runs it; its budget is all that it
-takes behind the measurement of the start: steps, validation, checkpoints, pictures, the line between first and last
-weights. A peer's step and its measurement on val are timed once, right behind the first of our runs, and its budget is
-counted in such steps from then on: what is timed comes first, on a machine that does nothing else, and all that follows
-is the same on a busy one, and can be continued on another. A peer measures val as often as ours has epochs. Its best
-weights on val are tested, those of the start among them. Loading, and the measurement of the start, are free for all.
+The time is CPU seconds of the one thread. Ours is stage 2's script, run as a user runs it; the budget is all that its
+first seed takes behind the measurement of the start: steps, validation, checkpoints, pictures, the line between first
+and last weights. A peer's step and its measurement on val are timed once, right behind it, and the budget is counted in
+such steps from then on: what is timed comes first, on a machine that does nothing else, and what follows is the same
+on a busy one, and can be continued on another. A peer measures val as often as ours has epochs. Its best weights on val
+are tested, those of the start among them. Loading, and the measurement of the start, are free for all.
+
+The budget stays where the recipe of ours changes later, so that the peers need not run again; a bar says whether ours
+still keeps to it.
 
 A peer's recipe is its own (accuracy_contestants.py), but for the learning rate, which is searched for on the val
 identities with the first seed and the whole budget: over three rates, and beyond where the best is at an end. At
@@ -63,6 +66,7 @@ from accuracy_training import (
 )
 
 from clipfh.core.errors import InputError
+from clipfh.core.files import write_json, write_text
 from clipfh.core.freed_memory import keep_freed_memory
 from clipfh.core.paths import SMALL_MODEL, processed_dir
 from clipfh.core.run import seed_everything
@@ -175,6 +179,14 @@ class Work:
         arguments = {"seed": seed, "smoke": self.smoke, "epochs": self.epochs}
         return self._result("prepare_ours", f"{OURS}_seed{seed}", recipe, run=True, **arguments)
 
+    def budget(self, ours: Result) -> Result:
+        """The `cpu_seconds` and `epochs` that all have: those of the first run of ours that there was."""
+        known = json.dumps([self.origin, self.smoke, self.epochs])
+        file = self.folder / f"budget_{hashlib.sha256(known.encode()).hexdigest()[:12]}.json"
+        if not file.exists():
+            write_json(file, {key: ours[key] for key in ("cpu_seconds", "epochs")})
+        return json.loads(file.read_text("utf-8"))
+
     def costs(self, name: str) -> Result | None:
         """What a peer's step and its measurement on val take; None: was not timed."""
         return self._result("prepare_costs", f"{name}_costs", _source(name), run=self.runs(name), contestant=name)
@@ -202,10 +214,7 @@ class Work:
             return None
         case = Case(label, prepare, {"dataset": self.dataset, **arguments}, warmup=0)
         (sample,) = run_in_turn([case], rounds=1)[label]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(sample.value) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_text(file, json.dumps(sample.value) + "\n")
         shown = {key: round(sample.value[key], 3) for key in ("val_mAP", "cpu_seconds") if key in sample.value}
         print(f"    {round(sample.seconds)} s {shown or ''}", file=sys.stderr)
         return sample.value
@@ -236,9 +245,10 @@ def best_rate(ladder: Sequence[float], first: int, last: int, val_mAP: Callable[
 def results_of_peer(work: Work, name: str, ours: dict[int, Result], ladder: Sequence[float]) -> list[Result] | None:
     """A peer's results with the seeds of `ours`, tuned with the first, whose time all have; None: not all ran."""
     first = next(iter(ours))
+    budget = work.budget(ours[first])
 
     def val_mAP(lr: float, *, keep_statistics: bool = True) -> float | None:  # noqa: N802
-        result = work.peer(name, first, {"lr": lr, "keep_statistics": keep_statistics}, ours[first])
+        result = work.peer(name, first, {"lr": lr, "keep_statistics": keep_statistics}, budget)
         # of what was trained: the start, which may be better still, is the same for all rates
         return result and max(result["val_curve"][1:], default=0.0)
 
@@ -248,7 +258,7 @@ def results_of_peer(work: Work, name: str, ours: dict[int, Result], ladder: Sequ
     if learned is None:
         return None
     tuned = {"lr": lr, "keep_statistics": learned <= val_mAP(lr)}
-    results = [work.peer(name, seed, tuned, ours[first]) for seed in ours]
+    results = [work.peer(name, seed, tuned, budget) for seed in ours]
     return None if None in results else [{**result, **tuned} for result in results]
 
 
@@ -292,6 +302,8 @@ def show(work: Work, results: dict[str, Sequence[Result]], *, whole: bool) -> No
         for row in rows
         if "low" in row
     ]
+    took, budget = results[OURS][0]["cpu_seconds"], work.budget(results[OURS][0])["cpu_seconds"]
+    bars.append(bar("CPU seconds of stage 2 beside the budget", took / budget, at_most=1.05, unit="x"))
     name = f"accuracy_{Path(work.dataset).name}" + (f"_{work.epochs}_epochs" if work.epochs else "")
     save_results(name, rows, bars, quick=not whole)
 
