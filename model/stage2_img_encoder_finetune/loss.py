@@ -33,7 +33,8 @@ from clipfh.losses import (
 )
 
 # The center term is small where features are unit vectors; 0.1 keeps it a regulariser beside the triplet term.
-# How much distill holds back is a matter of the data: --distill_weight comes to it.
+# ms has a slope of 1 where supcon has one of its logit scale. How much distill holds back, and how much words may ask
+# of photos, are matters of the data: --distill_weight and --i2t_weight come to it.
 WEIGHTS = {"triplet": 1.0, "center": 0.1, "id": 1.0, "i2t": 1.0, "supcon": 1.0, "ms": 10.0, "distill": 1.0}
 TRIPLET_MARGIN = 0.3
 SUPCON_LOGIT_SCALE = 10.0  # temperature 0.1
@@ -74,7 +75,7 @@ class ImageEncoderLoss(nn.Module):
         same_text: (C,) integers, equal for identities whose prompts are the same text.
         keep_texts: the text features are part of the state, as what was learned may come out otherwise another time.
         num_photos: N, and
-        distill_weight: of the term distill, where there is one.
+        distill_weight, i2t_weight: of these terms, where they are.
 
     Attributes:
         anchors: (N, D) of distill, to be filled with unit features by the first weights; None without the term. Part of
@@ -90,11 +91,12 @@ class ImageEncoderLoss(nn.Module):
         keep_texts: bool = False,
         num_photos: int = 0,
         distill_weight: float = 1.0,
+        i2t_weight: float = 1.0,
     ) -> None:
         super().__init__()
         C, D = class_text_features.shape
         self.terms = terms
-        self.distill_weight = distill_weight
+        self.distill_weight, self.i2t_weight = distill_weight, i2t_weight
         self.register_buffer("anchors", torch.full((num_photos, D), torch.nan) if "distill" in terms else None)
         self.center = CenterLoss(C, D) if "center" in terms else None
         self.classifier = BNNeckClassifier(D, C) if "id" in terms else None
@@ -129,7 +131,9 @@ class ImageEncoderLoss(nn.Module):
                 value = identity_loss(self.classifier(features.float())[1], labels)
             elif term == "i2t":
                 texts = self.text_of_class[labels]
-                value = image_to_text_loss(unit, self.text_features, texts, logit_scale, label_smoothing=0.1)
+                value = self.i2t_weight * image_to_text_loss(
+                    unit, self.text_features, texts, logit_scale, label_smoothing=0.1
+                )
             elif term == "supcon":
                 value = supcon_loss(unit, labels, SUPCON_LOGIT_SCALE)
             elif term == "ms":

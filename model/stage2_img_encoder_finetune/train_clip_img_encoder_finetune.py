@@ -69,6 +69,7 @@ class Config:
     center_lr: float = option(
         IN_FILE, "rate at which a center follows its photos, alpha of Wen et al.", above=0, at_most=1
     )
+    i2t_weight: float = option(IN_FILE, "of the term i2t, where --loss has it", above=0)
     distill_weight: float = option(IN_FILE, "of the term distill, where --loss has it", above=0)
     optimisation: Optimisation = section()
     views: Views = section()
@@ -148,6 +149,7 @@ def main(config: Config) -> None:
         keep_texts=learns_texts,
         num_photos=len(photos.labels),
         distill_weight=config.distill_weight,
+        i2t_weight=config.i2t_weight,
     ).to(place.device)
     said = remember_first_weights(config, clip, photos, place, objective)
 
