@@ -18,6 +18,7 @@ from clipfh.losses import (
     identity_loss,
     image_to_text_loss,
     info_nce_loss,
+    multi_similarity_loss,
     supcon_loss,
 )
 from clipfh.training.data import TrainPhotos
@@ -49,7 +50,7 @@ def test_terms_keep_their_order():
 
 @pytest.mark.parametrize("loss", ["", "triplet+", "magic", "Triplet", "triplet, center", "triplet+magic"])
 def test_an_unknown_term_is_refused_with_the_valid_ones(loss):
-    with pytest.raises(InputError, match="triplet, center, id, i2t, supcon, distill"):
+    with pytest.raises(InputError, match="triplet, center, id, i2t, supcon, ms, distill"):
         image_encoder.parse_terms(loss, 4, 2)
     with pytest.raises(InputError, match="supcon, infonce, id, distill"):
         joint.parse_terms(loss)
@@ -89,7 +90,9 @@ def all_terms():
     torch.manual_seed(0)
     texts = F.normalize(random_features(C, 1), dim=1)
     terms, same = tuple(image_encoder.WEIGHTS), torch.tensor([0, 1, 2, 2])
-    loss = image_encoder.ImageEncoderLoss(terms, texts, same, num_photos=len(PHOTOS), distill_weight=0.3)
+    loss = image_encoder.ImageEncoderLoss(
+        terms, texts, same, num_photos=len(PHOTOS), distill_weight=0.3, i2t_weight=0.7
+    )
     loss.anchors.copy_(F.normalize(random_features(len(PHOTOS), 2), dim=1))
     return loss
 
@@ -103,7 +106,8 @@ def test_stage2_terms_are_the_weighted_losses(all_terms):
         "triplet": batch_hard_triplet_loss(unit, LABELS, image_encoder.TRIPLET_MARGIN),
         "center": all_terms.center(unit, LABELS),
         "id": identity_loss(all_terms.classifier(features)[1], LABELS),
-        "i2t": image_to_text_loss(
+        "i2t": 0.7
+        * image_to_text_loss(
             unit,
             F.normalize(random_features(C, 1), dim=1),
             LABELS,
@@ -112,6 +116,7 @@ def test_stage2_terms_are_the_weighted_losses(all_terms):
             same_text=torch.tensor([0, 1, 2, 2]),
         ),
         "supcon": supcon_loss(unit, LABELS, image_encoder.SUPCON_LOGIT_SCALE),
+        "ms": multi_similarity_loss(unit, LABELS, **image_encoder.MULTI_SIMILARITY),
         "distill": 0.3 * distillation_loss(features, random_features(len(PHOTOS), 2)[PHOTOS[:B]]),
     }
     assert list(values) == list(weights)
