@@ -352,7 +352,7 @@ def compare(
             print(f"{name} has not run yet", file=sys.stderr)
         else:
             results[name] = several
-    show(work, results, whole=not quick and len(seeds) >= 3 and len(results) == 2 + len(CONTESTANTS))
+    show(work, results, whole=not quick and len(seeds) >= 3)
 
 
 def run_quick(seeds: Sequence[int], only: Sequence[str] | None) -> None:
