@@ -45,7 +45,7 @@ def step_of_stage2(clip, photos, chunk):
     from loss import ImageEncoderLoss, parse_terms
     from train_clip_img_encoder_finetune import make_step
 
-    terms = parse_terms("triplet+center+id+i2t+supcon+distill", P, K)
+    terms = parse_terms("triplet+center+id+i2t+supcon+ms+distill", P, K)
     texts = class_text_features(clip, [[f"item {item}"] for item in photos.item_ids], CPU)
     objective = ImageEncoderLoss(terms, *texts, num_photos=len(photos.labels))
     objective.anchors.copy_(photos.features(clip))
