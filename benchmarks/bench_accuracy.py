@@ -73,7 +73,7 @@ from clipfh.core.run import seed_everything
 from clipfh.metrics.statistics import mean_and_std, paired_bootstrap_difference
 from clipfh.models.checkpoint import read_stage_checkpoint, weights_digest
 from clipfh.models.clip import LoadedClip
-from clipfh.tables.prepared import prepare_weights
+from clipfh.tables.prepared import PreparedDataset, prepare_weights
 from clipfh.training.data import TrainingData, load_training_data
 
 START, OURS = "start", "ours"
@@ -118,7 +118,7 @@ def prepare_ours(dataset: str, smoke: bool, seed: int, epochs: int | None) -> Ca
 
 def prepare_costs(dataset: str, contestant: str) -> Callable[[], Result]:
     """CPU seconds of a peer's `step` and of its measurement on `val`."""
-    clip, pictures, setting, recipe = _peer(dataset, contestant, seed=0, lr=0.0)
+    clip, pictures, setting, recipe = _peer(load_dataset(dataset), contestant, seed=0, lr=0.0)
     return lambda: costs(recipe, setting, clip, pictures)
 
 
@@ -126,20 +126,22 @@ def prepare_peer(
     dataset: str, contestant: str, seed: int, lr: float, keep_statistics: bool, steps: int, validations: int
 ) -> Callable[[], Result]:
     """A peer's recipe for a number of steps; `test`'s figures of its best weights on val, and those of `train`."""
-    clip, pictures, setting, recipe = _peer(dataset, contestant, seed, lr)
+    data = load_dataset(dataset)
+    clip, pictures, setting, recipe = _peer(data, contestant, seed, lr)
 
     def run() -> Result:
         trained = train(recipe, setting, clip, pictures, steps, validations, keep_statistics=keep_statistics)
-        return {**test(clip, load_dataset(dataset)), **trained}
+        return {**test(clip, data), **trained}
 
     return run
 
 
-def _peer(dataset: str, contestant: str, seed: int, lr: float) -> tuple[LoadedClip, TrainingData, Setting, Recipe]:
+def _peer(
+    data: PreparedDataset, contestant: str, seed: int, lr: float
+) -> tuple[LoadedClip, TrainingData, Setting, Recipe]:
     sys.path += packages_of("oml")  # behind ours: its pin of an older numpy is for other parts of it
     keep_freed_memory()  # as stage 2 does
     seed_everything(seed)
-    data = load_dataset(dataset)
     clip = load_model(data)
     pictures = load_training_data(data, clip, stage=2, seed=seed, skip_unreadable=False)
     setting = setting_of(data, clip, pictures)
@@ -340,10 +342,10 @@ def compare(
     data = load_dataset(dataset)
     first_weights = weights_digest(load_model(data).model.state_dict())
     work = Work(dataset, folder, f"{data.digest} {first_weights}", smoke=quick, epochs=epochs, only=only or ())
-    ours = {seeds[0]: work.ours(seeds[0])}
+    work.ours(seeds[0])
     for name in CONTESTANTS:  # what is timed comes first, see above
         work.costs(name)
-    start, ours = work.start(), ours | {seed: work.ours(seed) for seed in seeds}
+    start, ours = work.start(), {seed: work.ours(seed) for seed in seeds}
     results = {START: [start], OURS: list(ours.values())}
     ladder = QUICK_LADDER if quick else LADDER
     for name in CONTESTANTS:

@@ -34,7 +34,7 @@ from clipfh.losses import (
 
 # The center term is small where features are unit vectors; 0.1 keeps it a regulariser beside the triplet term.
 # ms has a slope of 1 where supcon has one of its logit scale. How much distill holds back, and how much words may ask
-# of photos, are matters of the data: --distill_weight and --i2t_weight come to it.
+# of photos, are matters of the data: --distill_weight and --i2t_weight take their places.
 WEIGHTS = {"triplet": 1.0, "center": 0.1, "id": 1.0, "i2t": 1.0, "supcon": 1.0, "ms": 10.0, "distill": 1.0}
 TRIPLET_MARGIN = 0.3
 SUPCON_LOGIT_SCALE = 10.0  # temperature 0.1
@@ -96,7 +96,7 @@ class ImageEncoderLoss(nn.Module):
         super().__init__()
         C, D = class_text_features.shape
         self.terms = terms
-        self.distill_weight, self.i2t_weight = distill_weight, i2t_weight
+        self.weights = {**WEIGHTS, "i2t": i2t_weight, "distill": distill_weight}
         self.register_buffer("anchors", torch.full((num_photos, D), torch.nan) if "distill" in terms else None)
         self.center = CenterLoss(C, D) if "center" in terms else None
         self.classifier = BNNeckClassifier(D, C) if "id" in terms else None
@@ -131,18 +131,16 @@ class ImageEncoderLoss(nn.Module):
                 value = identity_loss(self.classifier(features.float())[1], labels)
             elif term == "i2t":
                 texts = self.text_of_class[labels]
-                value = self.i2t_weight * image_to_text_loss(
-                    unit, self.text_features, texts, logit_scale, label_smoothing=0.1
-                )
+                value = image_to_text_loss(unit, self.text_features, texts, logit_scale, label_smoothing=0.1)
             elif term == "supcon":
                 value = supcon_loss(unit, labels, SUPCON_LOGIT_SCALE)
             elif term == "ms":
                 value = multi_similarity_loss(unit, labels, **MULTI_SIMILARITY)
             elif term == "distill":
-                value = self.distill_weight * distillation_loss(unit, self.anchors[indices])
+                value = distillation_loss(unit, self.anchors[indices])
             else:
                 raise ValueError(f"{term!r} has a weight, but nothing that computes it")
-            values[term] = WEIGHTS[term] * value
+            values[term] = self.weights[term] * value
         return values
 
     def update_centers(self, features: torch.Tensor, labels: torch.Tensor, alpha: float) -> None:

@@ -42,7 +42,7 @@ from clipfh.models.settings import Start
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS
 from clipfh.training.computing import Computing
 from clipfh.training.data import TrainPhotos
-from clipfh.training.few_identities import fitting_p, lines_on_few, source_for
+from clipfh.training.few_identities import lines_on_few, source_for
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.interpolation import Interpolation, choose_between
 from clipfh.training.layers import Layers
@@ -130,7 +130,7 @@ def main(config: Config) -> None:
         data, config.source, config.start, config.views, place, weights=weights, prompts=TOKEN_SAFE_PROMPTS
     )
     clip, photos = identities.clip, identities.photos
-    config = replace(config, p=fitting_p(config.p, len(photos.item_ids)))
+    config = replace(config, p=min(config.p, len(photos.item_ids)))
     sampler = PKSampler(photos.labels, config.p, config.k, place.seed)
 
     # ---- model and objective: the text encoder is frozen, and its prompt features are computed once. With LoRA `model`

@@ -49,7 +49,7 @@ from clipfh.models.settings import Start
 from clipfh.tables.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS
 from clipfh.training.computing import Computing
 from clipfh.training.data import made_ahead
-from clipfh.training.few_identities import fitting_p, lines_on_few, source_for
+from clipfh.training.few_identities import lines_on_few, source_for
 from clipfh.training.identities import load_identities, load_source
 from clipfh.training.interpolation import Interpolation, choose_between
 from clipfh.training.layers import Layers
@@ -163,7 +163,7 @@ def main(config: Config) -> None:
     clip, photos = identities.clip, identities.photos
     pairs = TrainPairs(photos, identities.prompts, clip)
     if config.batches == "pk":
-        config = replace(config, p=fitting_p(config.p, len(photos.item_ids)))
+        config = replace(config, p=min(config.p, len(photos.item_ids)))
         sampler = PKSampler(photos.labels, config.p, config.k, place.seed)
     else:
         sampler = RandomBatchSampler(len(photos.labels), config.p * config.k, place.seed)

@@ -281,7 +281,7 @@ def test_relative_data_root_is_taken_from_where_the_user_is(steps_of) -> None:
 def test_photos_of_small_models_and_hands_have_files_of_their_own(steps_of) -> None:
     for dataset in ((), ("--dataset", "grocery", "--data_root", "my raw data")):
         for name, command in steps_of(*dataset).items():  # the scripts read what suits the model by themselves
-            expected = ["garments"] if name == "30_stage2_train" and not dataset else []
+            expected = ["words"] if name == "30_stage2_train" and not dataset else []
             assert re.findall(r"--config \S*?(\w+)\.yaml", command) == expected
     steps = steps_of("--dataset", "hd", "--data_root", "my raw data", "--model", "RN50")
     for name in ("30_stage2_train", "40_stage3_v4_train"):

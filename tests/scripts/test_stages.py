@@ -565,9 +565,7 @@ def test_few_identities_are_all_in_a_batch_and_without_val_the_last_epoch_counts
     (config,) = (read_json(path) for path in tmp_path.glob("clip_*/config.json"))
     assert (config["config"]["p"], config["config"]["final_fit"]) == (3, True)
     (last,) = tmp_path.glob("*_LAST.pth")
-    again = project.run(
-        script, *flags, "--resume_ckpt", last
-    )  # with the flags of the run, though another P came of them
+    again = project.run(script, *flags, "--resume_ckpt", last)  # the run's own flags, though another P came of them
     assert "BEST: the last epoch" in again.stdout
     write_json(path, {image: entry for image, entry in three.items() if entry["item_id"] not in train_ids[1:]})
     project.refused(script, "--dataset", NAME, *flags, says=["1 identity to train on", "two or more", "--stages 1"])

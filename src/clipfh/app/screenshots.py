@@ -28,6 +28,7 @@ from clipfh.core.errors import InputError
 from clipfh.core.files import replace_atomically, writable_folder
 from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.reports.results_index import INDEX
+from clipfh.reports.small_webp import small_webp
 from clipfh.tables.prepared import DEFAULT_DATASET
 
 HOW_TO_GET = (
@@ -140,16 +141,13 @@ def save_small(screenshot: bytes, picture: Path) -> None:
     Raises:
         InputError: even the last has more, or the file cannot be written.
     """
-    image = Image.open(io.BytesIO(screenshot)).convert("RGB")
-    for quality in QUALITIES:
-        encoded = io.BytesIO()
-        image.save(encoded, "WEBP", quality=quality, method=6)
-        if encoded.tell() <= MAX_BYTES:
-            with replace_atomically(picture) as temporary:
-                temporary.write_bytes(encoded.getvalue())
-            print(f"{display(picture)}: {image.width} x {image.height}, {encoded.tell() / 1000:.0f} kB")
-            return
-    raise InputError(f"{display(picture)} has {encoded.tell() / 1000:.0f} kB, more than {MAX_BYTES / 1000:.0f}")
+    image = Image.open(io.BytesIO(screenshot))
+    encoded = small_webp(image, [(image.width, quality) for quality in QUALITIES], MAX_BYTES)
+    if encoded is None:
+        raise InputError(f"{display(picture)} has too many kB, more than {MAX_BYTES / 1000:.0f} in the lowest quality")
+    with replace_atomically(picture) as temporary:
+        temporary.write_bytes(encoded)
+    print(f"{display(picture)}: {image.width} x {image.height}, {len(encoded) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

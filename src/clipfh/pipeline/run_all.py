@@ -87,7 +87,7 @@ class Pipeline:
         """The files `first`, then those that suit model and photos, over those that a stage reads by itself."""
         suits = {
             "tiny_photos": self.options.model in TINY_MODELS and self.options.dataset != "synthetic",
-            "garments": self.options.model == SMALL_MODEL and self.options.dataset == "synthetic",
+            "words": self.options.model == SMALL_MODEL and self.options.dataset == "synthetic",
             "hands": self.options.dataset in ("hands11k", "hd"),
         }
         files = [f"{folder}/config/{name}.yaml" for name in (*first, *(name for name in suits if suits[name]))]

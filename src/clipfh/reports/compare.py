@@ -21,7 +21,7 @@ from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.core.values import leaves_root
 from clipfh.metrics.query_changes import QueryChanges, query_changes
 from clipfh.metrics.statistics import paired_bootstrap_difference
-from clipfh.reports.gains import FEWEST_IDENTITIES
+from clipfh.reports.gains import FEWEST_IDENTITIES, difference_and_p
 from clipfh.reports.page import pairs, small_photo, table, write_page
 from clipfh.reports.per_query import PER_QUERY, read_average_precision
 from clipfh.reports.picture import read_rankings
@@ -152,11 +152,10 @@ def _summary(both: pd.DataFrame, changes: QueryChanges) -> list[str]:
     num_identities = shared.index.get_level_values("item_id").nunique()
     if num_identities >= FEWEST_IDENTITIES:
         paired = paired_bootstrap_difference(both["before"], both["after"], item_ids)
-        difference = f"{100 * paired.difference:+.1f} [{100 * paired.low:.1f}, {100 * paired.high:.1f}]"
-        p = "<0.001" if paired.p < 0.001 else f"{paired.p:.3f}"
+        difference, p = difference_and_p(paired.difference, paired)
         note = f"Interval (95%) and two-sided p: paired bootstrap over the {num_identities:,} identities."
     else:
-        difference, p = f"{100 * (shared['after'] - shared['before']).mean():+.1f}", ""
+        difference, p = difference_and_p((shared["after"] - shared["before"]).mean(), None)
         note = f"No interval: of {num_identities} identities it would say little; it takes {FEWEST_IDENTITIES}."
     headings = ("official split", "mAP before", "mAP after", "difference", "p", "better", "worse", "equal")
     means = [f"{100 * shared[name].mean():.1f}" for name in ("before", "after")]

@@ -26,6 +26,15 @@ class Gain:
     paired: Difference | None = None
 
 
+def difference_and_p(mAP: float, paired: Difference | None) -> tuple[str, str]:
+    """A difference in mAP, a fraction, such as `+5.3 [3.9, 6.8]` and `0.012`; without an interval, the number alone."""
+    number = f"{100 * mAP:+.1f}"
+    if paired is None:
+        return number, ""
+    interval = f"[{100 * paired.low:.1f}, {100 * paired.high:.1f}]"
+    return f"{number} {interval}", "<0.001" if paired.p < 0.001 else f"{paired.p:.3f}"
+
+
 def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageResult | None:
     """What `result` is compared with: the same dataset and model, the nearest lower stage number.
 

@@ -23,7 +23,7 @@ from clipfh.core.files import write_text
 from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.charts import stage_comparison_figure
-from clipfh.reports.gains import Gain, mean_ap_gain, previous_stage
+from clipfh.reports.gains import Gain, difference_and_p, mean_ap_gain, previous_stage
 from clipfh.reports.results_index import write_index
 from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_number, stage_results
 from clipfh.reports.summary import read_summary
@@ -149,14 +149,7 @@ def _percent(value: MeanStd | None, *, std: bool = True) -> str:
 
 
 def _gain_and_p(gain: Gain | None) -> tuple[str, str]:
-    """Such as `+5.3 [3.9, 6.8]` and `0.012`; without an interval, the number alone."""
-    if gain is None:
-        return "", ""
-    number = f"{100 * gain.mAP:+.1f}"
-    if gain.paired is None:
-        return number, ""
-    interval = f"[{100 * gain.paired.low:.1f}, {100 * gain.paired.high:.1f}]"
-    return f"{number} {interval}", "<0.001" if gain.paired.p < 0.001 else f"{gain.paired.p:.3f}"
+    return difference_and_p(gain.mAP, gain.paired) if gain else ("", "")
 
 
 def markdown_report(tables: Sequence[Table], commit: str | None) -> str:

@@ -21,7 +21,7 @@ from clipfh.core.files import read_json, write_text
 from clipfh.core.paths import RESULTS_DIR, ROOT, display, stage_dir
 from clipfh.reports import walk_through_pictures as pictures
 from clipfh.reports.compare import EvaluatedRun, read_evaluated_run
-from clipfh.reports.gains import mean_ap_gain
+from clipfh.reports.gains import difference_and_p, mean_ap_gain
 from clipfh.reports.results_table import note_of, result_tables
 from clipfh.reports.stage_results import StageResult, stage_number, stage_results
 from clipfh.reports.summary import read_summary
@@ -231,11 +231,8 @@ def measured(results: Sequence[StageResult], results_dir: Path) -> list[str]:
         for protocol, by in (("official", "photos"), ("text_to_image", "words")):
             gain = mean_ap_gain(after, before, protocol, results_dir)
             if gain:
-                paired = gain.paired
-                interval = f" [{100 * paired.low:.1f}, {100 * paired.high:.1f}]" if paired else ""
-                lines.append(
-                    f"- stage {after.stage} over stage {before.stage}, by {by}: mAP {100 * gain.mAP:+.1f}{interval}"
-                )
+                difference, _ = difference_and_p(gain.mAP, gain.paired)
+                lines.append(f"- stage {after.stage} over stage {before.stage}, by {by}: mAP {difference}")
     return ["## What each stage added", render_table(tables[0], markdown=True), "\n".join(lines), note_of(tables)]
 
 

@@ -15,6 +15,7 @@ from clipfh.reports.compare import EvaluatedRun
 from clipfh.reports.figures import RankedImage, RankedQuery, ranked_results_figure, read_photo
 from clipfh.reports.image_grid import image_grid_figure
 from clipfh.reports.picture import evenly_spaced
+from clipfh.reports.small_webp import small_webp
 from clipfh.tables.prepared import PreparedDataset
 
 MOST_BYTES = 100_000  # of a picture
@@ -61,14 +62,12 @@ def write_small(picture: Path, path: Path) -> Path:
     if not picture.is_file():
         raise InputError(f"{picture} does not exist; evaluate again")
     with Image.open(picture) as image:
-        original = image.convert("RGB")
-    for width, quality in _SIZES:
-        small = ImageOps.contain(original, (min(width, original.width), 4 * width), Image.Resampling.LANCZOS)
-        with replace_atomically(path) as temporary:
-            small.save(temporary, "WEBP", quality=quality, method=6)
-        if path.stat().st_size <= MOST_BYTES:
-            return path
-    raise InputError(f"{picture} takes more than {MOST_BYTES:,} bytes at {width} pixels")
+        encoded = small_webp(image, _SIZES, MOST_BYTES)
+    if encoded is None:
+        raise InputError(f"{picture} takes more than {MOST_BYTES:,} bytes at {_SIZES[-1][0]} pixels")
+    with replace_atomically(path) as temporary:
+        temporary.write_bytes(encoded)
+    return path
 
 
 def changes_of(before: EvaluatedRun, after: EvaluatedRun) -> QueryChanges:

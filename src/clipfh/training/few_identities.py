@@ -11,11 +11,6 @@ def source_for(source: Source, data: PreparedDataset) -> Source:
     return replace(source, final_fit=source.final_fit or data.rows("val").empty)
 
 
-def fitting_p(p: int, num_identities: int) -> int:
-    """P of a batch: `p`, or the number of train identities where there are fewer."""
-    return min(p, num_identities)
-
-
 def lines_on_few(asked: Source, asked_p: int, source: Source, p: int) -> list[str]:
     """Lines for the log: what of the flags that were `asked` gave way."""
     lines = []
