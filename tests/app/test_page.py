@@ -238,6 +238,7 @@ def test_an_index_is_searched_on_the_same_page(visit, tmp_path, engine):
         sync_api.expect(page.locator("#more")).to_be_hidden(timeout=WAIT)
 
         page.click("#clear")
+        sync_api.expect(page.locator("#found0 .caption-label")).to_have_count(0, timeout=WAIT)  # or it clears the words
         page.fill("#description textarea, #description input", "a blue square")
         page.click("#search")
         sync_api.expect(page.locator("#found0 .caption-label")).to_have_count(12, timeout=WAIT)

@@ -15,6 +15,7 @@ from clipfh.core.files import (
     read_json,
     replace_atomically,
     text_lines,
+    unfinished_folder,
     writable_folder,
     write_json,
     write_text,
@@ -206,3 +207,27 @@ except InputError as error:
     if path.is_file():
         assert path.read_text() == "before"
     assert not [name for name in os.listdir(path if path.is_dir() else tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("made", [replace_atomically, unfinished_folder])
+def test_an_interrupt_right_behind_its_making_leaves_nothing(tmp_path, monkeypatch, made):
+    opened = os.open
+
+    def interrupted(path, *arguments, **keywords):
+        handle = opened(path, *arguments, **keywords)
+        if UNFINISHED not in str(path):
+            return handle
+        os.close(handle)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt), made(tmp_path / "result.pth"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("made", [replace_atomically, unfinished_folder])
+def test_a_folder_that_is_a_file_is_said(tmp_path, made):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write .* Choose another output folder"), made(tmp_path / "file" / "x"):
+        pass

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -30,18 +31,13 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         InputError: the folder of `path` cannot be made or written, or the disk is full; what `path` held before is
             still there.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{UNFINISHED}", suffix=path.suffix)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}. Choose another output folder.") from error
-    temporary = Path(name)
-    try:
+    path, handle = Path(path), None
+    temporary = _unfinished(path, path.suffix)
+    try:  # from before it is made: wherever Ctrl-C comes, nothing is left
+        with _to_be_written(path):
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         lock(handle)
         yield temporary
-        os.chmod(temporary, 0o666 & ~umask())  # mkstemp makes private files; a result is as readable as any other
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # numpy's and torch's own writers do not say that the disk is full
         reason = os.strerror(error.errno) if _is_full(error) else _why_nothing_more_fits(handle)
@@ -49,8 +45,10 @@ def replace_atomically(path: Path) -> Iterator[Path]:
             raise
         raise InputError(f"cannot write {path} ({reason}); is the disk full?") from error
     finally:
-        os.close(handle)
-        temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+        with contextlib.suppress(OSError):  # it was renamed, or never made
+            temporary.unlink()
 
 
 @contextmanager
@@ -62,21 +60,33 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
     Raises:
         InputError: the folder of `path` cannot be made or written.
     """
-    path = Path(path)
+    path, handle = Path(path), None
+    folder = _unfinished(path)
+    try:  # as in `replace_atomically`
+        with _to_be_written(path):
+            folder.mkdir()
+            handle = os.open(folder, os.O_RDONLY)
+        lock(handle)
+        yield folder
+    finally:
+        if handle is not None:
+            os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unfinished(path: Path, suffix: str = "") -> Path:
+    return path.parent / f".{path.name}{UNFINISHED}{secrets.token_hex(4)}{suffix}"
+
+
+@contextmanager
+def _to_be_written(path: Path) -> Iterator[None]:
+    """Make the folder of `path`, tidied up; say where that, or what the block does there, cannot be done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent)
-        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{UNFINISHED}"))
+        yield
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        lock(handle)
-        folder.chmod(0o777 & ~umask())  # mkdtemp makes private folders
-        yield folder
-    finally:
-        os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)
+        raise InputError(f"cannot write {path}: {error.strerror}. Choose another output folder.") from error
 
 
 def _is_full(error: Exception) -> bool:
