@@ -217,6 +217,7 @@ def test_an_interrupt_right_behind_its_making_leaves_nothing(tmp_path, monkeypat
         handle = opened(path, *arguments, **keywords)
         if UNFINISHED not in str(path):
             return handle
+        monkeypatch.undo()  # what tidies up opens it, too
         os.close(handle)
         raise KeyboardInterrupt
 
@@ -229,5 +230,5 @@ def test_an_interrupt_right_behind_its_making_leaves_nothing(tmp_path, monkeypat
 @pytest.mark.parametrize("made", [replace_atomically, unfinished_folder])
 def test_a_folder_that_is_a_file_is_said(tmp_path, made):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write .* Choose another output folder"), made(tmp_path / "file" / "x"):
+    with pytest.raises(InputError, match=r"cannot write .* Choose another"), made(tmp_path / "file" / "x"):
         pass
