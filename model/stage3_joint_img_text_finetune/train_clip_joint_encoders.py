@@ -10,10 +10,10 @@ Four variants, from the naive one to the one to use (config/v1.yaml to v4.yaml s
     v3  v2 continued from its BEST with a higher learning rate
     v4  SupCon on P x K batches, token-safe prompts, warm-up then cosine, early stopping (default)
 
-BEST is chosen by mAP on the val identities; of the weights between those it began with and the best epoch's, by the
-mean of that and of the mAP with their prompts as queries. Values are read from config/default.yaml, for the models of
-stage 0 then small_clip.yaml or tiny.yaml, then the variant's file and the model's own of the variant
-(small_clip_v4.yaml: InfoNCE), then the files of --config; flags win.
+BEST is chosen on the val identities, by the mean of mAP between photos and mAP with prompts as queries. Values
+are read from config/default.yaml, for the models of stage 0 then small_clip.yaml or tiny.yaml, then the variant's file
+and the model's own of the variant (small_clip_v4.yaml: distillation beside SupCon), then the files of --config; flags
+win.
 
 Reads:   metadata/<dataset>/ (scripts 00 to 04)
 Writes:  checkpoints/<run>_BEST.pth, checkpoints/<run>_LAST.pth, logs/<run>/ beside this script,
@@ -205,6 +205,7 @@ def main(config: Config) -> None:
         refresh=merge,
         constant_lr=config.schedule == "constant",
         remember_start=config.interpolation.wise_ft > 0 and not config.source.final_fit,
+        chosen_by="val_mean_mAP",
     )
     recorded = identities.record(config.variant)
     origin = identities.origin()
@@ -227,10 +228,9 @@ def main(config: Config) -> None:
         config.layers.hold(model, epoch)
         return pairs.batches(sampler, place.seed, epoch, with_images=not config.grad_cache_chunk)
 
-    validate = None if config.source.final_fit else partial(identities.validate, loop.average.module)
+    validate = None if config.source.final_fit else partial(identities.validate_both, loop.average.module)
     loop.fit(run, batches, make_step(config, model, pairs, objective), validate)
-    both = validate and partial(identities.validate_both, loop.average.module)
-    choose_between(loop, run, both, config.interpolation.wise_ft, as_best=False)
+    choose_between(loop, run, validate, config.interpolation.wise_ft)
     run.log.close()
 
 

@@ -93,6 +93,23 @@ def test_it_trains_each_recipe_in_each_fold(tmp_path, monkeypatch, capsys):
     starts = [command for command in (" ".join(step.command) for step in taken) if "stage3" in command]
     assert len(starts) == 4 and all("--init_ckpt" in command and "default_fold" in command for command in starts)
 
+    taken.clear()
+    Path("words.yaml").write_text("loss: i2t\n")
+    sweep.main(parse_config(Config, None, ["--stage", "3", "--start_recipe", "words.yaml", *flags]))
+    commands = [" ".join(step.command) for step in taken]
+    starts = [command for command in commands if "stage3" in command]
+    assert len(commands) - len(starts) == 2 and all("words.yaml" in command for command in set(commands) - set(starts))
+    assert len(starts) == 4 and all("/words_fold" in start and "_from_words_fold" in start for start in starts)
+    assert "from stage 2 with `loss: i2t`" in capsys.readouterr().out
+
+
+def test_what_stage_3_starts_from(tmp_path):
+    with pytest.raises(InputError, match="--start_recipe"):
+        sweep.recipe_of_stage2(Config(stage=3, start_recipe=str(tmp_path / "none.yaml")))
+    (tmp_path / "words.yaml").write_text("loss: i2t\n")
+    with pytest.raises(InputError, match="stage 2 starts from --pretrained"):
+        sweep.recipe_of_stage2(Config(stage=2, start_recipe=str(tmp_path / "words.yaml")))
+
 
 @pytest.mark.parametrize(
     ("recipes", "says"),

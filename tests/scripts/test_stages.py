@@ -105,6 +105,9 @@ def check_run_files(project, script, best, seed, terms):
     last = load(best.with_name(f"{run}_LAST.pth"))
     assert load(best).keys() < last.keys() and last["training"]["epoch"] == 1
     assert rows[1]["val_mAP"] == last["val_mAP"]
+    if script == STAGE3:  # where text learns, it counts
+        mean = (rows[1]["val_mAP"] + rows[1]["val_text_mAP"]) / 2
+        assert last["val_mean_mAP"] == rows[1]["val_mean_mAP"] == pytest.approx(mean)
     assert last["train_seed"] == seed and len(last["recipe"]) == 12
 
 

@@ -11,6 +11,7 @@ from clipfh.core.run_log import RunLog
 from clipfh.models.averaged_weights import AveragedWeights
 from clipfh.models.checkpoint import read_checkpoint, write_checkpoint
 from clipfh.training.interpolation import choose_between
+from clipfh.training.loop import Loop
 from clipfh.training.runs import Place, TrainingRun
 from clipfh.training.state import BestSoFar, Validation
 
@@ -18,6 +19,8 @@ RECORDED = {
     **{"stage": 2, "model": "tiny-rn", "dataset": "photos", "variant": "", "epoch": 3, "image_size": 32},
     **{"mean": [0.5] * 3, "std": [0.5] * 3, "data_digest": "0", "seen_identities": {}},
 }
+
+CHOSEN_BY = "val_mean_mAP"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class TrainedLoop:
         self.set_all(0.0)
         self.average = AveragedWeights(self.model, 0.0, remember_start=True)
         self.set_all(1.0)
-        self.best = BestSoFar(0, start=start_value)
+        self.best = BestSoFar(0, start=None if start_value is None else {CHOSEN_BY: start_value, "val_mAP": 0.5})
+        self.chosen_by = CHOSEN_BY
+        self.recorded = partial(Loop.recorded, self)
         self.measured: list[float] = []
 
     def set_all(self, value: float) -> None:
@@ -43,13 +48,14 @@ class TrainedLoop:
                 tensor.fill_(value)
 
     def validate(self, best_at: float) -> Validation:
-        """val mAP falls with the distance from `best_at`."""
+        """What is chosen by falls with the distance from `best_at`."""
         module = self.average.module
         places = {round(tensor.mean().item(), 6) for tensor in module[0].parameters()}
         places |= {round(tensor.item(), 6) for tensor in (module[1].weight, module[1].bias, module[1].running_mean)}
         (at,) = places  # weights and running statistics are equally far
         self.measured.append(at)
-        return Validation(0.9 - abs(at - best_at) / 10, {"val_mAP": 0.5 + at / 10}, "")
+        value = 0.9 - abs(at - best_at) / 10
+        return Validation(value, {CHOSEN_BY: value, "val_mAP": 0.5 + at / 10, "val_rank1": 0.1}, "")
 
 
 def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps: int = 4, **how):
@@ -59,7 +65,8 @@ def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps:
     )
     frozen = loop.model[2].weight.clone()
     state = {name: value.clone() for name, value in loop.model.state_dict().items()}
-    write_checkpoint(run.best, {**RECORDED, "val_mAP": 0.9 - abs(1 - best_at) / 10, "state_dict": state})
+    measured = {CHOSEN_BY: 0.9 - abs(1 - best_at) / 10, "val_mAP": 0.6}
+    write_checkpoint(run.best, {**RECORDED, **measured, "state_dict": state})
     validate = partial(loop.validate, best_at)
     choose_between(loop, run, validate, steps, **how)
     best = read_checkpoint(run.best)
@@ -71,7 +78,7 @@ def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps:
 def test_the_best_on_val_becomes_best(tmp_path, best_at):
     loop, run, best = chosen(tmp_path, best_at)
     assert best["alpha"] == best_at and best["interpolation"][best_at] == pytest.approx(0.9)
-    assert best["val_mAP"] == pytest.approx(0.9 if best_at == 1 else 0.5 + best_at / 10)
+    assert best[CHOSEN_BY] == pytest.approx(0.9) and best["val_mAP"] == pytest.approx(0.5 + best_at / 10)
     torch.testing.assert_close(best["state_dict"]["0.weight"], torch.full((1, 2), best_at))
     torch.testing.assert_close(best["state_dict"]["1.running_var"], torch.tensor([best_at]))
     assert list(best["interpolation"]) == [0, 0.25, 0.5, 0.75, 1]
@@ -82,16 +89,14 @@ def test_the_best_on_val_becomes_best(tmp_path, best_at):
     assert f"BEST is now {best_at:g}" in said and ("does not help on val" in said) == (best_at == 0)
 
 
-def test_what_best_was_not_chosen_by_is_measured_at_both_ends(tmp_path):
-    loop, _, best = chosen(tmp_path, 0.75, start_value=0.123, as_best=False)
-    assert loop.measured == [0, 0.25, 0.5, 0.75, 1]
-    assert best["val_mAP"] == 0.575  # of the chosen weights, whatever they were chosen by
-    assert best["interpolation"][0.75] == pytest.approx(0.9)
-
-
 def test_what_was_measured_before_training_is_not_measured_again(tmp_path):
     loop, _, best = chosen(tmp_path, 0.5, start_value=0.123)
     assert sorted(loop.measured) == [0.25, 0.5, 0.75] and best["interpolation"][0] == 0.123
+
+
+def test_figures_of_the_first_weights_are_recorded_where_they_are_best(tmp_path):
+    _, _, best = chosen(tmp_path, 0.0, start_value=0.95)
+    assert best["alpha"] == 0 and best[CHOSEN_BY] == 0.95 and best["val_mAP"] == 0.5
 
 
 def test_of_equal_figures_what_was_trained_further_is_taken(tmp_path):

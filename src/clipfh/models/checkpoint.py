@@ -58,6 +58,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "variant": _is_text,
     "epoch": _is_count,
     "val_mAP": _is_number,
+    "val_mean_mAP": _is_number,
     "val_recall": _is_number,
     "first_weights": _is_text,
     "alpha": _is_number,

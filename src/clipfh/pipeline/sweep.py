@@ -54,6 +54,9 @@ class Config:
     recipes: str | None = option(
         None, "YAML files, with commas between them (default: all of config/ablation/ of the stage)"
     )
+    start_recipe: str | None = option(
+        None, "of stage 3: a YAML file that goes over stage 2's own; its weights are what is started from"
+    )
     val_folds: int = option(
         3, "parts of the train and val identities; each is validated on once", at_least=2, at_most=100
     )
@@ -72,7 +75,7 @@ class Recipe:
 
 def main(config: Config) -> None:
     """Train all that is not yet trained, then print and write the table."""
-    seeds, recipes = seed_list(config.seeds), recipes_of(config)
+    seeds, recipes, first = seed_list(config.seeds), recipes_of(config), recipe_of_stage2(config)
     require_name(config.dataset, "--dataset")
     os.chdir(ROOT)
     end_on_signals()
@@ -81,13 +84,14 @@ def main(config: Config) -> None:
     print(f"{len(recipes)} recipes in {config.val_folds} folds with {len(seeds)} seeds: {count} trainings")
     of_recipe: dict[str, list[Rows]] = {recipe.name: [] for recipe in recipes}
     for fold, seed in runs:  # each recipe once before the next fold: what is stopped early can be compared
-        start = best_of_stage2(config, fold, seed) if config.stage == 3 else []
+        start = best_of_stage2(config, first, fold, seed) if config.stage == 3 else []
         for recipe in recipes:
-            log = train(config, config.stage, recipe, fold, seed, start)
+            log = train(config, config.stage, recipe, fold, seed, start, first.name)
             of_recipe[recipe.name].append(metrics_of(log))
     table = [measured(recipe.name, of_recipe[recipe.name], JUDGED_BY[config.stage]) for recipe in recipes]
     changes = {recipe.name: changed(recipe.file) for recipe in recipes}
     told = f"{config.dataset}, {config.model}: {config.val_folds} folds of the train identities, seeds {config.seeds}"
+    told += f", from stage 2 with {changed(first.file)}" if first.file else ""
     text = f"{told}\n\n{markdown(table, changes)}\n\n{verdict(table)}\n"
     folder = sweep_folder(config, config.stage)
     write_json(folder / "table.json", {"of": told, "recipes": table})
@@ -113,9 +117,32 @@ def recipes_of(config: Config) -> list[Recipe]:
     return [Recipe(DEFAULT), *(Recipe(file.stem, file) for file in files)]
 
 
-def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, start: Sequence[str] = ()) -> Path:
+def recipe_of_stage2(config: Config) -> Recipe:
+    """The recipe of stage 2 whose weights stage 3 starts from.
+
+    Raises:
+        InputError: its file is missing, or stage 2 itself is swept.
+    """
+    if config.start_recipe is None:
+        return Recipe(DEFAULT)
+    if config.stage != 3:
+        raise InputError("--start_recipe says what stage 3 starts from; stage 2 starts from --pretrained")
+    file = require_file(Path(config.start_recipe), "--start_recipe").absolute()
+    return Recipe(file.stem, file)
+
+
+def train(
+    config: Config,
+    stage: int,
+    recipe: Recipe,
+    fold: int,
+    seed: int,
+    start: Sequence[str] = (),
+    started_from: str = DEFAULT,
+) -> Path:
     """Train where it is not done yet; the step's log, whose stamp names what was made. A failure ends the sweep."""
-    run = f"{recipe.name}_fold{fold}of{config.val_folds}_seed{seed}"
+    after = "" if started_from == DEFAULT else f"_from_{started_from}"
+    run = f"{recipe.name}{after}_fold{fold}of{config.val_folds}_seed{seed}"
     folder = sweep_folder(config, stage) / run
     script = stage_dir(stage) / SCRIPTS[stage]
     command = ["python", display(script), "--dataset", config.dataset, "--model", config.model]
@@ -140,9 +167,9 @@ def metrics_of(log: Path) -> Rows:
     return [json.loads(line) for line in Path(metrics).read_text(encoding="utf-8").splitlines()]
 
 
-def best_of_stage2(config: Config, fold: int, seed: int) -> list[str]:
-    """The flag by which stage 3 starts from stage 2's own recipe in this fold."""
-    log = train(config, 2, Recipe(DEFAULT), fold, seed)
+def best_of_stage2(config: Config, recipe: Recipe, fold: int, seed: int) -> list[str]:
+    """The flag by which stage 3 starts from stage 2's BEST with `recipe` in this fold."""
+    log = train(config, 2, recipe, fold, seed)
     return ["--init_ckpt", recorded(log, "*_BEST.pth")[-1]]
 
 

@@ -27,9 +27,7 @@ class Interpolation:
     )
 
 
-def choose_between(
-    loop: Loop, run: TrainingRun, validate: Validate | None, steps: int, *, as_best: bool = True
-) -> None:
+def choose_between(loop: Loop, run: TrainingRun, validate: Validate | None, steps: int) -> None:
     """Measure the weights at alpha = 0, 1 / steps, ..., 1 on val; the best of them becomes the run's BEST.
 
     alpha is the share of the best epoch's weights; at 0 are those that the run began with, so that what is chosen is
@@ -40,9 +38,9 @@ def choose_between(
     Args:
         loop: after `fit`; made with `remember_start`.
         run: whose BEST is read, and written again.
-        validate: measures `loop.average.module`; None, as there is no val: nothing is done then.
+        validate: measures `loop.average.module`, by what BEST was chosen by; None, as there is no val: nothing is
+            done then.
         steps: from 0 to 1; with 0 nothing is done.
-        as_best: `validate` gives the figure by which BEST was chosen, so that of both ends it is known.
 
     Raises:
         InputError: BEST is missing, or cannot be written.
@@ -54,16 +52,15 @@ def choose_between(
     wait_for_all()  # and writes it again
     if "alpha" in best:
         return
-    curve: dict[float, float] = {}
-    val_mAP = {1.0: best["val_mAP"]}
-    for alpha in (step / steps for step in range(steps + 1)):
-        known = {0.0: loop.best.start, 1.0: best["val_mAP"]}.get(alpha) if as_best else None
-        if known is not None:
-            curve[alpha] = val_mAP[alpha] = known
-            continue
-        loop.average.move_between(best["state_dict"], alpha)
-        val = validate()
-        curve[alpha], val_mAP[alpha] = val.value, val.figures["val_mAP"]
+    figures: dict[float, dict[str, float]] = {1.0: loop.recorded(best)}
+    if loop.best.start:
+        figures[0.0] = loop.recorded(loop.best.start)
+    points = [step / steps for step in range(steps + 1)]
+    for alpha in points:
+        if alpha not in figures:
+            loop.average.move_between(best["state_dict"], alpha)
+            figures[alpha] = loop.recorded(validate().figures)
+    curve = {alpha: figures[alpha][loop.chosen_by] for alpha in points}
     alpha = max(curve, key=lambda alpha: (curve[alpha], alpha))
     run.log.say(
         "weights between those it began with (0) and the best epoch's (1), on val: "
@@ -73,7 +70,7 @@ def choose_between(
     )
     loop.average.move_between(best["state_dict"], alpha)
     if rank() == 0:
-        recorded = {**best, "alpha": alpha, "interpolation": curve, "val_mAP": val_mAP[alpha]}
+        recorded = {**best, **figures[alpha], "alpha": alpha, "interpolation": curve}
         write_checkpoint(run.best, {**recorded, "state_dict": loop.average.module.state_dict()})
         from clipfh.reports.charts import interpolation_figure  # matplotlib: --help needs none
 

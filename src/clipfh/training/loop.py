@@ -63,9 +63,10 @@ class Loop:
         refresh: brings `averaged` up to date with `model`, where it is made of it; called when the average moves.
         constant_lr: stay at the peak instead of warming up and falling along a cosine.
         remember_start: keep the first weights of what learns, for `clipfh.training.interpolation`.
-        chosen_by: the val figure that `validate` gives, as checkpoints record it.
+        chosen_by: the name of the val figure by which `validate` judges.
 
     Attributes:
+        chosen_by: the same.
         average: the moving average; `average.module` is what is validated.
         epoch, step: finished so far.
     """
@@ -86,7 +87,7 @@ class Loop:
         chosen_by: str = "val_mAP",
     ) -> None:
         self.model, self.settings, self.sampler, self.images = model, settings, sampler, images
-        self._chosen_by = chosen_by
+        self.chosen_by = chosen_by
         same_everywhere([model, *modules.values()])
         share_batch_norm_statistics(model)
         self._averaged = model if averaged is None else averaged
@@ -126,13 +127,13 @@ class Loop:
             run.log.say(self.sampler.note)
         if self.epoch == 0 and validate:  # where it starts from
             start = validate()
-            self.best.start = start.value
+            self.best.start = start.figures
             run.log.epoch({"epoch": 0, **start.figures})
             run.log.say(f"before training  {start.text}")
         for epoch in range(self.epoch + 1, epochs + 1):
             if validate and self.best.should_stop(epoch - 1):  # also where the run that is continued had stopped
                 run.log.say(
-                    f"no better {self._chosen_by.replace('_', ' ')} for {self.settings.patience} epochs: stopped early"
+                    f"no better {self.chosen_by.replace('_', ' ')} for {self.settings.patience} epochs: stopped early"
                 )
                 break
             started = time.perf_counter()
@@ -142,7 +143,7 @@ class Loop:
             row |= val.figures if val else {}
             row |= {"logit_scale": self.model.logit_scale.exp().item()}
             row["seconds"] = round(time.perf_counter() - started, 2)
-            content = {"epoch": epoch, **({self._chosen_by: val.value} if val else {})}
+            content = {"epoch": epoch, **(self.recorded(val.figures) if val else {})}
             content["state_dict"] = weights() if weights else self.average.module.state_dict()
             run.save(content, {**self.state(), "row": row}, is_best=is_best)
             run.log.epoch(row)  # after the checkpoint: a run that is continued has the lines of its epochs, once
@@ -151,9 +152,13 @@ class Loop:
             from clipfh.reports.charts import training_curves_figure  # matplotlib: --help needs none
 
             picture = run.log.folder / "training_curves.png"
-            training_curves_figure(picture, run.log.epochs(), title=run.name, best_by=self._chosen_by)
-        figure = f"epoch {self.best.epoch}, {self._chosen_by.replace('_', ' ')} {100 * self.best.value:.1f}"
+            training_curves_figure(picture, run.log.epochs(), title=run.name, best_by=self.chosen_by)
+        figure = f"epoch {self.best.epoch}, {self.chosen_by.replace('_', ' ')} {100 * self.best.value:.1f}"
         run.log.say(f"BEST: {figure if validate else 'the last epoch'}: {display(run.best)}")
+
+    def recorded(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Of val's figures those that a checkpoint holds: what it was chosen by, and mAP between photos if measured."""
+        return {name: figures[name] for name in dict.fromkeys((self.chosen_by, "val_mAP")) if name in figures}
 
     def train_one_epoch(self, run: TrainingRun, epoch: int, batches: Batches, step: Step) -> dict[str, float]:
         """One pass: the mean of each loss term, and the learning rates that it began with."""

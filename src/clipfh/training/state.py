@@ -46,13 +46,13 @@ class BestSoFar:
         patience: epochs without a new best after which training stops; 0 never stops.
         value: the best so far, -1 before the first.
         epoch: its epoch.
-        start: the figure before training, where it was measured.
+        start: the figures before training, where they were measured.
     """
 
     patience: int
     value: float = -1.0
     epoch: int = 0
-    start: float | None = None
+    start: dict[str, float] | None = None
 
     def update(self, value: float, epoch: int) -> bool:
         """Take the figure of `epoch`; True where it is a new best."""
@@ -71,8 +71,8 @@ class Validation:
     """What an epoch gave on val.
 
     Attributes:
-        value: the figure by which BEST is chosen, 0..1; higher is better.
-        figures: of the epoch's row.
+        value: the figure by which BEST is chosen, 0..1; higher is better. One of
+        figures: those of the epoch's row.
         text: of the epoch's line.
     """
 
