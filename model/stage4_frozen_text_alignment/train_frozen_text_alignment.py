@@ -85,7 +85,7 @@ def validate(encoder: nn.Module, val: CaptionedPixels, train: CaptionedPixels, d
         "val_text_to_image_recall1": to_image,
     }
     text = f"val recall {100 * value:.1f} R@1 to text {100 * to_text:.1f} to image {100 * to_image:.1f}"
-    return Validation(value, figures, text)
+    return Validation(figures, text)
 
 
 def main(config: Config) -> None:

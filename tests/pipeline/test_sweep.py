@@ -101,12 +101,18 @@ def test_it_trains_each_recipe_in_each_fold(tmp_path, monkeypatch, capsys):
     assert len(commands) - len(starts) == 2 and all("words.yaml" in command for command in set(commands) - set(starts))
     assert len(starts) == 4 and all("/words_fold" in start and "_from_words_fold" in start for start in starts)
     assert "from stage 2 with `loss: i2t`" in capsys.readouterr().out
+    folder = tmp_path / "results" / "sweeps" / "shop_small-clip_stage3"
+    assert "from stage 2" in (folder / "table_from_words.md").read_text()
+    assert "from stage 2" not in (folder / "table.md").read_text()
 
 
 def test_what_stage_3_starts_from(tmp_path):
     with pytest.raises(InputError, match="--start_recipe"):
         sweep.recipe_of_stage2(Config(stage=3, start_recipe=str(tmp_path / "none.yaml")))
-    (tmp_path / "words.yaml").write_text("loss: i2t\n")
+    for name in ("words", "default"):
+        (tmp_path / f"{name}.yaml").write_text("loss: i2t\n")
+    with pytest.raises(InputError, match="another name"):
+        sweep.recipe_of_stage2(Config(stage=3, start_recipe=str(tmp_path / "default.yaml")))
     with pytest.raises(InputError, match="stage 2 starts from --pretrained"):
         sweep.recipe_of_stage2(Config(stage=2, start_recipe=str(tmp_path / "words.yaml")))
 

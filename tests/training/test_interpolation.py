@@ -55,7 +55,7 @@ class TrainedLoop:
         (at,) = places  # weights and running statistics are equally far
         self.measured.append(at)
         value = 0.9 - abs(at - best_at) / 10
-        return Validation(value, {CHOSEN_BY: value, "val_mAP": 0.5 + at / 10, "val_rank1": 0.1}, "")
+        return Validation({CHOSEN_BY: value, "val_mAP": 0.5 + at / 10, "val_rank1": 0.1}, "")
 
 
 def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps: int = 4, **how):

@@ -48,14 +48,15 @@ class Batch:
     indices: list[int]
 
 
-def make_loop(seed: int, *, extra=(), sampler_seed: int = 7, classes: int = 6, settings=SETTINGS, groups=None) -> Loop:
+def make_loop(
+    seed: int, *, extra=(), sampler_seed: int = 7, classes: int = 6, settings=SETTINGS, groups=None, **more
+) -> Loop:
     seed_everything(seed)
     model = Model(classes)
     modules = {"model": model, **{name: nn.Linear(2, 2) for name in extra}}
     groups = groups or decay_groups(model, 0.05, settings.weight_decay)
-    return Loop(
-        model, groups, modules, PKSampler(LABELS, 3, 2, seed=sampler_seed), [str(i) for i in range(30)], settings
-    )
+    sampler = PKSampler(LABELS, 3, 2, seed=sampler_seed)
+    return Loop(model, groups, modules, sampler, [str(i) for i in range(30)], settings, **more)
 
 
 def make_run(folder, **config) -> TrainingRun:
@@ -89,7 +90,7 @@ def fit(loop: Loop, run: TrainingRun, *, values=(0.1, 0.4, 0.3, 0.2, 0.1), stop_
 
     def validate() -> Validation:
         value = values[max(loop.epoch - 1, 0)]
-        return Validation(value, {"val_mAP": value}, f"val mAP {100 * value:.1f}")
+        return Validation({"val_mAP": value, "val_mean_mAP": 1 - value}, f"val mAP {100 * value:.1f}")
 
     loop.model.eval()  # whatever the mode that it comes in
     loop.fit(run, batches, step, validate if values else None)
@@ -117,8 +118,19 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
         for path in sorted(tmp_path.glob("*/run/metrics.jsonl"))
     ]
     assert rows[0] == rows[1] and [row["epoch"] for row in rows[0]] == [0, 1, 2, 3, 4, 5]
-    assert rows[0][0] == {"epoch": 0, "val_mAP": 0.1}  # what training began with
+    assert rows[0][0] == {"epoch": 0, "val_mAP": 0.1, "val_mean_mAP": 0.9}  # what training began with
     assert read_checkpoint(tmp_path / "part" / "run_BEST.pth")["epoch"] == 2
+
+
+def test_best_is_chosen_by_the_figure_that_the_stage_names(tmp_path, capsys):
+    loop = make_loop(0, chosen_by="val_mean_mAP")
+    fit(loop, make_run(tmp_path), values=(0.5, 0.6, 0.2, 0.3, 0.4))
+    best = read_checkpoint(tmp_path / "run_BEST.pth")
+    assert (best["epoch"], best["val_mean_mAP"], best["val_mAP"]) == (3, 0.8, 0.2)
+    assert "BEST: epoch 3, val mean mAP 80.0: " in capsys.readouterr().out
+    state = read_checkpoint(tmp_path / "run_LAST.pth")["training"]
+    with pytest.raises(InputError, match="chose its BEST by val mean mAP; now it is val mAP"):
+        make_loop(0).load_state(state)
 
 
 def test_what_is_averaged_may_be_made_of_what_learns(tmp_path):

@@ -58,7 +58,8 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
         raise InputError(f"--ckpt {display(path)} is of variant {content['variant']}, not of --variant {variant}")
     model = canonical_model_name(config.model) if config.model else content["model"]
     device = pick_device(config.device)
-    val = f"val mAP {100 * content['val_mAP']:.1f}" if "val_mAP" in content else "no val: a final fit"
+    measured = [name for name in ("val_mAP", "val_mean_mAP") if name in content]
+    val = ", ".join(f"{name.replace('_', ' ')} {100 * content[name]:.1f}" for name in measured) or "no val: a final fit"
     if content.get("alpha", 1) != 1:
         val += f", {content['alpha']:.3g} of the way from what it began with"
     print(

@@ -131,7 +131,7 @@ class EvaluationLabels:
     Attributes:
         stage, variant, checkpoint: what is measured.
         seed, recipe: of the training that made it, see `clipfh.training.recipe`; None and empty without one.
-        interpolation: {share of the fine-tuned weights: val mAP} by which they were chosen, for the report.
+        interpolation: {share of the fine-tuned weights: val figure} by which they were chosen, for the report.
     """
 
     stage: int

@@ -12,7 +12,8 @@ A recipe's figures are those of the epoch that is best on average over its runs,
 identities the best of many epochs flatters. Weights between start and end (`wise_ft`) are left out for that reason.
 Stage 2 is judged by mAP between photos, stage 3 by the mean of that and of mAP with prompts as queries.
 
-Writes results/sweeps/<dataset>_<model>_stage<N>/: table.md, table.json, and a folder a run with its log.
+Writes results/sweeps/<dataset>_<model>_stage<N>/: table.md, table.json, and a folder a run with its log; names say
+`_from_<recipe>` where `--start_recipe` has one.
 """
 
 import json
@@ -94,9 +95,10 @@ def main(config: Config) -> None:
     told += f", from stage 2 with {changed(first.file)}" if first.file else ""
     text = f"{told}\n\n{markdown(table, changes)}\n\n{verdict(table)}\n"
     folder = sweep_folder(config, config.stage)
-    write_json(folder / "table.json", {"of": told, "recipes": table})
-    write_text(folder / "table.md", text)
-    print(f"\n{text}\n{display(folder / 'table.md')}")
+    name = f"table{after(first.name)}"
+    write_json(folder / f"{name}.json", {"of": told, "recipes": table})
+    write_text(folder / f"{name}.md", text)
+    print(f"\n{text}\n{display(folder / f'{name}.md')}")
     if config.readme:
         write_into(stage_dir(config.stage) / "README.md", text)
 
@@ -121,13 +123,17 @@ def recipe_of_stage2(config: Config) -> Recipe:
     """The recipe of stage 2 whose weights stage 3 starts from.
 
     Raises:
-        InputError: its file is missing, or stage 2 itself is swept.
+        InputError: its file is missing or called as the own one, or stage 2 itself is swept.
     """
     if config.start_recipe is None:
         return Recipe(DEFAULT)
     if config.stage != 3:
         raise InputError("--start_recipe says what stage 3 starts from; stage 2 starts from --pretrained")
     file = require_file(Path(config.start_recipe), "--start_recipe").absolute()
+    if file.stem == DEFAULT:
+        raise InputError(
+            f"--start_recipe: {DEFAULT} is what stage 2's own recipe is called; give the file another name"
+        )
     return Recipe(file.stem, file)
 
 
@@ -141,8 +147,7 @@ def train(
     started_from: str = DEFAULT,
 ) -> Path:
     """Train where it is not done yet; the step's log, whose stamp names what was made. A failure ends the sweep."""
-    after = "" if started_from == DEFAULT else f"_from_{started_from}"
-    run = f"{recipe.name}{after}_fold{fold}of{config.val_folds}_seed{seed}"
+    run = f"{recipe.name}{after(started_from)}_fold{fold}of{config.val_folds}_seed{seed}"
     folder = sweep_folder(config, stage) / run
     script = stage_dir(stage) / SCRIPTS[stage]
     command = ["python", display(script), "--dataset", config.dataset, "--model", config.model]
@@ -159,6 +164,11 @@ def train(
     for last in folder.glob("*_LAST.pth"):  # several times as large as BEST, and of a run that is finished
         last.unlink()
     return step.log
+
+
+def after(start: str) -> str:
+    """What is added to names of files that come of another start than stage 2's own recipe."""
+    return "" if start == DEFAULT else f"_from_{start}"
 
 
 def metrics_of(log: Path) -> Rows:

@@ -49,7 +49,8 @@ TRAINING_IS = {
     ),
     3: (
         "## Stage 3: both encoders learn",
-        "From stage 2's weights on, photos and prompts of an identity are drawn together, so that words find it, too.",
+        "From stage 2's weights on, photos and prompts of an identity are drawn together, so that words find it, too. "
+        "BEST marks the highest mean of mAP by photos and by prompts.",
     ),
 }
 

@@ -85,14 +85,15 @@ class Identities:
         if text:
             figures["val_text_mAP"] = text.mAP
             told += f" text mAP {100 * text.mAP:.1f}"
-        return Validation(found.mAP, figures, told)
+        return Validation(figures, told)
 
     def validate_both(self, model: nn.Module) -> Validation:
-        """`validate`, to choose by `val_mean_mAP`: of both figures, where there are both."""
+        """`validate`, and `val_mean_mAP`: the mean of mAP by photos and by prompts; without the latter, the former."""
         found = self.validate(model)
         both = [found.figures[name] for name in ("val_mAP", "val_text_mAP") if name in found.figures]
-        value = sum(both) / len(both)
-        return replace(found, value=value, figures={**found.figures, "val_mean_mAP": value})
+        mean = sum(both) / len(both)
+        told = f"{found.text} mean {100 * mean:.1f}" if len(both) > 1 else found.text
+        return Validation({**found.figures, "val_mean_mAP": mean}, told)
 
     def record(self, variant: str) -> dict[str, Any]:
         """What every checkpoint says: what it is of, how it was trained, and what it has seen."""

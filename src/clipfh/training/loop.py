@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from clipfh.core.errors import InputError
 from clipfh.core.paths import display
 from clipfh.core.processes import average_gradients, rank, same_everywhere
 from clipfh.core.run import random_state, restore_random_state
@@ -63,7 +64,7 @@ class Loop:
         refresh: brings `averaged` up to date with `model`, where it is made of it; called when the average moves.
         constant_lr: stay at the peak instead of warming up and falling along a cosine.
         remember_start: keep the first weights of what learns, for `clipfh.training.interpolation`.
-        chosen_by: the name of the val figure by which `validate` judges.
+        chosen_by: which of val's figures decides about BEST.
 
     Attributes:
         chosen_by: the same.
@@ -139,7 +140,7 @@ class Loop:
             started = time.perf_counter()
             row = {"epoch": epoch, **self.train_one_epoch(run, epoch, batches, step)}
             val = validate() if validate else None
-            is_best = self.best.update(val.value, epoch) if val else epoch == epochs
+            is_best = self.best.update(val.figures[self.chosen_by], epoch) if val else epoch == epochs
             row |= val.figures if val else {}
             row |= {"logit_scale": self.model.logit_scale.exp().item()}
             row["seconds"] = round(time.perf_counter() - started, 2)
@@ -158,7 +159,8 @@ class Loop:
 
     def recorded(self, figures: Mapping[str, float]) -> dict[str, float]:
         """Of val's figures those that a checkpoint holds: what it was chosen by, and mAP between photos if measured."""
-        return {name: figures[name] for name in dict.fromkeys((self.chosen_by, "val_mAP")) if name in figures}
+        between_photos = {"val_mAP": figures["val_mAP"]} if "val_mAP" in figures else {}
+        return {self.chosen_by: figures[self.chosen_by], **between_photos}
 
     def train_one_epoch(self, run: TrainingRun, epoch: int, batches: Batches, step: Step) -> dict[str, float]:
         """One pass: the mean of each loss term, and the learning rates that it began with."""
@@ -216,7 +218,12 @@ class Loop:
             "scheduler": scheduler,
             "sampler": self.sampler.state_dict(),
             "random": random_state(),
-            "best": {"value": self.best.value, "epoch": self.best.epoch, "start": self.best.start},
+            "best": {
+                "value": self.best.value,
+                "epoch": self.best.epoch,
+                "chosen_by": self.chosen_by,
+                "start_figures": self.best.start,
+            },
             "epoch": self.epoch,
             "step": self.step,
         }
@@ -233,14 +240,18 @@ class Loop:
         """Put everything that `state` saved back in place.
 
         Raises:
-            InputError: the run that is resumed had other losses, parameters or sampler settings.
+            InputError: the run that is resumed had other losses, parameters or sampler settings, or chose its BEST by
+                another figure.
         """
+        best = state["best"]
+        if (before := best.get("chosen_by", "val_mAP")) != self.chosen_by:
+            now, before = (name.replace("_", " ") for name in (self.chosen_by, before))
+            raise InputError(f"the run to resume chose its BEST by {before}; now it is {now}: start it anew")
         load_states(self._modules, state["modules"])
         load_states({"model": self.optimizer}, state["optimizers"])
         lambdas = [None] * len(self.scheduler.lr_lambdas)
         self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": lambdas})
         self.sampler.load_state_dict(state["sampler"])
-        best = state["best"]
-        self.best.value, self.best.epoch, self.best.start = best["value"], best["epoch"], best.get("start")
+        self.best.value, self.best.epoch, self.best.start = best["value"], best["epoch"], best.get("start_figures")
         restore_random_state(state["random"])
         self.epoch, self.step = state["epoch"], state["step"]

@@ -71,12 +71,10 @@ class Validation:
     """What an epoch gave on val.
 
     Attributes:
-        value: the figure by which BEST is chosen, 0..1; higher is better. One of
-        figures: those of the epoch's row.
+        figures: of the epoch's row, 0..1; higher is better. `Loop` knows which of them BEST is chosen by.
         text: of the epoch's line.
     """
 
-    value: float
     figures: dict[str, float]
     text: str
 

@@ -1,0 +1,23 @@
+"""What trainings on identities share."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from clipfh.models.clip import LoadedClip
+from clipfh.training import identities
+
+
+@pytest.mark.parametrize(("text", "mean"), [(SimpleNamespace(mAP=0.2), 0.4), (None, 0.6)])
+def test_words_count_where_val_has_some(monkeypatch, text, mean):
+    """`validate_both` judges by the mean of both figures; without prompts that tell apart, by photos alone."""
+    monkeypatch.setattr(identities, "validate", lambda *_: (SimpleNamespace(mAP=0.6, rank1=0.7), text))
+    clip = LoadedClip(**dict.fromkeys(LoadedClip.__dataclass_fields__))
+    place = SimpleNamespace(device=torch.device("cpu"))
+    loaded = identities.Identities(None, clip, None, {}, {}, None, place)
+    found = loaded.validate_both(nn.Identity())
+    assert found.figures["val_mean_mAP"] == pytest.approx(mean) and found.figures["val_mAP"] == 0.6
+    assert ("val_text_mAP" in found.figures) == (text is not None) == ("mean 40.0" in found.text)
+    assert "val_mean_mAP" not in loaded.validate(nn.Identity()).figures
