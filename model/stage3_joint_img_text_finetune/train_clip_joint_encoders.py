@@ -208,7 +208,7 @@ def main(config: Config) -> None:
         chosen_by="val_mean_mAP",
     )
     recorded = identities.record(config.variant)
-    origin = identities.origin()
+    origin = [*identities.origin(), loop.chosen_by]
     run = start_run(place, config, recorded, prefix="clip_joint", restore=loop.load_state, origin=origin)
     run.log.say(
         f"{run.name}: {config.variant}, {identities}; {len(sampler)} batches of {config.p} x {config.k} "

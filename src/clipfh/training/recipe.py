@@ -22,7 +22,8 @@ def recipe_digest(config: Any, origin: Sequence[str]) -> str:
     Args:
         config: all flags of the training, a dataclass. Flags that a version adds make another recipe.
         origin: digests of the data, the prompts and the first weights; of first weights that are a training's, its
-            recipe, so that a stage is repeated with another seed from the stage before with that seed.
+            recipe, so that a stage is repeated with another seed from the stage before with that seed. And what else
+            makes a difference, such as how BEST is chosen.
     """
     flags = [(name, value) for name, value in jsonable(config).items() if name not in _NO_PART]
     return digest_of([*flags, ("origin of the run", *origin)])[:SHORT]
