@@ -58,7 +58,7 @@ class TrainedLoop:
         return Validation({CHOSEN_BY: value, "val_mAP": 0.5 + at / 10, "val_rank1": 0.1}, "")
 
 
-def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps: int = 4, **how):
+def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps: int = 4):
     loop = TrainedLoop(start_value=start_value)
     run = TrainingRun(
         "run", Place(2, torch.device("cpu"), 0, tmp_path, tmp_path), {}, {}, RunLog(tmp_path / "run", Flags())
@@ -68,7 +68,7 @@ def chosen(tmp_path, best_at: float, *, start_value: float | None = None, steps:
     measured = {CHOSEN_BY: 0.9 - abs(1 - best_at) / 10, "val_mAP": 0.6}
     write_checkpoint(run.best, {**RECORDED, **measured, "state_dict": state})
     validate = partial(loop.validate, best_at)
-    choose_between(loop, run, validate, steps, **how)
+    choose_between(loop, run, validate, steps)
     best = read_checkpoint(run.best)
     assert torch.equal(best["state_dict"]["2.weight"], frozen)
     return loop, run, best

@@ -77,6 +77,7 @@ class Recipe:
 def main(config: Config) -> None:
     """Train all that is not yet trained, then print and write the table."""
     seeds, recipes, first = seed_list(config.seeds), recipes_of(config), recipe_of_stage2(config)
+    origin = f"_from_{first.name}" if first.file else ""  # in names, so that runs of two starts lie apart
     require_name(config.dataset, "--dataset")
     os.chdir(ROOT)
     end_on_signals()
@@ -87,7 +88,8 @@ def main(config: Config) -> None:
     for fold, seed in runs:  # each recipe once before the next fold: what is stopped early can be compared
         start = best_of_stage2(config, first, fold, seed) if config.stage == 3 else []
         for recipe in recipes:
-            log = train(config, config.stage, recipe, fold, seed, start, first.name)
+            run = Recipe(f"{recipe.name}{origin}", recipe.file)
+            log = train(config, config.stage, run, fold, seed, start)
             of_recipe[recipe.name].append(metrics_of(log))
     table = [measured(recipe.name, of_recipe[recipe.name], JUDGED_BY[config.stage]) for recipe in recipes]
     changes = {recipe.name: changed(recipe.file) for recipe in recipes}
@@ -95,7 +97,7 @@ def main(config: Config) -> None:
     told += f", from stage 2 with {changed(first.file)}" if first.file else ""
     text = f"{told}\n\n{markdown(table, changes)}\n\n{verdict(table)}\n"
     folder = sweep_folder(config, config.stage)
-    name = f"table{after(first.name)}"
+    name = f"table{origin}"
     write_json(folder / f"{name}.json", {"of": told, "recipes": table})
     write_text(folder / f"{name}.md", text)
     print(f"\n{text}\n{display(folder / f'{name}.md')}")
@@ -137,17 +139,9 @@ def recipe_of_stage2(config: Config) -> Recipe:
     return Recipe(file.stem, file)
 
 
-def train(
-    config: Config,
-    stage: int,
-    recipe: Recipe,
-    fold: int,
-    seed: int,
-    start: Sequence[str] = (),
-    started_from: str = DEFAULT,
-) -> Path:
+def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, start: Sequence[str] = ()) -> Path:
     """Train where it is not done yet; the step's log, whose stamp names what was made. A failure ends the sweep."""
-    run = f"{recipe.name}{after(started_from)}_fold{fold}of{config.val_folds}_seed{seed}"
+    run = f"{recipe.name}_fold{fold}of{config.val_folds}_seed{seed}"
     folder = sweep_folder(config, stage) / run
     script = stage_dir(stage) / SCRIPTS[stage]
     command = ["python", display(script), "--dataset", config.dataset, "--model", config.model]
@@ -164,11 +158,6 @@ def train(
     for last in folder.glob("*_LAST.pth"):  # several times as large as BEST, and of a run that is finished
         last.unlink()
     return step.log
-
-
-def after(start: str) -> str:
-    """What is added to names of files that come of another start than stage 2's own recipe."""
-    return "" if start == DEFAULT else f"_from_{start}"
 
 
 def metrics_of(log: Path) -> Rows:
