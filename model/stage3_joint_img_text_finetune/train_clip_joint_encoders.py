@@ -46,6 +46,7 @@ from clipfh.core.run import autocast
 from clipfh.models.clip import encode_texts
 from clipfh.models.gradient_cache import Tower, cached_backward
 from clipfh.models.settings import Start
+from clipfh.models.text_layers import hold_text_blocks
 from clipfh.tables.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS
 from clipfh.training.computing import Computing
 from clipfh.training.data import made_ahead
@@ -96,6 +97,9 @@ class Config:
     layers: Layers = section()
     interpolation: Interpolation = section()
     computing: Computing = section()
+    freeze_text_blocks: bool = option(
+        IN_FILE, "hold the embeddings and blocks of the text encoder; its last norm and projection learn"
+    )
     text_lr_scale: float = option(IN_FILE, "learning rate of the text encoder, relative to --lr", above=0)
     run: Run = section()
 
@@ -188,7 +192,12 @@ def main(config: Config) -> None:
 
     # ---- the loop: AdamW for both encoders, by step. With LoRA `model` is a twin whose adapters learn, and `merge`
     # brings up to date what is validated and saved: the weights of `clip`
-    config.layers.hold(clip.model)
+    def hold(model: nn.Module, epoch: int = 0) -> None:
+        config.layers.hold(model, epoch)
+        if config.freeze_text_blocks:
+            hold_text_blocks(model)
+
+    hold(clip.model)
     model, merge = config.layers.adapt(clip.model)
     config.computing.prepare(model, hold_statistics=config.layers.hold_statistics)
     decay = config.optimisation.weight_decay
@@ -225,7 +234,7 @@ def main(config: Config) -> None:
         objective.text_anchors.copy_(encode_texts(clip, pairs.prompts, place.device))
 
     def batches(epoch: int) -> Iterator[Batch]:
-        config.layers.hold(model, epoch)
+        hold(model, epoch)
         return pairs.batches(sampler, place.seed, epoch, with_images=not config.grad_cache_chunk)
 
     validate = None if config.source.final_fit else partial(identities.validate_both, loop.average.module)

@@ -2,10 +2,10 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_clips import bert_clip, open_clip_vit
 from torch import nn
 
 from clipfh.core.errors import InputError
@@ -18,23 +18,6 @@ from timm.models.eva import Eva  # isort: skip
 
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra lora")
 RANK = 4
-
-
-def open_clip_vit() -> nn.Module:
-    """open_clip's own image encoder and text encoder, whose attention is `nn.MultiheadAttention`."""
-    vision = {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16}
-    text = {"context_length": 12, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2}
-    return open_clip.model.CLIP(24, vision, text)
-
-
-def bert_clip(folder: Path) -> nn.Module:
-    """EfficientNet-Lite0 and a small BERT of transformers, as small-clip has them, with random weights."""
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    transformers.BertConfig(vocab_size=50, **small).save_pretrained(folder)
-    vision = {"timm_model_name": "tf_efficientnet_lite0", "image_size": 32, "timm_pool": "avg", "timm_proj": "mlp"}
-    text = {"hf_model_name": str(folder), "hf_model_pretrained": False, "hf_pooler_type": "mean_pooler"}
-    return open_clip.model.CustomTextCLIP(24, vision, {**text, "hf_proj_type": "linear", "context_length": 12})
 
 
 @pytest.fixture(params=["tiny-vit", "open_clip's ViT", "EfficientNet and BERT"])

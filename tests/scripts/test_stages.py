@@ -193,7 +193,7 @@ LORA = ("--model", "tiny-vit", "--pretrained", "random", "--lora_rank", 4)
     [
         (STAGE2, (*PARTLY, "--loss", "supcon+i2t+distill", "--text", "learned", "--learned_epochs", 3)),
         (STAGE3, ()),
-        (STAGE3, ("--grad_cache_chunk", 3, "--loss", "supcon+distill")),
+        (STAGE3, ("--grad_cache_chunk", 3, "--loss", "supcon+distill", "--freeze_text_blocks")),
         pytest.param(STAGE2, (*LORA, "--keep_start", 0.2, "--head_epochs", 1), marks=needs_peft),
         pytest.param(STAGE3, (*LORA, "--ema_decay", 0.9, "--grad_cache_chunk", 3), marks=needs_peft),
     ],
@@ -247,6 +247,16 @@ def test_lora_saves_a_plain_clip_whose_blocks_moved_by_its_rank(project, tmp_pat
         assert singular[3] > 10 * singular[4]  # beyond four is rounding
     trained = load(path.with_name(path.name.replace("BEST", "LAST")))["training"]["modules"]["clip"]
     assert sum(".lora_A." in name for name in trained) == len(matrices)
+
+
+def test_held_text_blocks_stay_as_they_were(project, stage2, tmp_path):
+    folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
+    project.run(STAGE3, "--smoke", "--init_ckpt", stage2, "--freeze_text_blocks", *folders)
+    (path,) = tmp_path.glob("*_BEST.pth")
+    before, after = load(stage2)["state_dict"], load(path)["state_dict"]
+    moved = {name for name in before if is_text_parameter(name) and not torch.equal(before[name], after[name])}
+    assert moved == {"ln_final.weight", "ln_final.bias", "text_projection"}
+    assert not torch.equal(before["visual.trunk.conv1.0.weight"], after["visual.trunk.conv1.0.weight"])
 
 
 def write_start(path: Path, weights: dict[str, torch.Tensor]) -> Path:

@@ -15,16 +15,14 @@ from torch import Tensor, nn
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before peft, which imports transformers)
 from clipfh.core.errors import InputError
-from clipfh.models.clip import is_image_parameter, is_text_parameter
 from clipfh.models.image_layers import is_adapter, layers_of
+from clipfh.models.text_layers import follows_text_blocks, is_in_text_block
 
 # peft's lora_alpha / rank. AdamW's steps do not depend on the scale of gradients, so that the learning rate alone says
 # how far adapters move; one scaling for all ranks keeps a rate that was found for one of them.
 SCALING = 2.0
 HOW_TO_GET = "install it with: bash set_up.sh parts lora, or pip install -e '.[lora]'"
 _NAME = "default"  # peft's, of the only adapter of a layer
-_TEXT_BLOCK = re.compile(r"\.(resblocks|layers?|blocks?|h)\.\d+\.")  # of open_clip; BERT, T5 and the like
-_EMBEDDING = re.compile(r"emb|shared\.")  # token and position embeddings, the class token; T5's
 
 
 def with_lora(model: nn.Module, rank: int) -> tuple[nn.Module, Callable[[], None]]:
@@ -55,7 +53,7 @@ def with_lora(model: nn.Module, rank: int) -> tuple[nn.Module, Callable[[], None
     if not weights:
         raise InputError(
             f"--lora_rank {rank}: no block of the encoders that learn has a linear layer or 1x1 convolution to adapt "
-            "(--freeze_until holds blocks, stage 2 the text encoder); --lora_rank 0 trains without adapters"
+            "(--freeze_until and --freeze_text_blocks hold them, stage 2 the text encoder); --lora_rank 0 goes without"
         )
     smallest = min(weights, key=lambda name: min(weights[name].shape[:2]))
     out_features, in_features = weights[smallest].shape[:2]
@@ -179,18 +177,13 @@ def _block_parameters(model: nn.Module) -> list[nn.Parameter]:
     layers = layers_of(model.visual)
     last = max(layers.values())
     image = [parameter for name, parameter in model.visual.named_parameters() if 0 < layers[name] < last]
-    named = model.named_parameters()
-    return [*image, *(parameter for name, parameter in named if is_text_parameter(name) and _in_text_block(name))]
+    return [*image, *(parameter for name, parameter in model.named_parameters() if is_in_text_block(name))]
 
 
 def _behind_the_blocks(model: nn.Module) -> set[str]:
     """The names of the parameters that follow the blocks of their encoder, and of the temperature."""
     layers = layers_of(model.visual)
     last = max(layers.values())
-    names = {f"visual.{name}" for name, layer in layers.items() if layer == last}
-    others = (name for name, _ in model.named_parameters() if not is_image_parameter(name))
-    return names | {name for name in others if not (_in_text_block(name) or _EMBEDDING.search(name))}
-
-
-def _in_text_block(name: str) -> bool:
-    return _TEXT_BLOCK.search(f".{name}") is not None
+    image = {f"visual.{name}" for name, layer in layers.items() if layer == last}
+    text = {name for name, _ in model.named_parameters() if follows_text_blocks(name)}
+    return image | text | {"logit_scale", "logit_bias"}
