@@ -218,8 +218,9 @@ def main(arguments: argparse.Namespace) -> None:
                     f"Milvus Lite {kind}": (str(folder / f"{kind}.db"), kind) for kind in ("flat", "ivf", "hnsw")
                 }
             size = f"{count:,} x {given.shape[1]}"
-            rows += measured(folder / "features", arguments.features, contestants, size, arguments.threads)
-    save_results("index", rows, [], quick=arguments.quick)
+            for row in measured(folder / "features", arguments.features, contestants, size, arguments.threads):
+                rows.append(row)
+                save_results("index", rows, [], quick=arguments.quick)  # as they come: a million rows take an hour
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
