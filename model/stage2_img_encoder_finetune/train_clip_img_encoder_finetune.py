@@ -65,6 +65,9 @@ class Config:
     texts: ClassTexts = section()
     p: int = option(IN_FILE, "identities a batch", at_least=1)
     k: int = option(IN_FILE, "photos of each identity", at_least=1)
+    min_batches: int = option(
+        IN_FILE, "of an epoch: where all photos make fewer, it passes over them several times", at_least=1
+    )
     lr: float = option(IN_FILE, "peak learning rate", above=0)
     center_lr: float = option(
         IN_FILE, "rate at which a center follows its photos, alpha of Wen et al.", above=0, at_most=1
@@ -117,7 +120,7 @@ def main(config: Config) -> None:
     """Data, model, objective, the loop."""
     if config.run.smoke:  # without interpolation: after one short epoch it would often take the first weights
         few = replace(config.texts, learned_epochs=1)
-        config = shrunk(config, p=4, k=2, texts=few, interpolation=Interpolation(wise_ft=0))
+        config = shrunk(config, p=4, k=2, min_batches=1, texts=few, interpolation=Interpolation(wise_ft=0))
     terms = parse_terms(config.loss, config.p, config.k)
     config.texts.require(terms)
     place = prepare_run(config.run, STAGE)
@@ -131,7 +134,7 @@ def main(config: Config) -> None:
     )
     clip, photos = identities.clip, identities.photos
     config = replace(config, p=min(config.p, len(photos.item_ids)))
-    sampler = PKSampler(photos.labels, config.p, config.k, place.seed)
+    sampler = PKSampler(photos.labels, config.p, config.k, place.seed, min_batches=config.min_batches)
 
     # ---- model and objective: the text encoder is frozen, and its prompt features are computed once. With LoRA `model`
     # is a twin whose adapters learn, and `merge` brings up to date what is validated and saved: the weights of `clip`

@@ -84,6 +84,9 @@ class Config:
     )
     p: int = option(IN_FILE, "identities a batch", at_least=1)
     k: int = option(IN_FILE, "photos of each identity", at_least=1)
+    min_batches: int = option(
+        IN_FILE, "of an epoch: where all photos make fewer, it passes over them several times", at_least=1
+    )
     lr: float = option(IN_FILE, "peak learning rate", above=0)
     schedule: str = option(IN_FILE, "of the learning rate, by step", choices=("constant", "cosine"))
     grad_cache_chunk: int = option(
@@ -150,7 +153,7 @@ def make_step(
 def main(config: Config) -> None:
     """Data, model, objective, the loop."""
     if config.run.smoke:  # without interpolation: after one short epoch it would often take the first weights
-        config = shrunk(config, p=4, k=2, interpolation=Interpolation(wise_ft=0))
+        config = shrunk(config, p=4, k=2, min_batches=1, interpolation=Interpolation(wise_ft=0))
     terms = parse_terms(config.loss)
     if config.p * config.k < 2:
         raise InputError("a contrastive loss needs at least two photos a batch; raise --p or --k")
@@ -168,9 +171,11 @@ def main(config: Config) -> None:
     pairs = TrainPairs(photos, identities.prompts, clip)
     if config.batches == "pk":
         config = replace(config, p=min(config.p, len(photos.item_ids)))
-        sampler = PKSampler(photos.labels, config.p, config.k, place.seed)
+        sampler = PKSampler(photos.labels, config.p, config.k, place.seed, min_batches=config.min_batches)
     else:
-        sampler = RandomBatchSampler(len(photos.labels), config.p * config.k, place.seed)
+        sampler = RandomBatchSampler(
+            len(photos.labels), config.p * config.k, place.seed, min_batches=config.min_batches
+        )
 
     by_batch = any(isinstance(module, _BatchNorm) for module in clip.model.modules())
     by_chunk = config.grad_cache_chunk > 0 and by_batch and not config.layers.hold_statistics

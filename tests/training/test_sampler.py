@@ -88,10 +88,10 @@ def test_identities_meet_others_in_every_epoch():
 
 
 @quick
-@given(pk_cases(), st.integers(0, 3), st.data())
-def test_resumes_batch_for_batch(case, epoch, data):
+@given(pk_cases(), st.integers(0, 3), st.integers(1, 40), st.data())
+def test_resumes_batch_for_batch(case, epoch, min_batches, data):
     labels, p, k, seed = case
-    uninterrupted, interrupted = PKSampler(labels, p, k, seed), PKSampler(labels, p, k, seed)
+    uninterrupted, interrupted = (PKSampler(labels, p, k, seed, min_batches=min_batches) for _ in range(2))
     expected = [list(uninterrupted) for _ in range(epoch + 2)]
     for _ in range(epoch):
         list(interrupted)
@@ -100,7 +100,7 @@ def test_resumes_batch_for_batch(case, epoch, data):
     used = list(islice(iter(interrupted), batches_done))
     state = json.loads(json.dumps(interrupted.state_dict()))
     assert state == json.loads(json.dumps(interrupted.state_dict(batches_done)))
-    resumed = PKSampler(labels, p, k, seed)
+    resumed = PKSampler(labels, p, k, seed, min_batches=min_batches)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
     resumed.set_epoch(epoch)  # as a training loop does; it keeps the position
@@ -118,6 +118,18 @@ def test_an_epoch_depends_on_seed_and_number_alone(case, before, epoch):
     assert list(jumping) == expected[before]
     jumping.set_epoch(epoch)
     assert list(jumping) == expected[epoch]
+
+
+@quick
+@given(pk_cases(), st.integers(1, 40))
+def test_few_images_are_passed_over_until_an_epoch_has_enough_batches(case, min_batches):
+    labels, p, k, seed = case
+    one_pass, several = PKSampler(labels, p, k, seed), PKSampler(labels, p, k, seed, min_batches=min_batches)
+    passes = -(-min_batches // len(one_pass))
+    assert len(several) == passes * len(one_pass) >= min_batches
+    for _ in range(2):
+        assert list(several) == [batch for _ in range(passes) for batch in one_pass]
+    assert ("passes over them" in several.note) == (passes > 1)
 
 
 def test_finished_epochs_given_up_iterations_and_states_between():
@@ -180,6 +192,8 @@ def test_impossible_batches_say_the_way_out(labels, p, k, message):
 
 def test_a_state_of_other_data_or_settings_is_refused():
     state = PKSampler([0, 0, 1, 1], 2, 2, seed=0).state_dict()
+    with pytest.raises(InputError, match="passes = None, this run has 3"):
+        PKSampler([0, 0, 1, 1], 2, 2, seed=0, min_batches=3).load_state_dict(state)
     with pytest.raises(InputError, match="labels"):
         PKSampler([0, 1, 0, 1], 2, 2, seed=0).load_state_dict(state)
     with pytest.raises(InputError, match="k = 2, this run has 1"):
@@ -202,6 +216,15 @@ def test_random_batches_are_disjoint(num_items, batch_size, seed):
     assert len(set(drawn)) == len(drawn) == num_items - sampler.num_left_out
     assert sampler.num_left_out < size
     assert set(drawn) <= set(range(num_items))
+
+
+def test_random_batches_come_in_several_passes_too():
+    one_pass, several = RandomBatchSampler(23, 5, seed=1), RandomBatchSampler(23, 5, seed=1, min_batches=7)
+    assert len(several) == 8 and list(several) == [*one_pass, *one_pass]
+    assert several.note == (
+        "all photos make 4 batches: an epoch is 2 passes over them; 3 images do not fill a batch: other ones are left "
+        "out of each pass"
+    )
 
 
 def test_random_batches_resume_and_reshuffle():

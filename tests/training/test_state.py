@@ -150,12 +150,16 @@ def test_a_run_from_before_a_flag_is_continued_with_its_default():
 class WithLaterOnes(Flags):
     wise_ft: int = option(IN_FILE, "steps")
     lora_rank: int = option(IN_FILE, "rank")
+    min_batches: int = option(IN_FILE, "batches")
+    freeze_text_blocks: bool = option(IN_FILE, "held")
 
 
-def test_a_run_from_before_interpolation_and_adapters_went_without():
-    before = binding_flags(Flags())
-    require_same_flags(before, WithLaterOnes(wise_ft=0, lora_rank=0))
-    with pytest.raises(InputError, match=r"--wise_ft 0 \(now 4\)"):
-        require_same_flags(before, WithLaterOnes(wise_ft=4, lora_rank=0))
-    with pytest.raises(InputError, match=r"--lora_rank 0 \(now 8\)"):
-        require_same_flags(before, WithLaterOnes(wise_ft=0, lora_rank=8))
+def test_a_run_from_before_there_were_flags_went_without():
+    before, without = (
+        binding_flags(Flags()),
+        {"wise_ft": 0, "lora_rank": 0, "min_batches": 1, "freeze_text_blocks": False},
+    )
+    require_same_flags(before, WithLaterOnes(**without))
+    for name, value in {"wise_ft": 4, "lora_rank": 8, "min_batches": 30, "freeze_text_blocks": True}.items():
+        with pytest.raises(InputError, match=rf"--{name} {without[name]} \(now {value}\)"):
+            require_same_flags(before, WithLaterOnes(**{**without, name: value}))

@@ -9,25 +9,35 @@ from clipfh.core.errors import InputError
 
 
 class PlannedBatches:
-    """The part that both samplers share: epochs and position. `_plan(epoch)` gives the batches of an epoch.
+    """The part that both samplers share: epochs and position. `_plan(number)` gives the batches of a pass.
 
-    Attributes:
-        note: a line for the log where images are drawn repeatedly or left out, else empty.
+    An epoch is one pass over the images, or so many that it has the batches that are asked for.
     """
-
-    note = ""
 
     def __init__(self, seed: int, settings: dict[str, Any]) -> None:
         if seed < 0:
             raise InputError(f"the sampler's seed is {seed}; choose a seed of 0 or more")
         self._seed = seed
         self._settings = {"seed": seed, **settings}
-        self._num_batches = 0  # set by the sampler
+        self._notes: list[str] = []
+        self._num_batches, self._passes = 0, 1  # of a pass, and of an epoch: `_set_length`
         self._epoch, self._start, self._yielded, self._finished = 0, 0, 0, False
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return self._num_batches
+        return self._passes * self._num_batches
+
+    def _set_length(self, num_batches: int, min_batches: int) -> None:
+        """Let a pass have `num_batches` batches, and an epoch the passes that make `min_batches` or more."""
+        self._num_batches, self._passes = num_batches, max(1, -(-min_batches // num_batches))
+        if self._passes > 1:  # one pass is what states without the key are of
+            self._settings["passes"] = self._passes
+            self._notes.append(f"all photos make {num_batches:,} batches: an epoch is {self._passes} passes over them")
+
+    @property
+    def note(self) -> str:
+        """A line for the log: images that are drawn repeatedly or left out, and several passes; else empty."""
+        return "; ".join(self._notes)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, from its first batch, or from where `load_state_dict` stopped in it.
@@ -45,10 +55,13 @@ class PlannedBatches:
             self.set_epoch(self._epoch + 1)
         start, self._start = self._start, 0
         self._yielded = start
-        batches = self._plan(self._epoch)
-        for number in range(start, len(batches)):
+        batches: Sequence[np.ndarray] = ()
+        for number in range(start, len(self)):
+            passes, place = divmod(number, self._num_batches)
+            if place == 0 or number == start:
+                batches = self._plan(self._epoch * self._passes + passes)
             self._yielded = number + 1
-            yield batches[number].ravel().tolist()
+            yield batches[place].ravel().tolist()
         self._finished = True
 
     def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
@@ -81,5 +94,5 @@ class PlannedBatches:
         self._epoch, self._start, self._finished = int(state["epoch"]), int(state["batches_done"]), False
         self._yielded = self._start
 
-    def _plan(self, epoch: int) -> Sequence[np.ndarray]:
+    def _plan(self, number: int) -> Sequence[np.ndarray]:
         raise NotImplementedError

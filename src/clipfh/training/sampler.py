@@ -1,8 +1,8 @@
 """Batch samplers: P identities x K images, and random batches. Both resume in the middle of an epoch.
 
-An epoch's batches are planned as a whole from (seed, epoch), alike in every process of a run: each takes its own rows
-of every batch (`clipfh.core.processes`). N: images, I: identities, P: identities a batch, K: images of each,
-T: batches of an epoch.
+A pass over the images is planned as a whole from (seed, its number), alike in every process of a run: each takes its
+own rows of every batch (`clipfh.core.processes`). An epoch is a pass, or several where images are few. N: images,
+I: identities, P: identities a batch, K: images of each, T: batches of a pass.
 """
 
 import hashlib
@@ -23,22 +23,23 @@ class PKSampler(PlannedBatches):
     """Batches of P distinct identities with K images each; a batch lists the K images of an identity side by side.
 
     What holds:
-    - Every image is drawn at least once an epoch, and an epoch is as short as that allows:
+    - Every image is drawn at least once a pass, and a pass is as short as that allows:
       T = max(max over identities of ceil(n / K), ceil(sum of ceil(n / K) / P)).
-    - An identity whose images were all drawn comes again in the same epoch only where fewer than P identities
-      have images left, which is at the epoch's end; then the identities drawn least so far, for their size, fill up.
+    - An identity whose images were all drawn comes again in the same pass only where fewer than P identities
+      have images left, which is at the pass's end; then the identities drawn least so far, for their size, fill up.
     - Within an identity, no image is drawn for the (m + 1)-th time before each was drawn m times. This holds at any
-      moment, over all epochs: what fills an identity's last, incomplete K in one epoch is drawn least in the next ones.
+      moment, over all epochs: what fills an identity's last, incomplete K in one pass is drawn least in the next ones.
     - The K images are distinct where the identity has K. Where it has fewer, all of them are drawn, and drawn again
       in turn until there are K; such identities are counted in `num_resampled_identities`, and never dropped.
     - Which identities meet in a batch is random, in proportion to the images that they have left.
-    With equal sizes that K divides, and P dividing the number of groups, an epoch is every image exactly once.
+    With equal sizes that K divides, and P dividing the number of groups, a pass is every image exactly once.
 
     Args:
         labels: N identities, integers or strings (a list, an array or a tensor).
         p: distinct identities a batch.
         k: images of each.
         seed: 0 or more.
+        min_batches: of an epoch, which takes as many passes as that needs.
 
     Attributes:
         num_identities: I.
@@ -48,7 +49,7 @@ class PKSampler(PlannedBatches):
         InputError: P or K under 1, fewer than P identities, or K > 1 where every identity has one image.
     """
 
-    def __init__(self, labels: Sequence[int | str], p: int, k: int, seed: int) -> None:
+    def __init__(self, labels: Sequence[int | str], p: int, k: int, seed: int, *, min_batches: int = 1) -> None:
         labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
         digest = hashlib.sha256("\n".join(map(repr, labels)).encode()).hexdigest()[:16]
         settings = {"p": p, "k": k, "num_images": len(labels), "labels": digest, "plan": PLAN}
@@ -60,12 +61,14 @@ class PKSampler(PlannedBatches):
         self.num_resampled_identities = int((self._sizes < k).sum())
         self._check()
         if self.num_resampled_identities:
-            self.note = f"{self.num_resampled_identities:,} identities have fewer than {k} photos: drawn repeatedly"
+            self._notes.append(
+                f"{self.num_resampled_identities:,} identities have fewer than {k} photos: drawn repeatedly"
+            )
         self._num_groups = -(-self._sizes // k)  # (I,): how many times K images cover an identity
-        self._num_batches = max(int(self._num_groups.max()), -(-int(self._num_groups.sum()) // p))
+        self._set_length(max(int(self._num_groups.max()), -(-int(self._num_groups.sum()) // p)), min_batches)
         self._first_group = np.cumsum(self._num_groups) - self._num_groups  # (I,): among the groups of all
         self._order = np.concatenate(self._members)  # (N,): the images, identity by identity
-        self._draws_before = {0: np.zeros(len(labels), dtype=np.int64)}  # epoch: how often each image was drawn before
+        self._draws_before = {0: np.zeros(len(labels), dtype=np.int64)}  # pass: how often each image was drawn before
 
     def _check(self) -> None:
         p, k, num_identities = self._p, self._k, self.num_identities
@@ -85,30 +88,31 @@ class PKSampler(PlannedBatches):
     def state_dict(self, batches_done: int | None = None) -> dict[str, Any]:
         """Return the position, as for both samplers, with how often each image was drawn before the epoch."""
         state = super().state_dict(batches_done)
-        if state["epoch"] not in self._draws_before:
-            self._plan(state["epoch"])
-        return {**state, "draws_before_epoch": self._draws_before[state["epoch"]].tolist()}
+        number = state["epoch"] * self._passes
+        if number not in self._draws_before:
+            self._plan(number)
+        return {**state, "draws_before_epoch": self._draws_before[number].tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken, as for both samplers."""
         super().load_state_dict(state)
-        self._draws_before = {self._epoch: np.array(state["draws_before_epoch"], dtype=np.int64)}
+        self._draws_before = {self._epoch * self._passes: np.array(state["draws_before_epoch"], dtype=np.int64)}
 
-    def _plan(self, epoch: int) -> np.ndarray:
-        """Return the batches of `epoch`, (T, P, K). An epoch that was jumped over is planned for its draws alone."""
-        start = max((known for known in self._draws_before if known <= epoch), default=0)
+    def _plan(self, number: int) -> np.ndarray:
+        """Return the batches of pass `number`, (T, P, K). One that was jumped over is planned for its draws alone."""
+        start = max((known for known in self._draws_before if known <= number), default=0)
         draws = self._draws_before.get(start, np.zeros(int(self._sizes.sum()), dtype=np.int64))
-        for number in range(start, epoch + 1):
+        for one in range(start, number + 1):
             before, draws = draws, draws.copy()
-            batches = self._plan_next(number, draws)
-        self._draws_before = {epoch: before, epoch + 1: draws}
+            batches = self._plan_next(one, draws)
+        self._draws_before = {number: before, number + 1: draws}
         return batches
 
-    def _plan_next(self, epoch: int, draws: np.ndarray) -> np.ndarray:
-        """Plan one epoch, (T, P, K), and count its draws in `draws` (N,)."""
-        rng = np.random.default_rng([self._seed, epoch])
+    def _plan_next(self, number: int, draws: np.ndarray) -> np.ndarray:
+        """Plan pass `number`, (T, P, K), and count its draws in `draws` (N,)."""
+        rng = np.random.default_rng([self._seed, number])
         identities = rng.permuted(self._choose_identities(rng, draws), axis=1).ravel()  # (T * P,)
-        turn = _turns(identities)  # (T * P,): how often the identity came before in this epoch
+        turn = _turns(identities)  # (T * P,): how often the identity came before in this pass
         is_new = turn < self._num_groups[identities]  # the others come again, after all of their images
         groups = np.empty((len(identities), self._k), dtype=np.int64)
         groups[is_new] = self._groups_of_all(rng, draws)[self._first_group[identities[is_new]] + turn[is_new]]
@@ -162,7 +166,7 @@ class PKSampler(PlannedBatches):
         finished: list[tuple[float, float, int]] = []  # a heap of the others: draws for their size, a tie-break
         batches = np.empty((self._num_batches, p), dtype=np.int64)
         for number in range(self._num_batches):
-            # who must be in every batch from here on, or the epoch ends too early; where few are open, all of them
+            # who must be in every batch from here on, or the pass ends too early; where few are open, all of them
             forced = with_left.get(self._num_batches - number, ())
             chosen = set(forced if num_open > p else chain.from_iterable(with_left.values()))
             for identity in chosen:
@@ -198,36 +202,39 @@ class PKSampler(PlannedBatches):
 
 
 class RandomBatchSampler(PlannedBatches):
-    """Batches of `batch_size` items from a new random permutation every epoch, each item at most once an epoch.
+    """Batches of `batch_size` items from a new random permutation every pass, each item at most once in it.
 
-    The items that do not fill a batch are left out of the epoch (others in every epoch), and counted in
+    The items that do not fill a batch are left out of the pass (others in every pass), and counted in
     `num_left_out`. Where there are fewer items than `batch_size`, the one batch holds all of them.
 
     Args:
         num_items: N, at least 1.
         batch_size: items a batch.
         seed: 0 or more.
+        min_batches: of an epoch, which takes as many passes as that needs.
 
     Attributes:
-        num_left_out: items that an epoch leaves out.
+        num_left_out: items that a pass leaves out.
 
     Raises:
         InputError: no items, or a batch size under 1.
     """
 
-    def __init__(self, num_items: int, batch_size: int, seed: int) -> None:
+    def __init__(self, num_items: int, batch_size: int, seed: int, *, min_batches: int = 1) -> None:
         super().__init__(seed, {"num_items": num_items, "batch_size": batch_size})
         if num_items < 1 or batch_size < 1:
             raise InputError(f"cannot make batches of {batch_size} from {num_items} images; both must be 1 or more")
         self._num_items, self._batch_size = num_items, min(batch_size, num_items)
-        self._num_batches = num_items // self._batch_size
+        self._set_length(num_items // self._batch_size, min_batches)
         self.num_left_out = num_items - self._num_batches * self._batch_size
         if self.num_left_out:
-            self.note = f"{self.num_left_out:,} images do not fill a batch: other ones are left out of each epoch"
+            self._notes.append(
+                f"{self.num_left_out:,} images do not fill a batch: other ones are left out of each pass"
+            )
 
-    def _plan(self, epoch: int) -> np.ndarray:
-        """Return the batches of `epoch`, (T, batch_size)."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._num_items)
+    def _plan(self, number: int) -> np.ndarray:
+        """Return the batches of pass `number`, (T, batch_size)."""
+        order = np.random.default_rng([self._seed, number]).permutation(self._num_items)
         return order[: self._num_batches * self._batch_size].reshape(self._num_batches, self._batch_size)
 
 
