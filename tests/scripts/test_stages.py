@@ -192,7 +192,7 @@ LORA = ("--model", "tiny-vit", "--pretrained", "random", "--lora_rank", 4)
     ("script", "further"),
     [
         (STAGE2, (*PARTLY, "--loss", "supcon+i2t+distill", "--text", "learned", "--learned_epochs", 3)),
-        (STAGE3, ()),
+        (STAGE3, ("--min_batches", 7)),
         (STAGE3, ("--grad_cache_chunk", 3, "--loss", "supcon+distill", "--freeze_text_blocks")),
         pytest.param(STAGE2, (*LORA, "--keep_start", 0.2, "--head_epochs", 1), marks=needs_peft),
         pytest.param(STAGE3, (*LORA, "--ema_decay", 0.9, "--grad_cache_chunk", 3), marks=needs_peft),
