@@ -53,7 +53,8 @@ def with_lora(model: nn.Module, rank: int) -> tuple[nn.Module, Callable[[], None
     if not weights:
         raise InputError(
             f"--lora_rank {rank}: no block of the encoders that learn has a linear layer or 1x1 convolution to adapt "
-            "(--freeze_until and --freeze_text_blocks hold them, stage 2 the text encoder); --lora_rank 0 goes without"
+            "(--freeze_until and --freeze_text_blocks hold them, stage 2 the text encoder); --lora_rank 0 trains "
+            "without adapters"
         )
     smallest = min(weights, key=lambda name: min(weights[name].shape[:2]))
     out_features, in_features = weights[smallest].shape[:2]
