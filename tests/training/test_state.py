@@ -155,10 +155,8 @@ class WithLaterOnes(Flags):
 
 
 def test_a_run_from_before_there_were_flags_went_without():
-    before, without = (
-        binding_flags(Flags()),
-        {"wise_ft": 0, "lora_rank": 0, "min_batches": 1, "freeze_text_blocks": False},
-    )
+    before = binding_flags(Flags())
+    without = {"wise_ft": 0, "lora_rank": 0, "min_batches": 1, "freeze_text_blocks": False}
     require_same_flags(before, WithLaterOnes(**without))
     for name, value in {"wise_ft": 4, "lora_rank": 8, "min_batches": 30, "freeze_text_blocks": True}.items():
         with pytest.raises(InputError, match=rf"--{name} {without[name]} \(now {value}\)"):

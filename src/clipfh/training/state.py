@@ -88,8 +88,12 @@ def epoch_line(row: dict[str, Any], epochs: int, val: Validation | None, *, is_b
 
 # Flags of a run that began before there were such flags, where the files now turn them on.
 _BEFORE_THERE_WERE = {
-    **{"wise_ft": 0, "lora_rank": 0, "hold_statistics": False, "text": "prompts"},
-    **{"freeze_text_blocks": False, "min_batches": 1},
+    "wise_ft": 0,
+    "lora_rank": 0,
+    "hold_statistics": False,
+    "text": "prompts",
+    "freeze_text_blocks": False,
+    "min_batches": 1,
 }
 
 # What may differ between a run and its continuation: where things are, not what is computed.
