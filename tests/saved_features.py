@@ -19,15 +19,17 @@ def unit_rows(count: int, seed: int = 0) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def save(folder: Path, ids: list[str], features: np.ndarray, *, shards: int = 1, **facts) -> SavedFeatures:
-    """Photos of cameras 0 to 2 and of two categories, in `shards` files."""
+def save(
+    folder: Path, ids: list[str], features: np.ndarray, *, shards: int = 1, categories: list[str] | None = None, **facts
+) -> SavedFeatures:
+    """Photos of cameras 0 to 2 and of `categories`, or of two in turn, in `shards` files."""
     pa = pytest.importorskip("pyarrow", reason="the extra `scale` is not installed")
     made = model(**facts)
     table = pa.table(
         {
             "id": ids,
             "item_id": [f"item {photo}" for photo in ids],
-            "category": [("it's", 'a "mug"')[place % 2] for place in range(len(ids))],
+            "category": categories or [("it's", 'a "mug"')[place % 2] for place in range(len(ids))],
             "camera": [str(place % 3) for place in range(len(ids))],
         },
         schema=pa.schema([(name, pa.string()) for name in ("id", "item_id", "category", "camera")]),

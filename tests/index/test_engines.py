@@ -1,6 +1,9 @@
 """What both engines promise, by the same tests; what is FAISS's alone is in test_faiss_folder.py."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,13 @@ from clipfh.index.engine import KINDS, open_engine
 
 COUNT = 60
 IDS = [f"folder/{number}.jpg" for number in range(COUNT)]
+BUILD = """
+import sys
+from pathlib import Path
+from clipfh.index.engine import open_engine
+from clipfh.index.shards import SavedFeatures
+open_engine(sys.argv[1]).create(SavedFeatures(Path(sys.argv[2])), sys.argv[3])
+"""
 
 
 @pytest.fixture(params=["faiss", "milvus"])
@@ -80,6 +90,27 @@ def test_filters_hold_before_the_nearest_are_taken(opened, tmp_path, kind):
     assert ids_of(engine.search(model(), query, 50, camera="1", category='a "mug"')[0]) == of_both
     assert ids_of(engine.search(model(), query, 2, category="it's")[0]) == [IDS[p] for p in order if p % 2 == 0][:2]
     assert engine.search(model(), query, 8, camera="none") == [[]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_filter_leaves_is_found_also_far_from_the_query(opened, uri, tmp_path, kind):
+    clusters, count = 5, 6000
+    centers, of_row = unit_rows(clusters), np.arange(count) % clusters
+    features = centers[of_row] + unit_rows(count, seed=1)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    save(tmp_path / "features", list(map(str, range(count))), features, categories=list(map(str, of_row)))
+    # in another process: of rows that it has just been given, Milvus Lite makes no index before it ends
+    subprocess.run(
+        [sys.executable, "-c", BUILD, uri, tmp_path / "features", kind],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+    )
+    query = unit_rows(20, seed=2) + centers[1]  # near one cluster, and looked for in another
+    query /= np.linalg.norm(query, axis=1, keepdims=True)
+    rows = np.flatnonzero(of_row == 2)
+    expected = rows[np.argsort(-query @ features[rows].T, axis=1)[:, :10]]
+    found = opened().search(model(), query, 10, category="2")
+    assert [list(map(int, ids_of(matches))) for matches in found] == expected.tolist()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -94,6 +94,22 @@ def test_two_writers_at_once_are_refused(many, tmp_path):
         FaissFolder(tmp_path).delete(["1"])
 
 
+def test_a_change_while_an_index_is_read_is_no_damage(many, tmp_path, monkeypatch):
+    writer = FaissFolder(tmp_path)
+    writer.create(many[0], "flat")
+    reader = FaissFolder(tmp_path)
+    read_index, changes = reader.faiss.read_index, ["7"]
+
+    def changed_meanwhile(file):
+        index = read_index(file)
+        if changes:
+            writer.delete([changes.pop()])  # deletes what the reader has begun to read
+        return index
+
+    monkeypatch.setattr(reader.faiss, "read_index", changed_meanwhile)
+    assert reader.info()["count"] == COUNT - 1
+
+
 def test_a_damaged_generation_is_said(many, tmp_path):
     index = FaissFolder(tmp_path)
     index.create(many[0], "flat")

@@ -41,7 +41,6 @@ from clipfh.index.shards import COLUMNS, Model, SavedFeatures, features_of, requ
 POINTER, LOCK, GENERATION = "CURRENT", ".lock", "generation_"
 FORMAT_VERSION = 1
 MAX_DEAD = 0.2  # of the rows of an HNSW graph
-NARROW = 0.1  # a filter that leaves less of the rows than this is searched exactly
 
 
 @dataclass
@@ -117,9 +116,10 @@ class FaissFolder:
         is_whole = len(allowed) == allowed.sum() and not there.dead
         selector = None if is_whole else self._selector(labels[allowed], there.next_label)
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        exact = allowed.sum() < NARROW * len(labels) or k > len(labels) // 2
+        # what is near the query in a graph or in few lists may hold k that a filter leaves, and yet not the nearest
+        exact = allowed.sum() < len(labels) or k > len(labels) // 2
         similarities, found = self._nearest(there, vectors, k, selector, exact=exact)
-        short = (found < 0).any(axis=1)  # a filter can cut a graph or the lists that are looked at into too little
+        short = (found < 0).any(axis=1)  # deleted rows can cut a graph into too little
         if short.any():
             similarities[short], found[short] = self._nearest(there, vectors[short], k, selector, exact=True)
         rows = np.searchsorted(labels, found)
@@ -279,13 +279,23 @@ class FaissFolder:
         Raises:
             InputError: there is none, or it is damaged.
         """
-        if self._loaded is not None:
-            return self._loaded
+        while self._loaded is None:
+            name = self._current_name()
+            try:
+                self._loaded = self._read(self.folder / name)
+            except InputError:
+                if name == self._current_name():
+                    raise  # else a change deleted it while it was read, and another is there
+        return self._loaded
+
+    def _current_name(self) -> str:
         pointer = self.folder / POINTER
         if not pointer.is_file():
             raise InputError(f"there is no index in {self.folder}. Make it with: {BUILT_BY}")
+        return pointer.read_text(encoding="utf-8").strip()
+
+    def _read(self, folder: Path) -> _Generation:
         parquet, pa = scale_package("pyarrow.parquet"), scale_package("pyarrow")
-        folder = self.folder / pointer.read_text(encoding="utf-8").strip()
         manifest = read_json(folder / "manifest.json", made_by=BUILT_BY)
         try:
             index = self.faiss.read_index(str(folder / "index.faiss"))
@@ -293,11 +303,9 @@ class FaissFolder:
             if len(photos) != manifest["count"]:
                 raise ValueError(f"{len(photos)} photos, not {manifest['count']}")
             facts = (manifest["model"], manifest["kind"], manifest["next_label"], manifest.get("image_dir", ""))
-            there = _Generation(index, photos, *facts)
+            return _Generation(index, photos, *facts)
         except (RuntimeError, pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
             raise InputError(f"{folder} is damaged ({shortened(error, 80)}). Build it again: {BUILT_BY}") from error
-        self._loaded = there
-        return there
 
     def _commit(self, made: _Generation) -> None:
         """Write a new generation, switch CURRENT to it, delete the others."""

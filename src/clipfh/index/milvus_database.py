@@ -34,6 +34,7 @@ POINTER = f"{PREFIX}current"
 ROWS_AT_ONCE = 1000  # of an insert: 2 MB with 512 dimensions, where a server takes 64
 QUERIES_AT_ONCE = 256
 MAX_K = 16_384  # of Milvus
+MAX_EF, MAX_PROBES = 32_768, 65_536  # of Milvus: as far as it looks in a graph, and in lists
 MAX_LENGTH = 1024  # bytes of a text
 INDEX_TYPES = {"flat": "FLAT", "ivf": "IVF_FLAT", "hnsw": "HNSW"}
 TOKEN = "MILVUS_TOKEN"
@@ -108,20 +109,13 @@ class MilvusDatabase:
                 for name, value in (("category", category), ("camera", camera))
                 if value is not None
             ]
-            found: list[list[Match]] = []
-            for start in range(0, len(vectors), QUERIES_AT_ONCE):
-                answers = self._client.search(
-                    there["collection"],
-                    data=list(np.asarray(vectors[start : start + QUERIES_AT_ONCE], dtype=np.float32)),
-                    limit=k,
-                    filter=" and ".join(wanted),
-                    output_fields=["item_id"],
-                    search_params=_search_parameters(there, k),
-                )
-                found += [
-                    [Match(hit["id"], hit["entity"]["item_id"], hit["distance"]) for hit in answer]
-                    for answer in answers
-                ]
+            # what is near the query in a graph or in few lists may hold none of the nearest that a filter leaves
+            found = self._nearest(there, vectors, k, " and ".join(wanted), everywhere=bool(wanted))
+            short = [place for place, matches in enumerate(found) if len(matches) < k]
+            if short and not wanted:  # the lists that were looked at held too few
+                again = self._nearest(there, vectors[short], k, "", everywhere=True)
+                for place, matches in zip(short, again, strict=True):
+                    found[place] = matches
             return found
 
     def categories(self, limit: int) -> list[str]:
@@ -165,6 +159,24 @@ class MilvusDatabase:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+    def _nearest(
+        self, there: dict[str, Any], vectors: np.ndarray, k: int, wanted: str, *, everywhere: bool
+    ) -> list[list[Match]]:
+        found: list[list[Match]] = []
+        for start in range(0, len(vectors), QUERIES_AT_ONCE):
+            answers = self._client.search(
+                there["collection"],
+                data=list(np.asarray(vectors[start : start + QUERIES_AT_ONCE], dtype=np.float32)),
+                limit=k,
+                filter=wanted,
+                output_fields=["item_id"],
+                search_params=_search_parameters(there, k, everywhere=everywhere),
+            )
+            found += [
+                [Match(hit["id"], hit["entity"]["item_id"], hit["distance"]) for hit in answer] for answer in answers
+            ]
+        return found
 
     # ---- collections
 
@@ -258,6 +270,8 @@ class MilvusDatabase:
         return rows[0]["count(*)"]
 
 
-def _search_parameters(there: dict[str, Any], k: int) -> dict[str, Any]:
-    kinds = {"flat": {}, "ivf": {"nprobe": there["probes"]}, "hnsw": {"ef": max(EF_SEARCH, 2 * k)}}
+def _search_parameters(there: dict[str, Any], k: int, *, everywhere: bool) -> dict[str, Any]:
+    probes = MAX_PROBES if everywhere else there["probes"]
+    ef = MAX_EF if everywhere else min(MAX_EF, max(EF_SEARCH, 2 * k))
+    kinds = {"flat": {}, "ivf": {"nprobe": probes}, "hnsw": {"ef": ef}}
     return {"params": kinds[there["kind"]]}

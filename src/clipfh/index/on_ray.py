@@ -67,9 +67,9 @@ def extract_on_ray(
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
-        use_gpu = ray.cluster_resources().get("GPU", 0) > 0
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))
         facts = {"source": source, "image_size": clip.image_size, "resize_mode": clip.resize_mode}
-        sent = {"clip": replace(clip, model=clip.model.cpu(), tokenizer=None), "use_gpu": use_gpu}
+        sent = {"clip": replace(clip, model=clip.model.cpu(), tokenizer=None), "use_gpu": num_gpus > 0}
         rows = pa.concat_tables([task.rows.select(["id"]) for task in tasks])
         size = max(batch_size, PHOTOS_OF_A_TASK)
         blocks = [rows.slice(start, size).combine_chunks() for start in range(0, len(rows), size)]
@@ -86,8 +86,8 @@ def extract_on_ray(
                 _Embed,
                 batch_size=batch_size,
                 fn_constructor_kwargs=sent,
-                compute=data.ActorPoolStrategy(size=max(1, workers // 2)),
-                num_gpus=1 if use_gpu else None,
+                compute=data.ActorPoolStrategy(size=num_gpus or max(1, workers // 2)),
+                num_gpus=1 if num_gpus else None,
             )
         )
         for batch in features.iter_batches(batch_size=None):
