@@ -66,7 +66,9 @@ class Config:
     p: int = option(IN_FILE, "identities a batch", at_least=1)
     k: int = option(IN_FILE, "photos of each identity", at_least=1)
     min_batches: int = option(
-        IN_FILE, "of an epoch: where all photos make fewer, it passes over them several times", at_least=1
+        IN_FILE,
+        "fewest batches of an epoch: where a pass over all photos makes fewer, it is several whole passes",
+        at_least=1,
     )
     lr: float = option(IN_FILE, "peak learning rate", above=0)
     center_lr: float = option(

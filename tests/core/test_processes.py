@@ -37,6 +37,13 @@ def test_devices_that_several_cannot_use(monkeypatch):
         processes.join(CPU)
 
 
+def test_the_end_of_another_process_is_told_and_an_own_failure_stays_what_it_is():
+    with pytest.raises(InputError, match="another process of this run has ended"), processes._others():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3254")
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"), processes._others():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 def test_one_process_has_all_rows_and_changes_nothing():
     features = torch.rand(5, 3, requires_grad=True)
     assert range(5)[processes.own_rows(5)] == range(5)

@@ -60,16 +60,18 @@ def test_features_are_unit_float32_and_the_mode_is_kept(clip):
     assert weight.grad is not None
 
 
-def test_batches_start_anywhere_and_leave_the_mode_alone_when_the_consumer_stops(clip):
+def test_batches_start_anywhere_and_leave_the_mode_alone_when_the_consumer_stops(clip, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     whole = extract_features(clip, pixels, "cpu", quiet=True)
     clip.model.train()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     batches = encode_batches(clip, pixels, "cpu", batch_size=2, start=3, quiet=True)
     first = next(batches)
     assert not clip.model.training and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert not torch.backends.cudnn.allow_tf32  # or features would differ from those of an evaluation
     torch.testing.assert_close(first, whole[3:5], atol=1e-5, rtol=0)
     batches.close()
-    assert clip.model.training
+    assert clip.model.training and torch.backends.cudnn.allow_tf32
     clip.model.eval()
     sizes = [len(part) for part in encode_batches(clip, pixels, "cpu", batch_size=2, start=2, quiet=True)]
     assert sizes == [2, 2, 1] and not clip.model.training

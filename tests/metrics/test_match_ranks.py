@@ -61,7 +61,9 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("values", [None, 2, 3])
-@pytest.mark.parametrize("blocks", [{}, {"CHUNK": 64, "BLOCK": 64}, {"FEW_VALUES": 200}, {"FEW_VALUES": 0}])
+@pytest.mark.parametrize(
+    "blocks", [{}, {"CHUNK": 64, "BLOCK": 64}, {"MAX_SIMILARITIES": 3000}, {"FEW_VALUES": 200}, {"FEW_VALUES": 0}]
+)
 def test_ranks_equal_those_of_sorted_rows(monkeypatch, function, values, blocks):
     for name, value in blocks.items():
         monkeypatch.setattr(reach_counts if name == "FEW_VALUES" else match_ranks, name, value)

@@ -241,6 +241,8 @@ def _others() -> Iterator[None]:
     """Say in one line that another process has ended; all say the same."""
     try:
         yield
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # this process's own, which it meets here
+        raise
     except RuntimeError as error:  # Gloo's and NCCL's own, with addresses that help nobody
         raise InputError(
             "another process of this run has ended, so this one ends too; where the run has a _LAST checkpoint, "

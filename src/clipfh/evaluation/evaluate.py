@@ -108,7 +108,7 @@ def evaluate_clip(
             written.
     """
     started = time.perf_counter()
-    torch.backends.cudnn.allow_tf32 = False  # cuDNN's default: convolutions with 10 bits of each factor, not float32's
+    torch.backends.cudnn.allow_tf32 = False  # in the probe and the maps, too: see `encode_batches`
     require_unseen(
         clip.seen_identities,
         data.digest,

@@ -40,7 +40,7 @@ def encode_batches(
     """Unit-length image features in float32, a batch at a time: (N, S, S, 3) uint8 to (B, D) on the CPU.
 
     Always float32, whatever a run trains in: test figures do not depend on the precision of training. The model is in
-    evaluation mode until the iterator ends or is closed, and then in the mode it was in.
+    evaluation mode until the iterator ends or is closed, and then in the mode it was in; so is cuDNN, without TF32.
 
     Args:
         clip, device: the model, and where it is.
@@ -57,8 +57,9 @@ def encode_batches(
         batches = prefetch(_copied_beside_the_forward_pass(parts, clip, device))
     else:  # no thread: the forward pass takes all cores of a CPU
         batches = (to_input(part, clip.mean, clip.std, device) for part in parts)
-    was_training = clip.model.training
+    was_training, tf32 = clip.model.training, torch.backends.cudnn.allow_tf32
     clip.model.eval()
+    torch.backends.cudnn.allow_tf32 = False  # cuDNN's default: convolutions with 10 bits of each factor, not float32's
     bar = tqdm(total=len(starts), desc="extract features", unit="batch", disable=True if quiet else None, leave=False)
     try:
         with contextlib.closing(batches) as ready, bar:
@@ -73,6 +74,7 @@ def encode_batches(
                 bar.update()
     finally:
         clip.model.train(was_training)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _copied_beside_the_forward_pass(

@@ -30,6 +30,7 @@ from clipfh.metrics.same_identity import Pairs, SameIdentity
 from clipfh.metrics.threads import in_threads
 
 CHUNK, BLOCK = 896, 2048  # queries and gallery images of one product; 7 MiB of similarities stay in the cache
+MAX_SIMILARITIES = 1 << 27  # of a chunk where whole rows are sorted: 0.5 GiB, and four times that to sort them
 MAX_PAIRS = 1 << 17  # of a chunk: what is kept of each pair adds up where identities are large
 
 
@@ -208,7 +209,8 @@ def _match_ranks_by_sorting(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The same on the features' device, where sorting whole rows is cheap beside moving them to the host."""
     tolerance = tie_tolerance(query_features, gallery_features).cpu().numpy()
-    for pairs in map(same.pairs, same.chunks(CHUNK, MAX_PAIRS)):
+    queries_at_once = max(1, min(CHUNK, MAX_SIMILARITIES // max(1, len(gallery_features))))
+    for pairs in map(same.pairs, same.chunks(queries_at_once, MAX_PAIRS)):
         queries, row, position = (torch.from_numpy(part).to(gallery_features.device) for part in pairs[:3])
         similarities = query_features[queries] @ gallery_features.T  # (c, G)
         values = similarities[row, position].cpu().numpy()
