@@ -119,7 +119,7 @@ class FaissFolder:
         # what is near the query in a graph or in few lists may hold k that a filter leaves, and yet not the nearest
         exact = allowed.sum() < len(labels) or k > len(labels) // 2
         similarities, found = self._nearest(there, vectors, k, selector, exact=exact)
-        short = (found < 0).any(axis=1)  # deleted rows can cut a graph into too little
+        short = (found < 0).any(axis=1)  # few lists, or a graph with deleted rows, can hold too little
         if short.any():
             similarities[short], found[short] = self._nearest(there, vectors[short], k, selector, exact=True)
         rows = np.searchsorted(labels, found)

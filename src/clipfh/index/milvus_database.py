@@ -160,24 +160,6 @@ class MilvusDatabase:
             self._client.close()
             self._client = None
 
-    def _nearest(
-        self, there: dict[str, Any], vectors: np.ndarray, k: int, wanted: str, *, everywhere: bool
-    ) -> list[list[Match]]:
-        found: list[list[Match]] = []
-        for start in range(0, len(vectors), QUERIES_AT_ONCE):
-            answers = self._client.search(
-                there["collection"],
-                data=list(np.asarray(vectors[start : start + QUERIES_AT_ONCE], dtype=np.float32)),
-                limit=k,
-                filter=wanted,
-                output_fields=["item_id"],
-                search_params=_search_parameters(there, k, everywhere=everywhere),
-            )
-            found += [
-                [Match(hit["id"], hit["entity"]["item_id"], hit["distance"]) for hit in answer] for answer in answers
-            ]
-        return found
-
     # ---- collections
 
     @property
@@ -222,6 +204,25 @@ class MilvusDatabase:
         client.load_collection(POINTER)
         rows = client.get(POINTER, ids=["current"], output_fields=["facts"])
         return json.loads(rows[0]["facts"]) if rows else None
+
+    def _nearest(
+        self, there: dict[str, Any], vectors: np.ndarray, k: int, wanted: str, *, everywhere: bool
+    ) -> list[list[Match]]:
+        """What is found of the rows that the filter `wanted` leaves; `everywhere`: as far as Milvus looks at all."""
+        found: list[list[Match]] = []
+        for start in range(0, len(vectors), QUERIES_AT_ONCE):
+            answers = self._client.search(
+                there["collection"],
+                data=list(np.asarray(vectors[start : start + QUERIES_AT_ONCE], dtype=np.float32)),
+                limit=k,
+                filter=wanted,
+                output_fields=["item_id"],
+                search_params=_search_parameters(there, k, everywhere=everywhere),
+            )
+            found += [
+                [Match(hit["id"], hit["entity"]["item_id"], hit["distance"]) for hit in answer] for answer in answers
+            ]
+        return found
 
     def _there(self) -> dict[str, Any]:
         there = self._current()
