@@ -365,6 +365,24 @@ def with_cameras(metadata):
     return table.set_index("image")["camera"]
 
 
+def test_rows_say_what_is_not_the_datasets_own(clip, dataset, without_figures, capsys):
+    own = dataset.metadata_dir / TOKEN_SAFE_PROMPTS
+    shutil.copy(own, "copy.json")
+    write_prompts(Path("other.json"), {f"square{number}": f"square {number}" for number in range(NUM_IDENTITIES)})
+    with_cameras(dataset.metadata_dir)
+    plain = replace(dataset, exclude_same_camera=False, prompt_json=Path("copy.json"), clustering=False)
+    result, _ = evaluate(clip, plain)
+    assert result["detail"] == "" and "note:" not in capsys.readouterr().out
+    shutil.rmtree(dataset.results_dir)
+
+    config = replace(plain, exclude_same_camera=True, prompt_json=Path("other.json"), rerank="aqe")
+    result, _ = evaluate(clip, config)
+    summary = read_summary(dataset.results_dir / "summary.csv")
+    assert re.fullmatch("same camera left out, prompts [0-9a-f]{12}", result["detail"])
+    assert summary["detail"].tolist() == [*[result["detail"]] * 12, f"aqe 5/3, {result['detail']}"]
+    assert f"squares itself is measured otherwise ({result['detail']})" in capsys.readouterr().out
+
+
 def test_rankings_leave_the_querys_camera_out(clip, dataset, without_figures):
     cameras = with_cameras(dataset.metadata_dir)
     table = read_image_meta(dataset.metadata_dir / "image_paths.json")

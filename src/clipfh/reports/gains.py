@@ -36,7 +36,7 @@ def difference_and_p(mAP: float, paired: Difference | None) -> tuple[str, str]:
 
 
 def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageResult | None:
-    """What `result` is compared with: the same dataset and model, the nearest lower stage number.
+    """What `result` is compared with: the same dataset and model, measured alike, the nearest lower stage number.
 
     Where that stage has several variants, the one of the same name, or else the one evaluated last.
     """
@@ -44,7 +44,8 @@ def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageR
     before = [
         other
         for other in others
-        if (other.dataset, other.model) == (result.dataset, result.model) and 0 <= stage_number(other.stage) < number
+        if (other.dataset, other.model, other.detail) == (result.dataset, result.model, result.detail)
+        and 0 <= stage_number(other.stage) < number
     ]
     return max(
         before, key=lambda other: (stage_number(other.stage), other.variant == result.variant, other.time), default=None

@@ -4,8 +4,9 @@
     python -m clipfh.reports.results_table --dataset synthetic    # one dataset only
     python -m clipfh.reports.results_table --readme README.md     # also between the markers of the README
 
-The newest evaluation of every stage and variant is one row, with those of the same recipe's other training seeds. All
-tables come from one function.
+The newest evaluation of every stage and variant is one row, with those of the same recipe's other training seeds. One
+by another protocol or other prompts than the prepared dataset's has a row of its own. All tables come from one
+function.
 """
 
 import math
@@ -41,6 +42,8 @@ _SEEDS_NOTE = (
     "n: training seeds of one recipe; figures are means over them, official and text ± their standard deviation. "
     "Intervals average each query over the seeds first, and do not tell what other seeds would give."
 )
+_PROTOCOL = "protocol"
+_PROTOCOL_NOTE = "Protocol: where it is not the prepared dataset's own; a gain is over a row of the same one."
 _KEPT_NOTE = "Kept: top-1 on the probe, relative to that of stage 1."
 _RERANKED = "re-ranked"
 _RERANKED_NOTE = (
@@ -92,7 +95,8 @@ def _gains(result: StageResult, others: Sequence[StageResult], results_dir: Path
 
 def _kept(result: StageResult, others: Sequence[StageResult]) -> str:
     """Top-1 on the probe relative to that of stage 1 on the same one, percent."""
-    same = [other for other in others if (other.model, other.probe_name) == (result.model, result.probe_name)]
+    like = (result.model, result.detail, result.probe_name)
+    same = [other for other in others if (other.model, other.detail, other.probe_name) == like]
     start = next((other for other in same if stage_number(other.stage) == 1 and other.probe), None)
     if start is None or start is result or not result.probe or not start.probe["rank1"].mean:
         return ""
@@ -102,6 +106,7 @@ def _kept(result: StageResult, others: Sequence[StageResult]) -> str:
 def _cells(result: StageResult, gains: Mapping[str, Gain | None]) -> dict[tuple[str, str], str]:
     """The row of one result: (group, column) to text."""
     cells = {("", "stage"): stage_label(result.stage), ("", "variant"): result.variant, ("", "model"): result.model}
+    cells["", _PROTOCOL] = result.detail
     cells["", "n"] = str(len(result.runs))
     for name in ("rank1", "rank5", "rank10", "mAP"):
         cells["official", _FIGURE_LABELS[name]] = _percent(result.official.get(name), std=name in ("rank1", "mAP"))
@@ -168,7 +173,7 @@ def note_of(tables: Sequence[Table]) -> str:
     columns = {column for table in tables for column in table.columns}
     names = {name for column in columns for name in column}
     notes = {"gain": _GAIN_NOTE, "random": _RANDOM_NOTE, "text": _TEXT_NOTE, "n": _SEEDS_NOTE, "kept": _KEPT_NOTE}
-    notes[_RERANKED] = _RERANKED_NOTE
+    notes |= {_PROTOCOL: _PROTOCOL_NOTE, _RERANKED: _RERANKED_NOTE}
     return " ".join(["Percent.", *(note for name, note in notes.items() if name in names)])
 
 
