@@ -4,6 +4,7 @@ import pytest
 from summary_rows import make_row
 
 from clipfh.core.errors import InputError
+from clipfh.core.files import write_json
 from clipfh.metrics.statistics import paired_bootstrap_difference
 from clipfh.reports import gains
 from clipfh.reports.gains import mean_ap_gain, previous_stage
@@ -101,6 +102,30 @@ def test_only_evaluations_by_one_protocol_are_compared(tmp_path):
     (table,) = result_tables(stages(tmp_path), tmp_path)
     gains = [row[table.columns.index(("official", "gain"))].split(" ")[0] for row in table.rows]
     assert gains == ["", "", "+10.0", f"{100 * (AFTER - BEFORE).mean():+.1f}"]
+
+
+@pytest.mark.parametrize(
+    ("of_each_stage", "gains", "kept", "notes"),
+    [
+        ("AAA", ["", "+10.0", "+10.0"], ["", "50.0", "50.0"], []),
+        ("A A", ["", "+10.0", "+10.0"], ["", "50.0", "50.0"], []),  # of one it is not known
+        ("BAA", ["", "", "+10.0"], None, ["2 image encoder began with A, 1", "3 joint began with A, 1 zero-shot"]),
+        ("AAB", ["", "+10.0", ""], ["", "50.0", ""], ["3 joint began with B, 2", "3 joint began with B, 1 zero-shot"]),
+    ],
+)
+def test_only_stages_of_the_same_first_weights_are_compared(tmp_path, of_each_stage, gains, kept, notes):
+    for stage, (run, weights) in enumerate(zip("abc", of_each_stage, strict=True), 1):
+        evaluated(tmp_path, run, rows_of(BEFORE + 0.1 * stage), stage=stage)
+        write_json(tmp_path / run / "metrics.json", {"first_weights": weights} if weights.strip() else {})
+        probe = {"protocol": "probe", "detail": "ImageNet", "rank1": 0.8 if stage == 1 else 0.4}
+        append_rows(tmp_path / "summary.csv", [make_row(run=run, stage=stage, **probe)])
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [row["official", "gain"].split(" ")[0] for row in cells] == gains
+    assert (("kept", "of probe") in cells[0]) == (kept is not None)
+    assert kept is None or [row["kept", "of probe"] for row in cells] == kept
+    assert len(table.notes) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(table.notes, notes, strict=True))
 
 
 def test_prompts_are_compared_too_an_identity_may_have_one_twice(tmp_path, of_any_number):
