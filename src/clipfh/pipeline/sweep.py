@@ -6,7 +6,9 @@
 A recipe is a YAML file that goes over the stage's own (see README, "Changing a recipe"): by default every file of
 `config/ablation/` of the stage, each one change. The stage's own recipe, `default`, is always measured, too. Each is
 trained once a fold and seed, in turn, and validated on the identities of the fold; a run that is finished is not run
-again. Stage 3 starts from stage 2's own recipe in the same fold.
+again, unless its command, the stage's scripts and recipes, the metadata or the weights it starts from changed. A change
+of `src/clipfh` is not seen: remove the folder of the sweep then. Stage 3 starts from stage 2's own recipe in the same
+fold.
 
 A recipe's figures are those of the epoch that is best on average over its runs, not each run's own best: with few
 identities the best of many epochs flatters. Weights between start and end (`wise_ft`) are left out for that reason.
@@ -33,8 +35,11 @@ from clipfh.core.errors import InputError
 from clipfh.core.files import require_file, write_json, write_text
 from clipfh.core.names import require_name
 from clipfh.core.paths import DEFAULT_MODEL, ROOT, display, stage_dir
+from clipfh.models.names import canonical_model_name
+from clipfh.models.pretrained import find_weights
 from clipfh.pipeline.options import seed_list
 from clipfh.pipeline.steps import Step, end_on_signals, recorded, run_step
+from clipfh.tables.prepared import prepare_weights
 
 SCRIPTS = {2: "train_clip_img_encoder_finetune.py", 3: "train_clip_joint_encoders.py"}
 JUDGED_BY = {2: ("val_mAP",), 3: ("val_mAP", "val_text_mAP")}  # the mean of those
@@ -151,6 +156,7 @@ def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, star
     command += [*start, "--save_path", str(folder), "--log_dir", str(folder), *shlex.split(config.flags)]
     inputs = [f"{display(script.parent)}/*.py", f"{display(script.parent)}/config/*.yaml"]
     inputs += [*([display(recipe.file)] if recipe.file else []), f"metadata/{config.dataset}/*.json"]
+    inputs += [] if start else first_weights(config)  # the name of a checkpoint to start from is new with each training
     outputs = [f"{folder}/*/metrics.jsonl", f"{folder}/*_BEST.pth"]
     step = Step(f"stage {stage} {run}", folder / "run.log", command, outputs=outputs, inputs=inputs)
     if code := run_step(step):
@@ -158,6 +164,17 @@ def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, star
     for last in folder.glob("*_LAST.pth"):  # several times as large as BEST, and of a run that is finished
         last.unlink()
     return step.log
+
+
+def first_weights(config: Config) -> list[str]:
+    """The file that a training starts from, which stage 0 makes where it is missing; none of an open_clip tag.
+
+    Raises:
+        InputError: there are no such weights, or stage 0 failed.
+    """
+    prepare_weights(config.model, config.pretrained)
+    file = find_weights(canonical_model_name(config.model), config.pretrained).file
+    return [display(file)] if file else []
 
 
 def metrics_of(log: Path) -> Rows:
