@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipfh.core.cli import parse_config
@@ -41,16 +42,26 @@ def recipe(name: str, *values: float) -> dict:
     return {"name": name, "value": list(values)}
 
 
-def test_the_verdict_needs_two_standard_errors():
+def test_the_verdict_needs_more_than_chance():
     default = recipe("default", 0.5, 0.6, 0.7)
     clear = recipe("clear", 0.52, 0.63, 0.72)
     noisy = recipe("noisy", 0.9, 0.5, 0.6)
     mean, error = sweep.difference(clear, default)
     assert mean == pytest.approx(0.07 / 3)
     assert error == pytest.approx(statistics.stdev([0.02, 0.03, 0.02]) / 3**0.5)
-    assert "val prefers clear: +2.3 ± 0.3" in verdict([default, clear])
+    assert "val prefers clear: +2.3 ± 0.3" in verdict([default, clear])  # 7 standard errors
+    assert "above 4.3 standard errors" in verdict([default, clear])  # t of 2 degrees of freedom, 2.5%
+    others = [recipe(name, 0.1, 0.1, 0.1) for name in "abc"]
+    assert "not the 8.9 standard errors" in verdict([default, clear, *others])  # the same, 2.5% / 4
     assert "noisy is highest" in verdict([default, noisy]) and "own stays" in verdict([default, noisy])
     assert "prefers the stage's own" in verdict([default, recipe("low", 0.1, 0.1, 0.1)])
+
+
+def test_of_equal_recipes_val_rarely_prefers_another():
+    drawn = np.random.default_rng(0).normal(size=(1000, 5, 3))
+    verdicts = [verdict([recipe(name, *values) for name, values in zip("dabce", one, strict=True)]) for one in drawn]
+    preferred = sum(" above " in told for told in verdicts)
+    assert 0 < preferred < 40  # at most 25 are expected; two standard errors let about 210 through
 
 
 def test_it_trains_each_recipe_in_each_fold(tmp_path, monkeypatch, capsys):

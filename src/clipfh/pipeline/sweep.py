@@ -14,6 +14,9 @@ A recipe's figures are those of the epoch that is best on average over its runs,
 identities the best of many epochs flatters. Weights between start and end (`wise_ft`) are left out for that reason.
 Stage 2 is judged by mAP between photos, stage 3 by the mean of that and of mAP with prompts as queries.
 
+Another recipe is preferred where it is further above `default` than the best of as many equal ones is in 2.5% of
+sweeps (Student's t over the runs, Bonferroni's correction for the number of recipes): of few runs, only one far above.
+
 Writes results/sweeps/<dataset>_<model>_stage<N>/: table.md, table.json, and a folder a run with its log; names say
 `_from_<recipe>` where `--start_recipe` has one.
 """
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy import stats
 
 from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError
@@ -44,6 +48,7 @@ from clipfh.tables.prepared import prepare_weights
 SCRIPTS = {2: "train_clip_img_encoder_finetune.py", 3: "train_clip_joint_encoders.py"}
 JUDGED_BY = {2: ("val_mAP",), 3: ("val_mAP", "val_text_mAP")}  # the mean of those
 DEFAULT = "default"
+CHANCE = 0.025  # that equal recipes give one which val is said to prefer to the stage's own
 BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"
 
 Rows = list[dict[str, Any]]  # of a run's metrics.jsonl
@@ -235,7 +240,7 @@ def means(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
     """Mean difference of what two recipes are judged by, over runs of the same fold and seed, and its standard error.
 
-    Folds are not independent (their train identities overlap): the error is a guide, not a test.
+    Folds are not independent (their train identities overlap): the error is somewhat too small.
     """
     apart = [a - b for a, b in zip(one["value"], other["value"], strict=True)]
     return statistics.fmean(apart), statistics.stdev(apart) / len(apart) ** 0.5
@@ -259,16 +264,23 @@ def markdown(table: Sequence[dict[str, Any]], changes: dict[str, str]) -> str:
 
 
 def verdict(table: Sequence[dict[str, Any]]) -> str:
-    """Which recipe val prefers; the stage's own stays where the best is not two standard errors above it."""
+    """Which recipe val prefers; the stage's own stays where the best of equal ones could be as far above it by chance.
+
+    By chance means in more than `CHANCE` of sweeps: one-sided, Student's t, with Bonferroni's correction.
+    """
     default, runs = table[0], len(table[0]["value"])
     best = max(table, key=lambda row: statistics.fmean(row["value"]))
     if best is default:
         return f"Of {len(table)} recipes val prefers the stage's own ({runs} runs each)."
     mean, error = difference(best, default)
+    needed = stats.t.isf(CHANCE / (len(table) - 1), runs - 1)
     by = f"{100 * mean:+.1f} ± {100 * error:.1f} (mean and standard error over {runs} runs each)"
-    if mean > 2 * error:
-        return f"Of {len(table)} recipes val prefers {best['name']}: {by}."
-    return f"Of {len(table)} recipes {best['name']} is highest, {by}: not two standard errors; the stage's own stays."
+    if mean > needed * error:
+        return f"Of {len(table)} recipes val prefers {best['name']}: {by}, above {needed:.1f} standard errors."
+    return (
+        f"Of {len(table)} recipes {best['name']} is highest, {by}: not the {needed:.1f} standard errors that tell the "
+        "best of so many from chance; the stage's own stays."
+    )
 
 
 def changed(file: Path | None) -> str:
