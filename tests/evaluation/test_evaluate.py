@@ -96,7 +96,8 @@ def test_every_file_of_an_evaluation(clip, dataset, capsys):
     low, high = written["official"]["mAP_interval95"]
     assert low <= written["official"]["mAP"] <= high
     assert len(written["random"]) == 10 and written["images_left_out"] == 0
-    assert written["text_to_image"]["num_query"] == 4 and written["checkpoint"] == "random"
+    assert written["text_to_image"]["num_query"] == 4
+    assert written["checkpoint"] == written["first_weights"] == "random"
 
     names = {path.name for path in run_dir.iterdir()}
     assert names == {
@@ -363,6 +364,24 @@ def with_cameras(metadata):
     table["camera"] = [f"{item_id}-{number % 2}" for number, item_id in enumerate(table["item_id"])]
     write_image_meta(metadata / "image_paths.json", table)
     return table.set_index("image")["camera"]
+
+
+def test_rows_say_what_is_not_the_datasets_own(clip, dataset, without_figures, capsys):
+    own = dataset.metadata_dir / TOKEN_SAFE_PROMPTS
+    shutil.copy(own, "copy.json")
+    write_prompts(Path("other.json"), {f"square{number}": f"square {number}" for number in range(NUM_IDENTITIES)})
+    with_cameras(dataset.metadata_dir)
+    plain = replace(dataset, exclude_same_camera=False, prompt_json=Path("copy.json"), clustering=False)
+    result, _ = evaluate(clip, plain)
+    assert result["detail"] == "" and "note:" not in capsys.readouterr().out
+    shutil.rmtree(dataset.results_dir)
+
+    config = replace(plain, exclude_same_camera=True, prompt_json=Path("other.json"), rerank="aqe")
+    result, _ = evaluate(clip, config)
+    summary = read_summary(dataset.results_dir / "summary.csv")
+    assert re.fullmatch("same camera left out, prompts [0-9a-f]{12}", result["detail"])
+    assert summary["detail"].tolist() == [*[result["detail"]] * 12, f"aqe 5/3, {result['detail']}"]
+    assert f"squares itself is measured otherwise ({result['detail']})" in capsys.readouterr().out
 
 
 def test_rankings_leave_the_querys_camera_out(clip, dataset, without_figures):

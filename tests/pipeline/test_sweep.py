@@ -4,10 +4,12 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipfh.core.cli import parse_config
 from clipfh.core.errors import InputError
+from clipfh.models.pretrained import FoundWeights
 from clipfh.pipeline import sweep
 from clipfh.pipeline.steps import Step
 from clipfh.pipeline.sweep import BEGIN, END, Config, changed, measured, verdict, write_into
@@ -40,16 +42,26 @@ def recipe(name: str, *values: float) -> dict:
     return {"name": name, "value": list(values)}
 
 
-def test_the_verdict_needs_two_standard_errors():
+def test_the_verdict_needs_more_than_chance():
     default = recipe("default", 0.5, 0.6, 0.7)
     clear = recipe("clear", 0.52, 0.63, 0.72)
     noisy = recipe("noisy", 0.9, 0.5, 0.6)
     mean, error = sweep.difference(clear, default)
     assert mean == pytest.approx(0.07 / 3)
     assert error == pytest.approx(statistics.stdev([0.02, 0.03, 0.02]) / 3**0.5)
-    assert "val prefers clear: +2.3 ± 0.3" in verdict([default, clear])
+    assert "val prefers clear: +2.3 ± 0.3" in verdict([default, clear])  # 7 standard errors
+    assert "above 4.3 standard errors" in verdict([default, clear])  # t of 2 degrees of freedom, 2.5%
+    others = [recipe(name, 0.1, 0.1, 0.1) for name in "abc"]
+    assert "not the 8.9 standard errors" in verdict([default, clear, *others])  # the same, 2.5% / 4
     assert "noisy is highest" in verdict([default, noisy]) and "own stays" in verdict([default, noisy])
     assert "prefers the stage's own" in verdict([default, recipe("low", 0.1, 0.1, 0.1)])
+
+
+def test_of_equal_recipes_val_rarely_prefers_another():
+    drawn = np.random.default_rng(0).normal(size=(1000, 5, 3))
+    verdicts = [verdict([recipe(name, *values) for name, values in zip("dabce", one, strict=True)]) for one in drawn]
+    preferred = sum(" above " in told for told in verdicts)
+    assert 0 < preferred < 40  # at most 25 are expected; two standard errors let about 210 through
 
 
 def test_it_trains_each_recipe_in_each_fold(tmp_path, monkeypatch, capsys):
@@ -69,6 +81,7 @@ def test_it_trains_each_recipe_in_each_fold(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "run_step", run_step)
     monkeypatch.setattr(sweep, "recorded", lambda log, pattern: [str(path) for path in log.parent.glob(pattern)])
     monkeypatch.setattr(sweep, "end_on_signals", lambda: None)
+    monkeypatch.setattr(sweep, "first_weights", lambda config: [])
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("better.yaml").write_text("lr: 0.1   # a reason\nloss: supcon  # another\n")
@@ -104,6 +117,44 @@ def test_it_trains_each_recipe_in_each_fold(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "results" / "sweeps" / "shop_small-clip_stage3"
     assert "from stage 2" in (folder / "table_from_words.md").read_text()
     assert "from stage 2" not in (folder / "table.md").read_text()
+
+
+TRAINS = """
+import sys
+from pathlib import Path
+
+folder = Path(sys.argv[sys.argv.index("--save_path") + 1])
+(folder / "run").mkdir(parents=True, exist_ok=True)
+for path in (folder / "run" / "metrics.jsonl", folder / "run_BEST.pth"):
+    path.write_text("made")
+with open("runs.txt", "a") as runs:
+    runs.write("run ")
+"""
+
+
+def test_a_finished_run_is_run_again_with_other_first_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "stage_dir", lambda stage: tmp_path / f"stage{stage}")
+    monkeypatch.chdir(tmp_path)
+    for stage, script in sweep.SCRIPTS.items():
+        (tmp_path / f"stage{stage}").mkdir()
+        (tmp_path / f"stage{stage}" / script).write_text(TRAINS)
+    weights = tmp_path / "small.pth"
+    monkeypatch.setattr(sweep, "prepare_weights", lambda *_: weights.exists() or weights.write_text("one"))
+    monkeypatch.setattr(sweep, "find_weights", lambda *_: FoundWeights(str(weights), weights, {}, {}))
+
+    def num_runs(stage: int, *start: str) -> int:
+        sweep.train(Config(stage=stage, dataset="shop"), stage, sweep.Recipe("default"), 0, 0, start)
+        return len(Path("runs.txt").read_text().split())
+
+    assert [num_runs(2), num_runs(2)] == [1, 1]
+    start = ("--init_ckpt", "stage2_BEST.pth")
+    assert [num_runs(3, *start), num_runs(3, *start)] == [2, 2]
+    weights.write_text("made again")
+    assert [num_runs(2), num_runs(2), num_runs(3, *start)] == [3, 3, 3]
+
+
+def test_weights_of_a_tag_are_no_file():
+    assert sweep.first_weights(Config(model="ViT-B/16", pretrained="openai")) == []
 
 
 def test_what_stage_3_starts_from(tmp_path):

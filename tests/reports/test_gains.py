@@ -4,11 +4,12 @@ import pytest
 from summary_rows import make_row
 
 from clipfh.core.errors import InputError
+from clipfh.core.files import write_json
 from clipfh.metrics.statistics import paired_bootstrap_difference
 from clipfh.reports import gains
 from clipfh.reports.gains import mean_ap_gain, previous_stage
 from clipfh.reports.per_query import mean_average_precision_of, read_average_precision, write_per_query
-from clipfh.reports.results_table import result_tables
+from clipfh.reports.results_table import note_of, result_tables
 from clipfh.reports.stage_results import stage_results
 from clipfh.reports.summary import append_rows, read_summary
 
@@ -85,6 +86,46 @@ def test_another_number_of_seeds_is_said(tmp_path):
         evaluated(tmp_path, run, rows_of(AFTER), stage=stage, seed=seed, recipe="" if seed is None else f"of{stage}")
     (table,) = result_tables(stages(tmp_path), tmp_path)
     assert table.notes == ["The gain of 3 joint compares 1 training seeds with 2."]
+
+
+def test_only_evaluations_by_one_protocol_are_compared(tmp_path):
+    otherwise = {"detail": "same camera counted", "time": "2026-03-02T00:00:00Z"}
+    evaluated(tmp_path, "a", rows_of(BEFORE), stage=1)
+    evaluated(tmp_path, "b", rows_of(BEFORE + 0.1), stage=2, seed=0, recipe="x")
+    evaluated(tmp_path, "c", rows_of(AFTER + 0.3), stage=2, seed=0, recipe="x", **otherwise)
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [row["", "protocol"] for row in cells] == ["", "", "same camera counted"]
+    assert [row["official", "gain"] for row in cells] == ["", "+10.0 [10.0, 10.0]", ""]
+    assert "Protocol: " in note_of([table])
+    evaluated(tmp_path, "d", rows_of(BEFORE + 0.3), stage=1, **otherwise)
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    gains = [row[table.columns.index(("official", "gain"))].split(" ")[0] for row in table.rows]
+    assert gains == ["", "", "+10.0", f"{100 * (AFTER - BEFORE).mean():+.1f}"]
+
+
+@pytest.mark.parametrize(
+    ("of_each_stage", "gains", "kept", "notes"),
+    [
+        ("AAA", ["", "+10.0", "+10.0"], ["", "50.0", "50.0"], []),
+        ("A A", ["", "+10.0", "+10.0"], ["", "50.0", "50.0"], []),  # of one it is not known
+        ("BAA", ["", "", "+10.0"], None, ["2 image encoder began with A, 1", "3 joint began with A, 1 zero-shot"]),
+        ("AAB", ["", "+10.0", ""], ["", "50.0", ""], ["3 joint began with B, 2", "3 joint began with B, 1 zero-shot"]),
+    ],
+)
+def test_only_stages_of_the_same_first_weights_are_compared(tmp_path, of_each_stage, gains, kept, notes):
+    for stage, (run, weights) in enumerate(zip("abc", of_each_stage, strict=True), 1):
+        evaluated(tmp_path, run, rows_of(BEFORE + 0.1 * stage), stage=stage)
+        write_json(tmp_path / run / "metrics.json", {"first_weights": weights} if weights.strip() else {})
+        probe = {"protocol": "probe", "detail": "ImageNet", "rank1": 0.8 if stage == 1 else 0.4}
+        append_rows(tmp_path / "summary.csv", [make_row(run=run, stage=stage, **probe)])
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [row["official", "gain"].split(" ")[0] for row in cells] == gains
+    assert (("kept", "of probe") in cells[0]) == (kept is not None)
+    assert kept is None or [row["kept", "of probe"] for row in cells] == kept
+    assert len(table.notes) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(table.notes, notes, strict=True))
 
 
 def test_prompts_are_compared_too_an_identity_may_have_one_twice(tmp_path, of_any_number):

@@ -98,6 +98,20 @@ def test_checkpoints_of_unknown_recipe_are_not_averaged(tmp_path):
     assert result.official["mAP"].mean == 0.2 and len(result.runs) == 1
 
 
+def test_what_was_measured_otherwise_is_a_result_of_its_own(tmp_path):
+    later, counted = "2026-03-02T00:00:00Z", "same camera counted"
+    plain = [of_seed(seed, 0.2, run=f"a{seed}") for seed in (0, 1)]
+    other = [of_seed(0, 0.9, run="b", time=later, detail=counted), *random_rows([0.8], run="b", time=later)]
+    other[1] |= {"seed": 0, "recipe": "a", "detail": counted}
+    beside = {"run": "b", "time": later}
+    other.append(of_seed(0, 0.7, protocol="official_reranked", detail=f"aqe 5/3, {counted}", **beside))
+    other.append(of_seed(0, 0.6, protocol="probe", detail="ImageNet", **beside))
+    own, otherwise = results_of(tmp_path, *plain, *other)
+    assert (own.detail, own.official["mAP"].mean, own.runs, own.random) == ("", 0.2, ("a0", "a1"), {})
+    assert (otherwise.detail, otherwise.official["mAP"].mean, otherwise.runs) == (counted, 0.9, ("b",))
+    assert [getattr(otherwise, name)["mAP"].mean for name in ("random", "reranked", "probe")] == [0.8, 0.7, 0.6]
+
+
 def test_re_ranked_rows_are_not_mixed_with_the_official_ones(tmp_path):
     path = tmp_path / "summary.csv"
     reranked = make_row(protocol="official_reranked", mAP=0.75, rank1=1.0)

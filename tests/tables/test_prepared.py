@@ -47,6 +47,8 @@ def test_flags_come_first(folder, tmp_path):
     write_image_meta(other, TABLE.iloc[:2])
     data = load_prepared("x", folder=folder, image_dir=Path("here"), image_meta=other, exclude_same_camera=False)
     assert (data.name, data.image_dir, len(data.table), data.exclude_same_camera) == ("x", Path("here"), 2, False)
+    assert not data.own_protocol
+    assert load_prepared("x", folder=folder, image_meta=other, exclude_same_camera=True).own_protocol
     # the table's own file may be given as the folder
     data = load_prepared("x", folder=other)
     assert data.folder == folder and len(data.table) == 2 and data.exclude_same_camera is True

@@ -8,6 +8,8 @@ import pandas as pd
 from clipfh.core.errors import InputError
 from clipfh.images.pixels import Pixels, drop_unreadable, load_pixels
 from clipfh.models.clip import LoadedClip
+from clipfh.prompts.files import read_prompts
+from clipfh.tables.digest import SHORT, digest_of
 from clipfh.tables.prepared import SPLITS, TOKEN_SAFE_PROMPTS, PreparedDataset, load_prompts, say_cut_prompts
 from clipfh.tables.splits import read_splits
 
@@ -73,6 +75,23 @@ def load_evaluation_data(
     official = kept(splits["official"])
     require_matches(data, table, official)
     return EvaluationData(pixels, table, official, [kept(split) for split in splits["random"]], prompts)
+
+
+def what_differs(data: PreparedDataset, test: EvaluationData, prompt_json: Path | None) -> str:
+    """What an evaluation measures otherwise than the prepared dataset says, for its rows; empty: nothing.
+
+    Such as `same camera counted, prompts 1a2b3c4d5e6f`, by a digest of the test identities' prompts.
+    """
+    parts = []
+    if not data.own_protocol:
+        parts.append("same camera left out" if data.exclude_same_camera else "same camera counted")
+    if prompt_json:
+        own = data.folder / TOKEN_SAFE_PROMPTS
+        prompts = read_prompts(own) if own.is_file() else {}
+        if any(prompts.get(item_id) != texts for item_id, texts in test.prompts.items()):
+            digest = digest_of((item_id, *texts) for item_id, texts in test.prompts.items())
+            parts.append(f"prompts {digest[:SHORT]}")
+    return ", ".join(parts)
 
 
 def require_matches(data: PreparedDataset, table: pd.DataFrame, split: Split) -> None:

@@ -18,7 +18,7 @@ from clipfh.core.errors import InputError
 from clipfh.core.files import replace_atomically, write_json
 from clipfh.core.paths import display, processed_dir
 from clipfh.core.run import environment, new_run_folder, pick_device
-from clipfh.evaluation.data import EvaluationData, load_evaluation_data
+from clipfh.evaluation.data import EvaluationData, load_evaluation_data, what_differs
 from clipfh.evaluation.details import measure_details
 from clipfh.evaluation.kept import measure_kept
 from clipfh.evaluation.measure import Measured, measure, require_descriptions
@@ -29,7 +29,7 @@ from clipfh.evaluation.rankings import ranking_table
 from clipfh.evaluation.settings import CheckpointConfig, EvaluationConfig, EvaluationLabels
 from clipfh.features.store import load_features
 from clipfh.models.checkpoint import newest_checkpoint, read_stage_checkpoint
-from clipfh.models.clip import LoadedClip, canonical_model_name, load_clip
+from clipfh.models.clip import LoadedClip, canonical_model_name, first_weights_of, load_clip
 from clipfh.reports.per_query import write_per_query
 from clipfh.reports.printed_figures import print_figures
 from clipfh.reports.results_index import INDEX, write_index
@@ -133,14 +133,17 @@ def evaluate_clip(
     )
     require_descriptions(config.reranking, test, data.name)
     features = load_features(clip, test.pixels, device, cache_dir / "features", batch_size=config.batch_size)
-    measured = measure(clip, test, features, device, config, exclude_same_camera=data.exclude_same_camera)
-    same_camera = data.exclude_same_camera
+    same_camera, detail = data.exclude_same_camera, what_differs(data, test, config.prompt_json)
+    if detail:
+        print(f"note: {data.name} itself is measured otherwise ({detail}): these figures are compared with their like")
+    measured = measure(clip, test, features, device, config, exclude_same_camera=same_camera, detail=detail)
     rankings = ranking_table(features, test.table, test.official, exclude_same_camera=same_camera)
     details = measure_details(test, features, measured.official, rankings, exclude_same_camera=same_camera)
     kept = measure_kept(clip, probe, test.pixels, features, device, cache_dir / "features")
     result = {
         **_labels(clip, data, labels),
         "exclude_same_camera": data.exclude_same_camera,
+        "detail": detail,
         "images_left_out": len(test.pixels.unreadable),
         **measured.as_dict(test, config.seed),
         "details": details,
@@ -179,6 +182,7 @@ def _labels(clip: LoadedClip, data: PreparedDataset, labels: EvaluationLabels) -
         "seed": labels.seed,
         "recipe": labels.recipe,
         "checkpoint": labels.checkpoint,
+        "first_weights": first_weights_of(clip),
         "interpolation": labels.interpolation,
     }
 

@@ -92,11 +92,13 @@ def measure(
     config: EvaluationConfig,
     *,
     exclude_same_camera: bool,
+    detail: str = "",
 ) -> Measured:
     """Measure the features (N, D) of the test images: the official split, the random ones, text queries, clusters.
 
     There are no text queries where all identities have the same prompts: they would tell nothing apart. If `config`
     says so, the official split is measured re-ranked or with text beside photos, too, in a row of its own protocol.
+    `detail` goes into every row, see `summary_row`.
     """
     rows, figures = [], []
     splits = [("official", "", test.official)]
@@ -105,14 +107,14 @@ def measure(
         start = time.perf_counter()
         measured = image_to_image(features, test.table, **split, exclude_same_camera=exclude_same_camera)
         figures.append(measured)
-        rows.append(summary_row(measured, protocol, number, time.perf_counter() - start))
+        rows.append(summary_row(measured, protocol, number, time.perf_counter() - start, detail))
     start, text = time.perf_counter(), None
     ids = set(query_ids(test))
     if not prompts_tell(test):
         print(f"no text-to-image figures: all {len(ids):,} query identities have the same prompt")
     else:
         text = text_to_image(clip, features, test.table, test.official["gallery"], ids, test.prompts, device)
-        rows.append(summary_row(text.figures, "text_to_image", "", time.perf_counter() - start))
+        rows.append(summary_row(text.figures, "text_to_image", "", time.perf_counter() - start, detail))
     clusters = None
     if config.clustering and len(ids) > 1:
         of_queries = test.table["item_id"].isin(ids).to_numpy()  # distractors are no clusters
@@ -126,7 +128,8 @@ def measure(
             ranks = partial(ranks, text_features=text.of_identities(query_ids(test)))
         measured = image_to_image(features, test.table, **test.official, exclude_same_camera=same_camera, ranks=ranks)
         reranked = Reranked(method, measured)
-        rows.append(summary_row(measured, "official_reranked", "", time.perf_counter() - start, str(method)))
+        told = ", ".join(filter(None, (str(method), detail)))
+        rows.append(summary_row(measured, "official_reranked", "", time.perf_counter() - start, told))
     return Measured(figures[0], figures[1:], text, clusters, reranked, rows)
 
 
@@ -135,7 +138,8 @@ def summary_row(
 ) -> dict[str, Any]:
     """The figures as a row of the summary, without what says of which model they are.
 
-    Rows of one protocol are compared only where their `detail` is the same: the way of re-ranking, the probe.
+    Rows of one protocol are compared only where their `detail` is the same: the way of re-ranking, the probe, and what
+    was measured otherwise than the prepared dataset says.
     """
     row = figures.as_dict()
     del row["num_without_match"]

@@ -127,6 +127,7 @@ def _figures_table(figures: pd.DataFrame) -> str:
     ]
     for (dataset, protocol, detail), rows in figures.groupby(["dataset", "protocol", "detail"], sort=False):
         told = _PROTOCOLS[protocol].format(count=len(rows), detail=detail)
+        told += f", {detail}" if detail and detail not in told else ""
         values = " | ".join(f"{100 * rows[name].mean():.1f}" for name in _HEADINGS)
         first = rows.iloc[0]
         cells = f"{dataset} | {told} | {first['num_query']} | {first['num_gallery']} | {values}"

@@ -6,11 +6,16 @@
 A recipe is a YAML file that goes over the stage's own (see README, "Changing a recipe"): by default every file of
 `config/ablation/` of the stage, each one change. The stage's own recipe, `default`, is always measured, too. Each is
 trained once a fold and seed, in turn, and validated on the identities of the fold; a run that is finished is not run
-again. Stage 3 starts from stage 2's own recipe in the same fold.
+again, unless its command, the stage's scripts and recipes, the metadata or the weights it starts from changed. A change
+of `src/clipfh` is not seen: remove the folder of the sweep then. Stage 3 starts from stage 2's own recipe in the same
+fold.
 
 A recipe's figures are those of the epoch that is best on average over its runs, not each run's own best: with few
 identities the best of many epochs flatters. Weights between start and end (`wise_ft`) are left out for that reason.
 Stage 2 is judged by mAP between photos, stage 3 by the mean of that and of mAP with prompts as queries.
+
+Another recipe is preferred where it is further above `default` than the best of as many equal ones is in 2.5% of
+sweeps (Student's t over the runs, Bonferroni's correction for the number of recipes): of few runs, only one far above.
 
 Writes results/sweeps/<dataset>_<model>_stage<N>/: table.md, table.json, and a folder a run with its log; names say
 `_from_<recipe>` where `--start_recipe` has one.
@@ -27,18 +32,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy import stats
 
 from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError
 from clipfh.core.files import require_file, write_json, write_text
 from clipfh.core.names import require_name
 from clipfh.core.paths import DEFAULT_MODEL, ROOT, display, stage_dir
+from clipfh.models.names import canonical_model_name
+from clipfh.models.pretrained import find_weights
 from clipfh.pipeline.options import seed_list
 from clipfh.pipeline.steps import Step, end_on_signals, recorded, run_step
+from clipfh.tables.prepared import prepare_weights
 
 SCRIPTS = {2: "train_clip_img_encoder_finetune.py", 3: "train_clip_joint_encoders.py"}
 JUDGED_BY = {2: ("val_mAP",), 3: ("val_mAP", "val_text_mAP")}  # the mean of those
 DEFAULT = "default"
+CHANCE = 0.025  # that equal recipes give one which val is said to prefer to the stage's own
 BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"
 
 Rows = list[dict[str, Any]]  # of a run's metrics.jsonl
@@ -151,6 +161,7 @@ def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, star
     command += [*start, "--save_path", str(folder), "--log_dir", str(folder), *shlex.split(config.flags)]
     inputs = [f"{display(script.parent)}/*.py", f"{display(script.parent)}/config/*.yaml"]
     inputs += [*([display(recipe.file)] if recipe.file else []), f"metadata/{config.dataset}/*.json"]
+    inputs += [] if start else first_weights(config)  # the name of a checkpoint to start from is new with each training
     outputs = [f"{folder}/*/metrics.jsonl", f"{folder}/*_BEST.pth"]
     step = Step(f"stage {stage} {run}", folder / "run.log", command, outputs=outputs, inputs=inputs)
     if code := run_step(step):
@@ -158,6 +169,17 @@ def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, star
     for last in folder.glob("*_LAST.pth"):  # several times as large as BEST, and of a run that is finished
         last.unlink()
     return step.log
+
+
+def first_weights(config: Config) -> list[str]:
+    """The file that a training starts from, which stage 0 makes where it is missing; none of an open_clip tag.
+
+    Raises:
+        InputError: there are no such weights, or stage 0 failed.
+    """
+    prepare_weights(config.model, config.pretrained)
+    file = find_weights(canonical_model_name(config.model), config.pretrained).file
+    return [display(file)] if file else []
 
 
 def metrics_of(log: Path) -> Rows:
@@ -218,7 +240,7 @@ def means(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
     """Mean difference of what two recipes are judged by, over runs of the same fold and seed, and its standard error.
 
-    Folds are not independent (their train identities overlap): the error is a guide, not a test.
+    Folds are not independent (their train identities overlap): the error is somewhat too small.
     """
     apart = [a - b for a, b in zip(one["value"], other["value"], strict=True)]
     return statistics.fmean(apart), statistics.stdev(apart) / len(apart) ** 0.5
@@ -242,16 +264,23 @@ def markdown(table: Sequence[dict[str, Any]], changes: dict[str, str]) -> str:
 
 
 def verdict(table: Sequence[dict[str, Any]]) -> str:
-    """Which recipe val prefers; the stage's own stays where the best is not two standard errors above it."""
+    """Which recipe val prefers; the stage's own stays where the best of equal ones could be as far above it by chance.
+
+    By chance means in more than `CHANCE` of sweeps: one-sided, Student's t, with Bonferroni's correction.
+    """
     default, runs = table[0], len(table[0]["value"])
     best = max(table, key=lambda row: statistics.fmean(row["value"]))
     if best is default:
         return f"Of {len(table)} recipes val prefers the stage's own ({runs} runs each)."
     mean, error = difference(best, default)
+    needed = stats.t.isf(CHANCE / (len(table) - 1), runs - 1)
     by = f"{100 * mean:+.1f} ± {100 * error:.1f} (mean and standard error over {runs} runs each)"
-    if mean > 2 * error:
-        return f"Of {len(table)} recipes val prefers {best['name']}: {by}."
-    return f"Of {len(table)} recipes {best['name']} is highest, {by}: not two standard errors; the stage's own stays."
+    if mean > needed * error:
+        return f"Of {len(table)} recipes val prefers {best['name']}: {by}, above {needed:.1f} standard errors."
+    return (
+        f"Of {len(table)} recipes {best['name']} is highest, {by}: not the {needed:.1f} standard errors that tell the "
+        "best of so many from chance; the stage's own stays."
+    )
 
 
 def changed(file: Path | None) -> str:

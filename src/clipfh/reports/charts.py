@@ -206,7 +206,7 @@ def _draw_panel(axes: Axes, panel: Sequence[StageResult]) -> None:
     several_models = len({result.model for result in panel}) > 1
     labels = []
     for y, result in enumerate(panel):
-        parts = [stage_label(result.stage), result.variant, result.model if several_models else ""]
+        parts = [stage_label(result.stage), result.variant, result.model if several_models else "", result.detail]
         labels.append(printable(" · ".join(part for part in parts if part)))
         for name, label, color, marker, offset in (
             ("mAP", "mAP", BLUE, "o", -0.14),

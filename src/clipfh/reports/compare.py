@@ -48,7 +48,7 @@ class EvaluatedRun:
     Attributes:
         name: of the folder.
         dataset, data_digest, model: what was evaluated, on what.
-        label: of its stage and variant.
+        label: of its stage and variant, and of what was measured otherwise than the dataset says.
         image_dir: the image root.
         average_precision: of the official split's queries, see `read_average_precision`.
         rankings: of the same queries, see `read_rankings`.
@@ -77,7 +77,8 @@ def read_evaluated_run(run_dir: Path) -> EvaluatedRun:
     for query in precision.index.get_level_values("query"):
         if leaves_root(query):  # its photo becomes a part of the page
             raise InputError(f"{run_dir / PER_QUERY}: {shown(query)} is no image below the image root; evaluate again")
-    label = " ".join(filter(None, (stage_label(str(metrics["stage"])), metrics["variant"])))
+    detail = metrics.get("detail") and f"({metrics['detail']})"
+    label = " ".join(filter(None, (stage_label(str(metrics["stage"])), metrics["variant"], detail)))
     names = ("dataset", "data_digest", "model")
     image_dir = ROOT / metrics.get("image_dir", "absent")  # of an earlier version: without photos
     rankings = read_rankings(run_dir / "rankings.csv")
@@ -90,7 +91,7 @@ def _is_of_run(value: Any) -> bool:
         isinstance(value, dict)
         and all(isinstance(value.get(name), str) for name in texts)
         and isinstance(value.get("stage"), (int, str))
-        and isinstance(value.get("image_dir", ""), str)
+        and all(isinstance(value.get(name, ""), str) for name in ("image_dir", "detail"))
     )
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from clipfh.core.files import read_json
 from clipfh.metrics.statistics import Difference, paired_bootstrap_difference
 from clipfh.reports.per_query import mean_average_precision_of
-from clipfh.reports.stage_results import StageResult, stage_number
+from clipfh.reports.stage_results import StageResult, stage_label, stage_number
 
 # Resampling 5 identities calls 16% of gains of nothing significant at p < .05, 10 of them 7% (the percentile bootstrap
 # takes the spread of so few as known).
@@ -36,7 +37,7 @@ def difference_and_p(mAP: float, paired: Difference | None) -> tuple[str, str]:
 
 
 def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageResult | None:
-    """What `result` is compared with: the same dataset and model, the nearest lower stage number.
+    """What `result` is compared with: the same dataset and model, measured alike, the nearest lower stage number.
 
     Where that stage has several variants, the one of the same name, or else the one evaluated last.
     """
@@ -44,17 +45,47 @@ def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageR
     before = [
         other
         for other in others
-        if (other.dataset, other.model) == (result.dataset, result.model) and 0 <= stage_number(other.stage) < number
+        if (other.dataset, other.model, other.detail) == (result.dataset, result.model, result.detail)
+        and 0 <= stage_number(other.stage) < number
     ]
     return max(
         before, key=lambda other: (stage_number(other.stage), other.variant == result.variant, other.time), default=None
     )
 
 
+def other_start(after: StageResult, before: StageResult, results_dir: Path | None) -> str:
+    """Why two stages cannot be compared: `after` was trained from other weights than `before` is of.
+
+    Empty where both are of the same first weights, or an evaluation does not say which, as those of earlier versions.
+
+    Raises:
+        InputError: the `metrics.json` of an evaluation is damaged.
+    """
+    found = [first_weights(result, results_dir) if results_dir else set() for result in (after, before)]
+    if not all(found) or found[0] == found[1]:
+        return ""
+    told = [
+        f"{' '.join(filter(None, (stage_label(result.stage), result.variant)))} began with {', '.join(sorted(weights))}"
+        for result, weights in zip((after, before), found, strict=True)
+    ]
+    return f"{told[0]}, {told[1]}: they are not compared."
+
+
+def first_weights(result: StageResult, results_dir: Path) -> set[str]:
+    """The weights that all fine-tuning began with, of each training seed; empty where one of them is not known."""
+    files = [results_dir / run / "metrics.json" for run in result.runs]
+    if "" in result.runs or not all(file.is_file() for file in files):
+        return set()
+    weights = {str(read_json(file, made_by="bash run_all.sh").get("first_weights") or "") for file in files}
+    return set() if "" in weights else weights
+
+
 def mean_ap_gain(
     after: StageResult, before: StageResult | None, protocol: str, results_dir: Path | None = None
 ) -> Gain | None:
     """The gain in mAP on the official split, or of text queries; None where one of them was not measured so.
+
+    None, too, where they are of other first weights, see `other_start`.
 
     Of a stage with several training seeds, the average precision of each query is averaged over them first. Identities
     are drawn, see `paired_bootstrap_difference`.
@@ -65,9 +96,11 @@ def mean_ap_gain(
         results_dir: the folder with the evaluations' own folders; None: without interval.
 
     Raises:
-        InputError: the figures of an evaluation's queries are damaged.
+        InputError: the figures of an evaluation's queries, or its `metrics.json`, are damaged.
     """
     if before is None or not getattr(after, protocol) or not getattr(before, protocol):
+        return None
+    if other_start(after, before, results_dir):
         return None
     difference = getattr(after, protocol)["mAP"].mean - getattr(before, protocol)["mAP"].mean
     paired = _paired(before, after, protocol, results_dir) if results_dir else None

@@ -72,7 +72,8 @@ def _row(results_dir: Path, of_run: pd.DataFrame, comparison: str) -> list[str]:
     first = of_run.iloc[0]
     official = of_run[of_run["protocol"] == "official"]
     figures = [f"{100 * official[name].iloc[0]:.1f}" if len(official) else "" for name in ("rank1", "mAP")]
-    name = " ".join(filter(None, (stage_label(first["stage"]), first["variant"])))
+    detail = official["detail"].iloc[0] if len(official) else ""
+    name = " ".join(filter(None, (stage_label(first["stage"]), first["variant"], detail and f"({detail})")))
     time = first["time"][:16].replace("T", " ")
     entry = _entry(results_dir, first["run"], name)
     return [entry, first["dataset"], *figures, comparison, first["model"], first["seed"], time]

@@ -4,8 +4,9 @@
     python -m clipfh.reports.results_table --dataset synthetic    # one dataset only
     python -m clipfh.reports.results_table --readme README.md     # also between the markers of the README
 
-The newest evaluation of every stage and variant is one row, with those of the same recipe's other training seeds. All
-tables come from one function.
+The newest evaluation of every stage and variant is one row, with those of the same recipe's other training seeds. One
+by another protocol or other prompts than the prepared dataset's has a row of its own. All tables come from one
+function.
 """
 
 import math
@@ -23,7 +24,7 @@ from clipfh.core.files import write_text
 from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.charts import stage_comparison_figure
-from clipfh.reports.gains import Gain, difference_and_p, mean_ap_gain, previous_stage
+from clipfh.reports.gains import Gain, difference_and_p, mean_ap_gain, other_start, previous_stage
 from clipfh.reports.results_index import write_index
 from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_number, stage_results
 from clipfh.reports.summary import read_summary
@@ -41,6 +42,8 @@ _SEEDS_NOTE = (
     "n: training seeds of one recipe; figures are means over them, official and text ± their standard deviation. "
     "Intervals average each query over the seeds first, and do not tell what other seeds would give."
 )
+_PROTOCOL = "protocol"
+_PROTOCOL_NOTE = "Protocol: where it is not the prepared dataset's own; a gain is over a row of the same one."
 _KEPT_NOTE = "Kept: top-1 on the probe, relative to that of stage 1."
 _RERANKED = "re-ranked"
 _RERANKED_NOTE = (
@@ -70,7 +73,7 @@ def result_tables(results: Sequence[StageResult], results_dir: Path | None = Non
         models = list(dict.fromkeys(result.model for result in chosen))
         gains = [_gains(result, chosen, results_dir) for result in chosen]
         cells: list[Mapping[tuple[str, str], str]] = [
-            {**_cells(result, its), ("kept", "of probe"): _kept(result, chosen)}
+            {**_cells(result, its), ("kept", "of probe"): _kept(result, chosen, results_dir)}
             for result, its in zip(chosen, gains, strict=True)
         ]
         columns = [column for column in cells[0] if any(row[column] for row in cells)]
@@ -81,7 +84,8 @@ def result_tables(results: Sequence[StageResult], results_dir: Path | None = Non
         title = f"{dataset} · {models[0]}" if len(models) == 1 else dataset
         date = max(result.time for result in chosen)[:10]
         rows = [[row[column] for column in columns] for row in cells]
-        tables.append(Table(title, date, columns, rows, [*_left_out(chosen, gains), *_other_seeds(chosen)]))
+        notes = [*_left_out(chosen, gains), *_other_seeds(chosen, gains), *_other_starts(chosen, results_dir)]
+        tables.append(Table(title, date, columns, rows, notes))
     return tables
 
 
@@ -90,18 +94,28 @@ def _gains(result: StageResult, others: Sequence[StageResult], results_dir: Path
     return {protocol: mean_ap_gain(result, before, protocol, results_dir) for protocol in ("official", "text_to_image")}
 
 
-def _kept(result: StageResult, others: Sequence[StageResult]) -> str:
-    """Top-1 on the probe relative to that of stage 1 on the same one, percent."""
-    same = [other for other in others if (other.model, other.probe_name) == (result.model, result.probe_name)]
-    start = next((other for other in same if stage_number(other.stage) == 1 and other.probe), None)
-    if start is None or start is result or not result.probe or not start.probe["rank1"].mean:
+def _kept(result: StageResult, others: Sequence[StageResult], results_dir: Path | None) -> str:
+    """Top-1 on the probe relative to that of the same first weights in stage 1 on the same one, percent."""
+    start = _before_on_probe(result, others)
+    if start is None or other_start(result, start, results_dir):
         return ""
     return f"{100 * result.probe['rank1'].mean / start.probe['rank1'].mean:.1f}"
+
+
+def _before_on_probe(result: StageResult, others: Sequence[StageResult]) -> StageResult | None:
+    """Stage 1 on the probe of `result`; None where there is none, or it knew nothing."""
+    like = (result.model, result.detail, result.probe_name)
+    same = [other for other in others if (other.model, other.detail, other.probe_name) == like]
+    start = next((other for other in same if stage_number(other.stage) == 1 and other.probe), None)
+    if start is None or start is result or not result.probe or not start.probe["rank1"].mean:
+        return None
+    return start
 
 
 def _cells(result: StageResult, gains: Mapping[str, Gain | None]) -> dict[tuple[str, str], str]:
     """The row of one result: (group, column) to text."""
     cells = {("", "stage"): stage_label(result.stage), ("", "variant"): result.variant, ("", "model"): result.model}
+    cells["", _PROTOCOL] = result.detail
     cells["", "n"] = str(len(result.runs))
     for name in ("rank1", "rank5", "rank10", "mAP"):
         cells["official", _FIGURE_LABELS[name]] = _percent(result.official.get(name), std=name in ("rank1", "mAP"))
@@ -130,14 +144,21 @@ def _left_out(results: Sequence[StageResult], gains: Sequence[Mapping[str, Gain 
     ]
 
 
-def _other_seeds(results: Sequence[StageResult]) -> list[str]:
+def _other_seeds(results: Sequence[StageResult], gains: Sequence[Mapping[str, Gain | None]]) -> list[str]:
     """Which gains are over a stage of more or fewer training seeds; stage 1 has none."""
-    befores = [(result, previous_stage(result, results)) for result in results]
+    compared = [result for result, of_result in zip(results, gains, strict=True) if any(of_result.values())]
+    befores = [(result, previous_stage(result, results)) for result in compared]
     return [
         f"The gain of {stage_label(result.stage)} compares {len(result.runs)} training seeds with {len(before.runs)}."
         for result, before in befores
         if before and stage_number(before.stage) > 1 and len(result.runs) != len(before.runs)
     ]
+
+
+def _other_starts(results: Sequence[StageResult], results_dir: Path | None) -> list[str]:
+    """Which stages have no gain, or kept nothing that can be said, as they began with other weights."""
+    pairs = [(result, find(result, results)) for result in results for find in (previous_stage, _before_on_probe)]
+    return list(dict.fromkeys(told for pair in pairs if pair[1] and (told := other_start(*pair, results_dir))))
 
 
 def _percent(value: MeanStd | None, *, std: bool = True) -> str:
@@ -168,7 +189,7 @@ def note_of(tables: Sequence[Table]) -> str:
     columns = {column for table in tables for column in table.columns}
     names = {name for column in columns for name in column}
     notes = {"gain": _GAIN_NOTE, "random": _RANDOM_NOTE, "text": _TEXT_NOTE, "n": _SEEDS_NOTE, "kept": _KEPT_NOTE}
-    notes[_RERANKED] = _RERANKED_NOTE
+    notes |= {_PROTOCOL: _PROTOCOL_NOTE, _RERANKED: _RERANKED_NOTE}
     return " ".join(["Percent.", *(note for name, note in notes.items() if name in names)])
 
 

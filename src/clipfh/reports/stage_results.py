@@ -9,6 +9,7 @@ from clipfh.metrics.statistics import MeanStd, mean_and_std
 from clipfh.reports.summary import FRACTIONS, PROTOCOLS
 
 EVALUATION = ["dataset", "model", "stage", "variant"]  # what an evaluation is of
+_PLAIN = ("official", "random", "text_to_image")  # whose detail is what was measured otherwise
 _STAGE_NAMES = {
     0: "small CLIP",
     1: "zero-shot",
@@ -31,6 +32,7 @@ class StageResult:
         model: the architecture.
         stage: as written in the summary.
         variant: of the training, such as "v4"; may be empty.
+        detail: what was measured otherwise than the prepared dataset says, such as "same camera counted"; may be empty.
         time: of the newest evaluation.
         runs: the folders of the evaluations, one a training seed, by seed.
         num_random: how many random splits were evaluated.
@@ -48,6 +50,7 @@ class StageResult:
     model: str
     stage: str
     variant: str
+    detail: str
     time: str
     runs: tuple[str, ...]
     num_random: int
@@ -69,25 +72,35 @@ def of_present_data(summary: pd.DataFrame) -> pd.DataFrame:
     return summary[summary["data_digest"] == summary["dataset"].map(latest)]
 
 
+def details_of(summary: pd.DataFrame) -> pd.Series:
+    """What the evaluation of each row measured otherwise than the prepared dataset says; of most nothing, empty."""
+    of_evaluation = [summary[name] for name in (*EVALUATION, "recipe", "seed", "time", "run")]
+    plain = summary["detail"].where(summary["protocol"].isin(_PLAIN))
+    return plain.groupby(of_evaluation).transform("first").fillna("").rename("measured")
+
+
 def latest_rows(summary: pd.DataFrame) -> pd.DataFrame:
-    """Only the rows that count of each dataset, model, stage and variant, in the order of the file.
+    """Only the rows that count of each dataset, model, stage and variant, measured alike, in the order of the file.
 
     They are the newest evaluation of each training seed, among trainings of the recipe that was evaluated last: older
     seeds of another recipe are no repetitions of it. Where the recipe is unknown, the newest evaluation alone counts.
     """
+    alike = [*EVALUATION, "measured"]
     rows = of_present_data(summary).sort_values("time", kind="stable")
-    rows = rows[rows["recipe"] == rows.groupby(EVALUATION)["recipe"].transform("last")]
+    rows = rows.assign(measured=details_of(rows))
+    rows = rows[rows["recipe"] == rows.groupby(alike)["recipe"].transform("last")]
     of_seed = rows.assign(seed=rows["seed"].where(rows["recipe"] != "", ""))
-    of_seed = of_seed[of_seed["time"] == of_seed.groupby([*EVALUATION, "seed"])["time"].transform("max")]
+    of_seed = of_seed[of_seed["time"] == of_seed.groupby([*alike, "seed"])["time"].transform("max")]
     # Two evaluations of one thing within the same second share their time; the later row stands.
-    kept = of_seed.drop_duplicates([*EVALUATION, "seed", "protocol", "split"], keep="last").index
+    kept = of_seed.drop_duplicates([*alike, "seed", "protocol", "split"], keep="last").index
     return summary.loc[kept.sort_values()].reset_index(drop=True)
 
 
 def stage_results(summary: pd.DataFrame) -> list[StageResult]:
-    """What counts of each stage, see `latest_rows`, sorted by dataset, model, stage and variant."""
-    results = []
-    for (dataset, model, stage, variant), rows in latest_rows(summary).groupby(EVALUATION, sort=False):
+    """What counts of each stage, see `latest_rows`, sorted by dataset, model, stage, variant and detail."""
+    latest, results = latest_rows(summary), []
+    groups = latest.groupby([*EVALUATION, details_of(latest)], sort=False)
+    for (dataset, model, stage, variant, detail), rows in groups:
         by_protocol = {name: rows[rows["protocol"] == name] for name in PROTOCOLS}
         random = by_protocol["random"].groupby("split")[list(FRACTIONS)].mean()
         results.append(
@@ -97,6 +110,7 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
                 model=model,
                 stage=stage,
                 variant=variant,
+                detail=detail,
                 time=rows["time"].max(),
                 runs=_runs(rows),
                 num_random=len(random),
@@ -109,7 +123,7 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
                 probe_name=_detail(by_protocol["probe"]),
             )
         )
-    return sorted(results, key=lambda r: (r.dataset, r.model, stage_number(r.stage), r.stage, r.variant))
+    return sorted(results, key=lambda r: (r.dataset, r.model, stage_number(r.stage), r.stage, r.variant, r.detail))
 
 
 def _runs(rows: pd.DataFrame) -> tuple[str, ...]:

@@ -108,16 +108,17 @@ def main(config: Config) -> None:
 
 
 def newest_of_each_stage(results_dir: Path, data: PreparedDataset) -> list[StageResult]:
-    """The newest results of stages 1, 2 and 3 on `data`, of the model that was evaluated last in stage 3.
+    """The newest results of stages 1, 2 and 3 on `data` by its own protocol, of the model evaluated last in stage 3.
 
     Raises:
         InputError: a stage lacks; the message has the command.
     """
     known = [
-        result for result in stage_results(read_summary(results_dir / "summary.csv")) if result.dataset == data.name
-    ]
-    known = [
-        result for result in known if result.data_digest == data.digest[:SHORT] and result.official and result.runs
+        result
+        for result in stage_results(read_summary(results_dir / "summary.csv"))
+        if (result.dataset, result.data_digest, result.detail) == (data.name, data.digest[:SHORT], "")
+        and result.official
+        and result.runs
     ]
     model = max((r for r in known if stage_number(r.stage) == STAGES[-1]), key=lambda r: r.time, default=None)
     found = []
@@ -125,8 +126,9 @@ def newest_of_each_stage(results_dir: Path, data: PreparedDataset) -> list[Stage
         of_stage = [r for r in known if model and r.model == model.model and stage_number(r.stage) == stage]
         if not of_stage:
             raise InputError(
-                f"{results_dir / 'summary.csv'} has no stage {stage} on {data.name} as it is prepared now, or not of "
-                f"the model of stage 3. Run all of them: bash run_all.sh --dataset {data.name} --data_root FOLDER"
+                f"{results_dir / 'summary.csv'} has no stage {stage} on {data.name} as it is prepared now, by its own "
+                "protocol, or not of the model of stage 3. Run all of them: "
+                f"bash run_all.sh --dataset {data.name} --data_root FOLDER"
             )
         found.append(max(of_stage, key=lambda r: r.time))
     return found

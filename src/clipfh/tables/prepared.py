@@ -47,6 +47,7 @@ class PreparedDataset:
         max_megapixels: larger photos count as unreadable.
         resize_mode: how photos fill a frame; None: as the weights were trained.
         digest: of all its images, identities and splits, see `clipfh.tables.digest`.
+        own_protocol: whether `exclude_same_camera` is what the dataset itself says.
     """
 
     name: str
@@ -57,6 +58,7 @@ class PreparedDataset:
     digest: str
     max_megapixels: float = MAX_MEGAPIXELS
     resize_mode: str | None = None
+    own_protocol: bool = True
 
     def rows(self, *splits: str) -> pd.DataFrame:
         """The rows of the given splits, in the table's order."""
@@ -140,12 +142,11 @@ def load_prepared(
     # training leaves out what has no prompt, evaluation does not: both speak of the same dataset
     is_whole = image_meta is not None or default_meta == WHOLE_TABLE or not (folder / WHOLE_TABLE).is_file()
     whole = table if is_whole else read_image_meta(folder / WHOLE_TABLE)
+    own_exclusion = description.get("exclude_same_camera", False)
+    if not isinstance(own_exclusion, bool):
+        raise InputError(f"{folder / 'dataset.json'}: exclude_same_camera is {shown(own_exclusion)}, not true or false")
     if exclude_same_camera is None:
-        exclude_same_camera = description.get("exclude_same_camera", False)
-        if not isinstance(exclude_same_camera, bool):
-            raise InputError(
-                f"{folder / 'dataset.json'}: exclude_same_camera is {shown(exclude_same_camera)}, not true or false"
-            )
+        exclude_same_camera = own_exclusion
     if "name" in description:
         recorded = require_name(description["name"], f"{folder / 'dataset.json'}: name")
         name = name or recorded
@@ -157,7 +158,10 @@ def load_prepared(
     mode = description.get("resize_mode")
     if mode not in (None, *RESIZE_MODES):
         raise InputError(f"{folder / 'dataset.json'}: resize_mode is {shown(mode)}; valid: {', '.join(RESIZE_MODES)}")
-    return PreparedDataset(name, folder, Path(image_dir), table, exclude_same_camera, digest, max_megapixels, mode)
+    own_protocol = exclude_same_camera == own_exclusion
+    return PreparedDataset(
+        name, folder, Path(image_dir), table, exclude_same_camera, digest, max_megapixels, mode, own_protocol
+    )
 
 
 def load_or_prepare(name: str | None, *, folder: Path | None = None, **where: Any) -> PreparedDataset:
