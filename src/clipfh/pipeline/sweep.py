@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from scipy import stats
+from scipy.special import stdtrit
 
 from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError
@@ -273,7 +273,7 @@ def verdict(table: Sequence[dict[str, Any]]) -> str:
     if best is default:
         return f"Of {len(table)} recipes val prefers the stage's own ({runs} runs each)."
     mean, error = difference(best, default)
-    needed = stats.t.isf(CHANCE / (len(table) - 1), runs - 1)
+    needed = stdtrit(runs - 1, 1 - CHANCE / (len(table) - 1))  # Student's t
     by = f"{100 * mean:+.1f} ± {100 * error:.1f} (mean and standard error over {runs} runs each)"
     if mean > needed * error:
         return f"Of {len(table)} recipes val prefers {best['name']}: {by}, above {needed:.1f} standard errors."
