@@ -29,6 +29,8 @@ from clipfh.training.data import TrainingData, validate
 
 STAGE2 = ROOT / "model" / "stage2_img_encoder_finetune"
 CPU = torch.device("cpu")
+# of views, and of photos that are measured; not what stage 2's files say, so that kept results stay comparable
+VIEW_SIZE, MEASURED_AT = 128, 160
 
 
 # ---- data and start
@@ -47,9 +49,8 @@ def stage2_values() -> dict[str, Any]:
 
 
 def load_model(data: PreparedDataset, weights: str | None = None) -> LoadedClip:
-    """small-clip with the weights of stage 0, or of a checkpoint, for photos of the size that stage 2 measures at."""
-    size = stage2_values()["eval_image_size"]
-    return load_clip(SMALL_MODEL, weights, image_size=size, data_resize_mode=data.resize_mode)
+    """small-clip with the weights of stage 0, or of a checkpoint, for photos of `MEASURED_AT` pixels."""
+    return load_clip(SMALL_MODEL, weights, image_size=MEASURED_AT, data_resize_mode=data.resize_mode)
 
 
 def setting_of(data: PreparedDataset, clip: LoadedClip, pictures: TrainingData) -> Setting:
@@ -60,7 +61,7 @@ def setting_of(data: PreparedDataset, clip: LoadedClip, pictures: TrainingData) 
     return Setting(
         visual=clip.model.visual,
         labels=labels,
-        view_size=stage2_values()["image_size"],
+        view_size=VIEW_SIZE,
         mean=clip.mean,
         std=clip.std,
         class_texts=F.normalize(texts, dim=1),

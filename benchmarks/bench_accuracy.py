@@ -7,15 +7,16 @@
     python benchmarks/bench_accuracy.py --quick
 
 The same for all: the photos (decoded once, the same bytes), the train, val and test identities of the prepared dataset,
-small-clip with the weights of stage 0, the size of the views and of the photos that are measured
-(stage 2's small_clip.yaml), one thread, and the time.
+small-clip with the weights of stage 0, views of 128 px and photos of 160 px to measure, one thread, and the time. The
+sizes are the benchmark's own, and ours is given them as flags, whatever stage 2's files say: they are the same for all,
+and kept results stay comparable.
 
-The time is CPU seconds of the one thread. Ours is stage 2's script, run as a user runs it; the budget is all that its
-first seed takes behind the measurement of the start: steps, validation, checkpoints, pictures, the line between first
-and last weights. A peer's step and its measurement on val are timed once, right behind it, and the budget is counted in
-such steps from then on: what is timed comes first, on a machine that does nothing else, and what follows is the same
-on a busy one, and can be continued on another. A peer measures val as often as ours has epochs. Its best weights on val
-are tested, those of the start among them. Loading, and the measurement of the start, are free for all.
+The time is CPU seconds of the one thread. Ours is stage 2's script, run as a user runs it but for the sizes; the budget
+is all that its first seed takes behind the measurement of the start: steps, validation, checkpoints, pictures, the line
+between first and last weights. A peer's step and its measurement on val are timed once, right behind it, and the budget
+is counted in such steps from then on: what is timed comes first, on a machine that does nothing else, and what follows
+is the same on a busy one, and can be continued on another. A peer measures val as often as ours has epochs. Its best
+weights on val are tested, those of the start among them. Loading, and the measurement of the start, are free for all.
 
 The budget stays where the recipe of ours changes later, so that the peers need not run again; a bar says whether ours
 still keeps to it.
@@ -54,7 +55,9 @@ sys.path.insert(0, str(ROOT / "src"))
 # isort: split
 from accuracy_contestants import CONTESTANTS, TITLES, Recipe, Setting
 from accuracy_training import (
+    MEASURED_AT,
     STAGE2,
+    VIEW_SIZE,
     costs,
     load_dataset,
     load_model,
@@ -102,6 +105,7 @@ def prepare_ours(dataset: str, smoke: bool, seed: int, epochs: int | None) -> Ca
         with tempfile.TemporaryDirectory() as folder:
             options = ["--model", SMALL_MODEL, "--seed", str(seed), "--device", "cpu", *(["--smoke"] if smoke else [])]
             options += ["--epochs", str(epochs)] if epochs else []
+            options += ["--image_size", str(VIEW_SIZE), "--eval_image_size", str(MEASURED_AT)]
             options += ["--metadata_dir", str(data.folder), "--save_path", folder, "--log_dir", folder]
             script = str(STAGE2 / "train_clip_img_encoder_finetune.py")
             cpu_seconds = train_by_script([sys.executable, script, *options])

@@ -21,6 +21,8 @@ from torchvision import transforms as T  # isort: skip
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import accuracy_training
+import bench_accuracy
 from accuracy_contestants import CONTESTANTS, TITLES, OnFeatures, Recipe
 from accuracy_training import costs, steps_within, train
 from bench_accuracy import LADDER, best_rate, compared
@@ -84,6 +86,18 @@ def test_the_readme_shows_the_cells_in_place_of_time_and_memory():
 
 def test_every_contestant_has_a_title():
     assert set(CONTESTANTS) == set(TITLES)
+
+
+def test_sizes_are_the_same_for_all_whatever_the_files_of_stage_2_say(monkeypatch, tmp_path):
+    commands, sizes = [], []
+    monkeypatch.setattr(bench_accuracy, "load_dataset", lambda dataset: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(bench_accuracy, "train_by_script", lambda command: commands.append(" ".join(command)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench_accuracy.prepare_ours("set", smoke=False, seed=0, epochs=None)()
+    assert "--image_size 128 --eval_image_size 160" in commands[0]
+    monkeypatch.setattr(accuracy_training, "load_clip", lambda *names, image_size, **more: sizes.append(image_size))
+    accuracy_training.load_model(SimpleNamespace(resize_mode=None))
+    assert sizes == [160]
 
 
 # ---- the peers' training
