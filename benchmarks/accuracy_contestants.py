@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer, RMSprop
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before torchvision, which the peers import)
+from clipfh.core.run import autocast
 from clipfh.losses import BNNeckClassifier, batch_hard_triplet_loss, identity_loss, image_to_text_loss
 
 from PIL import Image  # isort: skip
@@ -77,7 +78,8 @@ class Recipe:
     Attributes:
         batches: of an epoch, lists of B places among the train photos; iterated over again and again.
         view: a photo to a normalised view of it, (3, S, S).
-        loss: (visual, views (B, 3, S, S), labels (B,)) to a scalar; holds the parameters of its own that learn.
+        loss: (visual, views (B, 3, S, S), labels (B,)) to a scalar; the tower alone in mixed precision, where the CPU
+            has a fast one, as in stage 2. Holds the parameters of its own that learn.
         optimizer: of the tower and of the loss's parameters.
         schedule: the factor on the learning rate after a share 0..1 of the training.
     """
@@ -267,13 +269,15 @@ class ClipReidLoss(nn.Module):
 
     def forward(self, visual: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, see `Recipe`."""
-        trunk_features = visual.trunk(views)  # (B, F)
-        features = visual.head(trunk_features).float()  # (B, D)
+        with autocast(views.device, "auto"):
+            trunk_features = visual.trunk(views)  # (B, F)
+            features = visual.head(trunk_features)  # (B, D)
+        trunk_features, features = trunk_features.float(), features.float()
         loss = image_to_text_loss(
             F.normalize(features, dim=1), self.class_texts, labels, self.logit_scale,
             label_smoothing=0.1, same_text=self.same_text,
         )  # fmt: skip
-        for classifier, part in ((self.before, trunk_features.float()), (self.behind, features)):
+        for classifier, part in ((self.before, trunk_features), (self.behind, features)):
             loss = loss + identity_loss(classifier(part)[1], labels, label_smoothing=0.1)
             loss = loss + batch_hard_triplet_loss(part, labels, margin=0.3)
         return loss
@@ -291,7 +295,9 @@ class OnFeatures(nn.Module):
 
     def forward(self, visual: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, see `Recipe`."""
-        features = visual(views).float()  # (B, D)
+        with autocast(views.device, "auto"):
+            features = visual(views)  # (B, D)
+        features = features.float()
         return self.loss(F.normalize(features, dim=1) if self.normalise else features, labels)
 
 
@@ -304,7 +310,9 @@ class OnMined(nn.Module):
 
     def forward(self, visual: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, see `Recipe`."""
-        features = visual(views).float()  # (B, D)
+        with autocast(views.device, "auto"):
+            features = visual(views)  # (B, D)
+        features = features.float()
         return self.loss(features, labels, self.miner(features, labels))
 
 

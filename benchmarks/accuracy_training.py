@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipfh.core.paths import SMALL_MODEL, processed_dir
-from clipfh.core.run import autocast
 from clipfh.evaluation.data import load_evaluation_data
 from clipfh.evaluation.measure import query_ids
 from clipfh.features.extraction import extract_features, image_to_image
@@ -170,8 +169,7 @@ def _batches(recipe: Recipe, setting: Setting, pictures: TrainingData) -> Iterat
 def step(recipe: Recipe, visual: nn.Module, photos: np.ndarray, labels: np.ndarray) -> None:
     """One step on a batch: (B, S, S, 3) uint8 photos and their (B,) labels."""
     views = torch.stack([recipe.view(Image.fromarray(photo)) for photo in photos])
-    with autocast(CPU, "auto"):  # as stage 2 does
-        loss = recipe.loss(visual, views.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels))
+    loss = recipe.loss(visual, views.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels))
     recipe.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     recipe.optimizer.step()

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,9 +22,10 @@ from torchvision import transforms as T  # isort: skip
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import accuracy_contestants
 import accuracy_training
 import bench_accuracy
-from accuracy_contestants import CONTESTANTS, TITLES, OnFeatures, Recipe
+from accuracy_contestants import CONTESTANTS, TITLES, OnFeatures, OnMined, Recipe
 from accuracy_training import costs, steps_within, train
 from bench_accuracy import LADDER, best_rate, compared
 from report import _section
@@ -140,6 +142,28 @@ def test_a_peer_whose_weights_are_no_longer_finite_ends_with_its_best():
     found = train(recipe, setting, clip, pictures, steps=4, validations=2, keep_statistics=True)
     assert (found["best_at"], found["steps"], len(found["val_curve"])) == (0, 2, 1)
     assert all(value.isfinite().all() for value in clip.model.visual.state_dict().values())
+
+
+class Seen(torch.nn.Module):
+    """Keeps what it is called with, and whether in mixed precision; gives what `module` does, or a sum."""
+
+    def __init__(self, module=None):
+        super().__init__()
+        self.module, self.calls = module, []
+
+    def forward(self, first, *others):
+        self.calls.append((first.dtype, torch.is_autocast_enabled("cpu")))
+        return self.module(first) if self.module else first.sum()
+
+
+@pytest.mark.parametrize("make", [OnFeatures, partial(OnFeatures, normalise=True), lambda loss: OnMined(loss, Seen())])
+def test_the_tower_alone_is_in_mixed_precision(monkeypatch, make):
+    monkeypatch.setattr(accuracy_contestants, "autocast", lambda device, precision: torch.autocast("cpu"))
+    tower, loss = Seen(torch.nn.Linear(4, 3)), make(Seen())
+    loss(tower, torch.rand(2, 4), torch.tensor([0, 1])).backward()
+    assert tower.calls == [(torch.float32, True)]
+    losses = [module for module in loss.modules() if isinstance(module, Seen)]
+    assert losses and all(module.calls == [(torch.float32, False)] for module in losses)
 
 
 def test_what_a_peer_costs_is_measured():
