@@ -38,14 +38,6 @@ from clipfh.losses import BNNeckClassifier, batch_hard_triplet_loss, identity_lo
 from PIL import Image  # isort: skip
 from torchvision import transforms as T  # isort: skip
 
-TITLES = {
-    "oml_inshop": "open-metric-learning, In-Shop: hard triplets, soft margin",
-    "oml_sop": "open-metric-learning, SOP: hard triplets of unit features",
-    "pml_example": "pytorch-metric-learning, example: triplets, multi-similarity miner",
-    "pml_sop": "pytorch-metric-learning, author's SOP: multi-similarity loss and miner",
-    "clip_reid": "CLIP-ReID's loss: id + triplet + image-to-text",
-}
-
 
 @dataclass(frozen=True)
 class Setting:

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from accuracy_contestants import Recipe, Setting
-from harness import ROOT
 from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,7 +24,6 @@ from clipfh.models.clip import LoadedClip, encode_texts, load_clip
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS, PreparedDataset, load_or_prepare, load_prompts
 from clipfh.training.data import TrainingData, validate
 
-STAGE2 = ROOT / "model" / "stage2_img_encoder_finetune"
 CPU = torch.device("cpu")
 # of views, and of photos that are measured; not what stage 2's files say, so that kept results stay comparable
 VIEW_SIZE, MEASURED_AT = 128, 160
@@ -39,12 +36,6 @@ def load_dataset(dataset: str) -> PreparedDataset:
     """A prepared dataset by its name, or by the absolute path of its metadata folder, as stage 2 sees it."""
     folder = Path(dataset) if Path(dataset).is_absolute() else None
     return load_or_prepare(None if folder else dataset, folder=folder, default_meta="image_paths_clean.json")
-
-
-def stage2_values() -> dict[str, Any]:
-    """What stage 2 reads from its files for small-clip."""
-    files = [STAGE2 / "config" / name for name in ("default.yaml", "small_clip.yaml")]
-    return {key: value for file in files for key, value in yaml.safe_load(file.read_text("utf-8")).items()}
 
 
 def load_model(data: PreparedDataset, weights: str | None = None) -> LoadedClip:

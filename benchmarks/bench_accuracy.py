@@ -29,13 +29,15 @@ Tested is on the official split, by our exact figures, after everything is chose
 the peer's: each query's average precision is averaged over the seeds, and identities are drawn for the 95% interval.
 
 Each result is written to benchmarks/results/accuracy_<dataset>/ as soon as it is there and is not computed again,
-unless data, recipe, configuration of the first weights or number of steps have changed. The peers need
+unless data, configuration of the first weights, sizes, recipe or number of steps have changed. The recipe of ours is
+the values of stage 2's files and loss.py; that of the peers is the code of accuracy_contestants.py and
+accuracy_training.py, whatever comments and docstrings say, and the versions of their libraries. The peers need
 `make install-bench`.
 """
 
 import argparse
+import ast
 import hashlib
-import inspect
 import json
 import math
 import shutil
@@ -43,26 +45,26 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from harness import FOLDER, ROOT, Case, available, bar, packages_of, run_benchmark, run_in_turn, save_results
 from PIL import Image
 
 sys.path.insert(0, str(ROOT / "src"))
 
 # isort: split
-from accuracy_contestants import CONTESTANTS, TITLES, Recipe, Setting
+from accuracy_contestants import CONTESTANTS, Recipe, Setting
 from accuracy_training import (
     MEASURED_AT,
-    STAGE2,
     VIEW_SIZE,
     costs,
     load_dataset,
     load_model,
     setting_of,
-    stage2_values,
     steps_within,
     test,
     train,
@@ -80,7 +82,17 @@ from clipfh.models.clip import LoadedClip
 from clipfh.tables.prepared import PreparedDataset, prepare_weights
 from clipfh.training.data import TrainingData, load_training_data
 
+STAGE2 = ROOT / "model" / "stage2_img_encoder_finetune"
 START, OURS = "start", "ours"
+TITLES = {
+    START: "stage 1, the start of all",
+    OURS: "stage 2",
+    "oml_inshop": "open-metric-learning, In-Shop: hard triplets, soft margin",
+    "oml_sop": "open-metric-learning, SOP: hard triplets of unit features",
+    "pml_example": "pytorch-metric-learning, example: triplets, multi-similarity miner",
+    "pml_sop": "pytorch-metric-learning, author's SOP: multi-similarity loss and miner",
+    "clip_reid": "CLIP-ReID's loss: id + triplet + image-to-text",
+}
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # learning rates, tried from 1e-4 to 1e-3 first
 QUICK_DATASET, QUICK_LADDER = "bench_accuracy_quick", (1e-3,)
 
@@ -163,7 +175,8 @@ class Work:
     Attributes:
         dataset: as `load_dataset` takes it.
         folder: of the files.
-        origin: the data's digest and the first weights' configuration, which decide about a file's name.
+        origin: what decides about all results, and about the files' names: the data's digest, the first weights'
+            configuration, and the sizes.
         smoke: ours makes a smoke run.
         epochs: of ours, where not its recipe's: a smaller budget for all.
         only: the peers to run; of the others there is what has run. Empty: all.
@@ -182,9 +195,8 @@ class Work:
 
     def ours(self, seed: int) -> Result:
         """Stage 2."""
-        recipe = json.dumps(stage2_values(), sort_keys=True)
         arguments = {"seed": seed, "smoke": self.smoke, "epochs": self.epochs}
-        return self._result("prepare_ours", f"{OURS}_seed{seed}", recipe, run=True, **arguments)
+        return self._result("prepare_ours", f"{OURS}_seed{seed}", recipe_of_ours(), run=True, **arguments)
 
     def budget(self, ours: Result) -> Result:
         """The `cpu_seconds` and `epochs` that all have: those of the first run of ours that there was."""
@@ -196,7 +208,7 @@ class Work:
 
     def costs(self, name: str) -> Result | None:
         """What a peer's step and its measurement on val take; None: was not timed."""
-        return self._result("prepare_costs", f"{name}_costs", _source(name), run=self.runs(name), contestant=name)
+        return self._result("prepare_costs", f"{name}_costs", recipe_of_peers(), run=self.runs(name), contestant=name)
 
     def peer(self, name: str, seed: int, tuned: Result, budget: Result) -> Result | None:
         """A peer with its `lr` and `keep_statistics`, and the time that `budget`, of ours, took; None: has not run."""
@@ -206,7 +218,7 @@ class Work:
         steps = steps_within(budget["cpu_seconds"], budget["epochs"], costs)
         arguments = {"contestant": name, "seed": seed, **tuned, "steps": steps, "validations": budget["epochs"]}
         label = f"{name}_seed{seed}_lr{tuned['lr']:g}" + ("" if tuned["keep_statistics"] else "_statistics")
-        return self._result("prepare_peer", label, _source(name), run=self.runs(name), **arguments)
+        return self._result("prepare_peer", label, recipe_of_peers(), run=self.runs(name), **arguments)
 
     def runs(self, name: str) -> bool:
         """Whether what is missing of a peer is to be run."""
@@ -227,8 +239,32 @@ class Work:
         return sample.value
 
 
-def _source(name: str) -> str:
-    return inspect.getsource(CONTESTANTS[name])
+def recipe_of_ours() -> str:
+    """What decides about stage 2: the values of its files for small-clip, and its loss. The loop is held by tests."""
+    files = [STAGE2 / "config" / name for name in ("default.yaml", "small_clip.yaml")]
+    values = {key: value for file in files for key, value in yaml.safe_load(file.read_text("utf-8")).items()}
+    del values["image_size"], values["eval_image_size"]  # the benchmark has its own
+    return json.dumps([values, _code(STAGE2 / "loss.py")], sort_keys=True)
+
+
+def recipe_of_peers() -> str:
+    """What decides about the peers: their recipes, the loop that they have in common, and their libraries."""
+    files = [FOLDER / "accuracy_contestants.py", FOLDER / "accuracy_training.py"]
+    return json.dumps([*map(_code, files), *map(_version, ("open-metric-learning", "pytorch-metric-learning"))])
+
+
+def _code(file: Path) -> str:
+    """A module without comments and docstrings: other words there ask for no training anew."""
+    tree = ast.parse(file.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.unparse(tree)
+
+
+def _version(package: str) -> str:
+    found = distributions(name=package, path=[*sys.path, *packages_of("oml")])  # where a peer's process imports from
+    return next(iter(found)).version
 
 
 def best_rate(ladder: Sequence[float], first: int, last: int, val_mAP: Callable[[float], float | None]) -> float | None:
@@ -274,8 +310,7 @@ def results_of_peer(work: Work, name: str, ours: dict[int, Result], ladder: Sequ
 
 def compared(name: str, theirs: Sequence[Result], ours: Sequence[Result]) -> dict[str, Any]:
     """A contestant's row: figures over the seeds, and what ours has more."""
-    title = {START: "stage 1, the start of all", OURS: "stage 2", **TITLES}[name]
-    row: dict[str, Any] = {"name": title, "contestant": name, "seeds": len(theirs)}
+    row: dict[str, Any] = {"name": TITLES[name], "contestant": name, "seeds": len(theirs)}
     cells = {}
     for figure, column in (("rank1", "Rank-1"), ("mAP", "mAP")):
         mean, std = mean_and_std([result[figure] for result in theirs])
@@ -347,7 +382,8 @@ def compare(
     data = load_dataset(dataset)
     # by their configuration: on another processor the same weights differ in their last bits
     first_weights = Path(load_model(data).pretrained).name
-    work = Work(dataset, folder, f"{data.digest} {first_weights}", smoke=quick, epochs=epochs, only=only or ())
+    origin = f"{data.digest} {first_weights} {VIEW_SIZE} {MEASURED_AT}"
+    work = Work(dataset, folder, origin, smoke=quick, epochs=epochs, only=only or ())
     work.ours(seeds[0])
     for name in CONTESTANTS:  # what is timed comes first, see above
         work.costs(name)
