@@ -90,7 +90,8 @@ def oml_inshop(setting: Setting, lr: float) -> Recipe:
     """Soft-margin triplets, the hardest of the batch, of features as they are; AdamW, no schedule.
 
     Changed: its sampler draws 30 identities of each of 5 categories on two GPUs; a prepared dataset has no categories,
-    so it is OML's BalanceSampler with 16 x 4 photos, as many as ours.
+    so it is OML's BalanceSampler with 16 x 4 photos, as many as ours. It is validated and tested by cosine, as all are;
+    the original (`normalise_features: False`) by Euclidean distances of the features as they are.
     """
     from oml.losses.triplet import TripletLossWithMiner
     from oml.miners.inbatch_hard_tri import HardTripletsMiner
@@ -209,9 +210,10 @@ def clip_reid(setting: Setting, lr: float) -> Recipe:
     warm-up from a hundredth, a tenth of the rate from the 40th and a hundredth from the 70th on.
 
     Changed: its first stage learns words for each identity, which have no description there; here they have, and their
-    prompts stand in, at no cost. Its sampler is OML's BalanceSampler with its numbers. Triplets and classifiers are on
-    the features before and behind the projection, not on those of the last block but one. It is tested on what the
-    tower gives, as all are; the original puts both features side by side.
+    prompts stand in, at no cost. Its image-to-text logits are bare products of features; here those are unit features,
+    and the CLIP's logit scale is on the products. Its sampler is OML's BalanceSampler with its numbers. Triplets and
+    classifiers are on the features before and behind the projection, not on those of the last block but one. It is
+    tested on what the tower gives, as all are; the original puts both features side by side.
     """
     from timm.data.random_erasing import RandomErasing
 

@@ -17,6 +17,7 @@ between first and last weights. A peer's step and its measurement on val are tim
 is counted in such steps from then on: what is timed comes first, on a machine that does nothing else, and what follows
 is the same on a busy one, and can be continued on another. A peer measures val as often as ours has epochs. Its best
 weights on val are tested, those of the start among them. Loading, and the measurement of the start, are free for all.
+So are, of ours, the features by the first weights that distill holds it near: README.md says what that is worth.
 
 The budget stays where the recipe of ours changes later, so that the peers need not run again; a bar says whether ours
 still keeps to it.
@@ -25,8 +26,9 @@ A peer's recipe is its own (accuracy_contestants.py), but for the learning rate,
 identities with the first seed and the whole budget: over three rates, and beyond where the best is at an end. At
 the best rate, batch norms that keep their statistics and such that learn them are compared in the same way.
 
-Tested is on the official split, by our exact figures, after everything is chosen. The difference in mAP is ours less
-the peer's: each query's average precision is averaged over the seeds, and identities are drawn for the 95% interval.
+Tested is on the official split, by our exact figures, at the end of each training: the kept files have test figures of
+all that was tried. Chosen is by val alone, and shown is what was chosen. The difference in mAP is ours less the peer's:
+each query's average precision is averaged over the seeds, and identities are drawn for the 95% interval.
 
 Each result is written to benchmarks/results/accuracy_<dataset>/ as soon as it is there and is not computed again,
 unless data, configuration of the first weights, sizes, recipe or number of steps have changed. The recipe of ours is
