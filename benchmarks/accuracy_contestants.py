@@ -32,18 +32,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer, RMSprop
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before torchvision, which the peers import)
+from clipfh.core.run import autocast
 from clipfh.losses import BNNeckClassifier, batch_hard_triplet_loss, identity_loss, image_to_text_loss
 
 from PIL import Image  # isort: skip
 from torchvision import transforms as T  # isort: skip
-
-TITLES = {
-    "oml_inshop": "open-metric-learning, In-Shop: hard triplets, soft margin",
-    "oml_sop": "open-metric-learning, SOP: hard triplets of unit features",
-    "pml_example": "pytorch-metric-learning, example: triplets, multi-similarity miner",
-    "pml_sop": "pytorch-metric-learning, author's SOP: multi-similarity loss and miner",
-    "clip_reid": "CLIP-ReID's loss: id + triplet + image-to-text",
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,8 @@ class Recipe:
     Attributes:
         batches: of an epoch, lists of B places among the train photos; iterated over again and again.
         view: a photo to a normalised view of it, (3, S, S).
-        loss: (visual, views (B, 3, S, S), labels (B,)) to a scalar; holds the parameters of its own that learn.
+        loss: (visual, views (B, 3, S, S), labels (B,)) to a scalar; the tower alone in mixed precision, where the CPU
+            has a fast one, as in stage 2. Holds the parameters of its own that learn.
         optimizer: of the tower and of the loss's parameters.
         schedule: the factor on the learning rate after a share 0..1 of the training.
     """
@@ -96,7 +90,8 @@ def oml_inshop(setting: Setting, lr: float) -> Recipe:
     """Soft-margin triplets, the hardest of the batch, of features as they are; AdamW, no schedule.
 
     Changed: its sampler draws 30 identities of each of 5 categories on two GPUs; a prepared dataset has no categories,
-    so it is OML's BalanceSampler with 16 x 4 photos, as many as ours.
+    so it is OML's BalanceSampler with 16 x 4 photos, as many as ours. It is validated and tested by cosine, as all are;
+    the original (`normalise_features: False`) by Euclidean distances of the features as they are.
     """
     from oml.losses.triplet import TripletLossWithMiner
     from oml.miners.inbatch_hard_tri import HardTripletsMiner
@@ -215,9 +210,10 @@ def clip_reid(setting: Setting, lr: float) -> Recipe:
     warm-up from a hundredth, a tenth of the rate from the 40th and a hundredth from the 70th on.
 
     Changed: its first stage learns words for each identity, which have no description there; here they have, and their
-    prompts stand in, at no cost. Its sampler is OML's BalanceSampler with its numbers. Triplets and classifiers are on
-    the features before and behind the projection, not on those of the last block but one. It is tested on what the
-    tower gives, as all are; the original puts both features side by side.
+    prompts stand in, at no cost. Its image-to-text logits are bare products of features; here those are unit features,
+    and the CLIP's logit scale is on the products. Its sampler is OML's BalanceSampler with its numbers. Triplets and
+    classifiers are on the features before and behind the projection, not on those of the last block but one. It is
+    tested on what the tower gives, as all are; the original puts both features side by side.
     """
     from timm.data.random_erasing import RandomErasing
 
@@ -267,13 +263,15 @@ class ClipReidLoss(nn.Module):
 
     def forward(self, visual: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, see `Recipe`."""
-        trunk_features = visual.trunk(views)  # (B, F)
-        features = visual.head(trunk_features).float()  # (B, D)
+        with autocast(views.device, "auto"):
+            trunk_features = visual.trunk(views)  # (B, F)
+            features = visual.head(trunk_features)  # (B, D)
+        trunk_features, features = trunk_features.float(), features.float()
         loss = image_to_text_loss(
             F.normalize(features, dim=1), self.class_texts, labels, self.logit_scale,
             label_smoothing=0.1, same_text=self.same_text,
         )  # fmt: skip
-        for classifier, part in ((self.before, trunk_features.float()), (self.behind, features)):
+        for classifier, part in ((self.before, trunk_features), (self.behind, features)):
             loss = loss + identity_loss(classifier(part)[1], labels, label_smoothing=0.1)
             loss = loss + batch_hard_triplet_loss(part, labels, margin=0.3)
         return loss
@@ -291,7 +289,9 @@ class OnFeatures(nn.Module):
 
     def forward(self, visual: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, see `Recipe`."""
-        features = visual(views).float()  # (B, D)
+        with autocast(views.device, "auto"):
+            features = visual(views)  # (B, D)
+        features = features.float()
         return self.loss(F.normalize(features, dim=1) if self.normalise else features, labels)
 
 
@@ -304,7 +304,9 @@ class OnMined(nn.Module):
 
     def forward(self, visual: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, see `Recipe`."""
-        features = visual(views).float()  # (B, D)
+        with autocast(views.device, "auto"):
+            features = visual(views)  # (B, D)
+        features = features.float()
         return self.loss(features, labels, self.miner(features, labels))
 
 

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from accuracy_contestants import Recipe, Setting
-from harness import ROOT
 from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipfh.core.paths import SMALL_MODEL, processed_dir
-from clipfh.core.run import autocast
 from clipfh.evaluation.data import load_evaluation_data
 from clipfh.evaluation.measure import query_ids
 from clipfh.features.extraction import extract_features, image_to_image
@@ -27,8 +24,9 @@ from clipfh.models.clip import LoadedClip, encode_texts, load_clip
 from clipfh.tables.prepared import TOKEN_SAFE_PROMPTS, PreparedDataset, load_or_prepare, load_prompts
 from clipfh.training.data import TrainingData, validate
 
-STAGE2 = ROOT / "model" / "stage2_img_encoder_finetune"
 CPU = torch.device("cpu")
+# of views, and of photos that are measured; not what stage 2's files say, so that kept results stay comparable
+VIEW_SIZE, MEASURED_AT = 128, 160
 
 
 # ---- data and start
@@ -40,16 +38,9 @@ def load_dataset(dataset: str) -> PreparedDataset:
     return load_or_prepare(None if folder else dataset, folder=folder, default_meta="image_paths_clean.json")
 
 
-def stage2_values() -> dict[str, Any]:
-    """What stage 2 reads from its files for small-clip."""
-    files = [STAGE2 / "config" / name for name in ("default.yaml", "small_clip.yaml")]
-    return {key: value for file in files for key, value in yaml.safe_load(file.read_text("utf-8")).items()}
-
-
 def load_model(data: PreparedDataset, weights: str | None = None) -> LoadedClip:
-    """small-clip with the weights of stage 0, or of a checkpoint, for photos of the size that stage 2 measures at."""
-    size = stage2_values()["eval_image_size"]
-    return load_clip(SMALL_MODEL, weights, image_size=size, data_resize_mode=data.resize_mode)
+    """small-clip with the weights of stage 0, or of a checkpoint, for photos of `MEASURED_AT` pixels."""
+    return load_clip(SMALL_MODEL, weights, image_size=MEASURED_AT, data_resize_mode=data.resize_mode)
 
 
 def setting_of(data: PreparedDataset, clip: LoadedClip, pictures: TrainingData) -> Setting:
@@ -60,7 +51,7 @@ def setting_of(data: PreparedDataset, clip: LoadedClip, pictures: TrainingData) 
     return Setting(
         visual=clip.model.visual,
         labels=labels,
-        view_size=stage2_values()["image_size"],
+        view_size=VIEW_SIZE,
         mean=clip.mean,
         std=clip.std,
         class_texts=F.normalize(texts, dim=1),
@@ -169,8 +160,7 @@ def _batches(recipe: Recipe, setting: Setting, pictures: TrainingData) -> Iterat
 def step(recipe: Recipe, visual: nn.Module, photos: np.ndarray, labels: np.ndarray) -> None:
     """One step on a batch: (B, S, S, 3) uint8 photos and their (B,) labels."""
     views = torch.stack([recipe.view(Image.fromarray(photo)) for photo in photos])
-    with autocast(CPU, "auto"):  # as stage 2 does
-        loss = recipe.loss(visual, views.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels))
+    loss = recipe.loss(visual, views.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels))
     recipe.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     recipe.optimizer.step()

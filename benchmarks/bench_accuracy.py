@@ -7,15 +7,17 @@
     python benchmarks/bench_accuracy.py --quick
 
 The same for all: the photos (decoded once, the same bytes), the train, val and test identities of the prepared dataset,
-small-clip with the weights of stage 0, the size of the views and of the photos that are measured
-(stage 2's small_clip.yaml), one thread, and the time.
+small-clip with the weights of stage 0, views of 128 px and photos of 160 px to measure, one thread, and the time. The
+sizes are the benchmark's own, and ours is given them as flags, whatever stage 2's files say: they are the same for all,
+and kept results stay comparable.
 
-The time is CPU seconds of the one thread. Ours is stage 2's script, run as a user runs it; the budget is all that its
-first seed takes behind the measurement of the start: steps, validation, checkpoints, pictures, the line between first
-and last weights. A peer's step and its measurement on val are timed once, right behind it, and the budget is counted in
-such steps from then on: what is timed comes first, on a machine that does nothing else, and what follows is the same
-on a busy one, and can be continued on another. A peer measures val as often as ours has epochs. Its best weights on val
-are tested, those of the start among them. Loading, and the measurement of the start, are free for all.
+The time is CPU seconds of the one thread. Ours is stage 2's script, run as a user runs it but for the sizes; the budget
+is all that its first seed takes behind the measurement of the start: steps, validation, checkpoints, pictures, the line
+between first and last weights. A peer's step and its measurement on val are timed once, right behind it, and the budget
+is counted in such steps from then on: what is timed comes first, on a machine that does nothing else, and what follows
+is the same on a busy one, and can be continued on another. A peer measures val as often as ours has epochs. Its best
+weights on val are tested, those of the start among them. Loading, and the measurement of the start, are free for all.
+So are, of ours, the features by the first weights that distill holds it near: README.md says what that is worth.
 
 The budget stays where the recipe of ours changes later, so that the peers need not run again; a bar says whether ours
 still keeps to it.
@@ -24,17 +26,20 @@ A peer's recipe is its own (accuracy_contestants.py), but for the learning rate,
 identities with the first seed and the whole budget: over three rates, and beyond where the best is at an end. At
 the best rate, batch norms that keep their statistics and such that learn them are compared in the same way.
 
-Tested is on the official split, by our exact figures, after everything is chosen. The difference in mAP is ours less
-the peer's: each query's average precision is averaged over the seeds, and identities are drawn for the 95% interval.
+Tested is on the official split, by our exact figures, at the end of each training: the kept files have test figures of
+all that was tried. Chosen is by val alone, and shown is what was chosen. The difference in mAP is ours less the peer's:
+each query's average precision is averaged over the seeds, and identities are drawn for the 95% interval.
 
 Each result is written to benchmarks/results/accuracy_<dataset>/ as soon as it is there and is not computed again,
-unless data, recipe, configuration of the first weights or number of steps have changed. The peers need
+unless data, configuration of the first weights, sizes, recipe or number of steps have changed. The recipe of ours is
+the values of stage 2's files and loss.py; that of the peers is the code of accuracy_contestants.py and
+accuracy_training.py, whatever comments and docstrings say, and the versions of their libraries. The peers need
 `make install-bench`.
 """
 
 import argparse
+import ast
 import hashlib
-import inspect
 import json
 import math
 import shutil
@@ -42,24 +47,26 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from harness import FOLDER, ROOT, Case, available, bar, packages_of, run_benchmark, run_in_turn, save_results
 from PIL import Image
 
 sys.path.insert(0, str(ROOT / "src"))
 
 # isort: split
-from accuracy_contestants import CONTESTANTS, TITLES, Recipe, Setting
+from accuracy_contestants import CONTESTANTS, Recipe, Setting
 from accuracy_training import (
-    STAGE2,
+    MEASURED_AT,
+    VIEW_SIZE,
     costs,
     load_dataset,
     load_model,
     setting_of,
-    stage2_values,
     steps_within,
     test,
     train,
@@ -77,7 +84,17 @@ from clipfh.models.clip import LoadedClip
 from clipfh.tables.prepared import PreparedDataset, prepare_weights
 from clipfh.training.data import TrainingData, load_training_data
 
+STAGE2 = ROOT / "model" / "stage2_img_encoder_finetune"
 START, OURS = "start", "ours"
+TITLES = {
+    START: "stage 1, the start of all",
+    OURS: "stage 2",
+    "oml_inshop": "open-metric-learning, In-Shop: hard triplets, soft margin",
+    "oml_sop": "open-metric-learning, SOP: hard triplets of unit features",
+    "pml_example": "pytorch-metric-learning, example: triplets, multi-similarity miner",
+    "pml_sop": "pytorch-metric-learning, author's SOP: multi-similarity loss and miner",
+    "clip_reid": "CLIP-ReID's loss: id + triplet + image-to-text",
+}
 LADDER = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # learning rates, tried from 1e-4 to 1e-3 first
 QUICK_DATASET, QUICK_LADDER = "bench_accuracy_quick", (1e-3,)
 
@@ -102,6 +119,7 @@ def prepare_ours(dataset: str, smoke: bool, seed: int, epochs: int | None) -> Ca
         with tempfile.TemporaryDirectory() as folder:
             options = ["--model", SMALL_MODEL, "--seed", str(seed), "--device", "cpu", *(["--smoke"] if smoke else [])]
             options += ["--epochs", str(epochs)] if epochs else []
+            options += ["--image_size", str(VIEW_SIZE), "--eval_image_size", str(MEASURED_AT)]
             options += ["--metadata_dir", str(data.folder), "--save_path", folder, "--log_dir", folder]
             script = str(STAGE2 / "train_clip_img_encoder_finetune.py")
             cpu_seconds = train_by_script([sys.executable, script, *options])
@@ -159,7 +177,8 @@ class Work:
     Attributes:
         dataset: as `load_dataset` takes it.
         folder: of the files.
-        origin: the data's digest and the first weights' configuration, which decide about a file's name.
+        origin: what decides about all results, and about the files' names: the data's digest, the first weights'
+            configuration, and the sizes.
         smoke: ours makes a smoke run.
         epochs: of ours, where not its recipe's: a smaller budget for all.
         only: the peers to run; of the others there is what has run. Empty: all.
@@ -178,9 +197,8 @@ class Work:
 
     def ours(self, seed: int) -> Result:
         """Stage 2."""
-        recipe = json.dumps(stage2_values(), sort_keys=True)
         arguments = {"seed": seed, "smoke": self.smoke, "epochs": self.epochs}
-        return self._result("prepare_ours", f"{OURS}_seed{seed}", recipe, run=True, **arguments)
+        return self._result("prepare_ours", f"{OURS}_seed{seed}", recipe_of_ours(), run=True, **arguments)
 
     def budget(self, ours: Result) -> Result:
         """The `cpu_seconds` and `epochs` that all have: those of the first run of ours that there was."""
@@ -192,7 +210,7 @@ class Work:
 
     def costs(self, name: str) -> Result | None:
         """What a peer's step and its measurement on val take; None: was not timed."""
-        return self._result("prepare_costs", f"{name}_costs", _source(name), run=self.runs(name), contestant=name)
+        return self._result("prepare_costs", f"{name}_costs", recipe_of_peers(), run=self.runs(name), contestant=name)
 
     def peer(self, name: str, seed: int, tuned: Result, budget: Result) -> Result | None:
         """A peer with its `lr` and `keep_statistics`, and the time that `budget`, of ours, took; None: has not run."""
@@ -202,7 +220,7 @@ class Work:
         steps = steps_within(budget["cpu_seconds"], budget["epochs"], costs)
         arguments = {"contestant": name, "seed": seed, **tuned, "steps": steps, "validations": budget["epochs"]}
         label = f"{name}_seed{seed}_lr{tuned['lr']:g}" + ("" if tuned["keep_statistics"] else "_statistics")
-        return self._result("prepare_peer", label, _source(name), run=self.runs(name), **arguments)
+        return self._result("prepare_peer", label, recipe_of_peers(), run=self.runs(name), **arguments)
 
     def runs(self, name: str) -> bool:
         """Whether what is missing of a peer is to be run."""
@@ -223,8 +241,32 @@ class Work:
         return sample.value
 
 
-def _source(name: str) -> str:
-    return inspect.getsource(CONTESTANTS[name])
+def recipe_of_ours() -> str:
+    """What decides about stage 2: the values of its files for small-clip, and its loss. The loop is held by tests."""
+    files = [STAGE2 / "config" / name for name in ("default.yaml", "small_clip.yaml")]
+    values = {key: value for file in files for key, value in yaml.safe_load(file.read_text("utf-8")).items()}
+    del values["image_size"], values["eval_image_size"]  # the benchmark has its own
+    return json.dumps([values, _code(STAGE2 / "loss.py")], sort_keys=True)
+
+
+def recipe_of_peers() -> str:
+    """What decides about the peers: their recipes, the loop that they have in common, and their libraries."""
+    files = [FOLDER / "accuracy_contestants.py", FOLDER / "accuracy_training.py"]
+    return json.dumps([*map(_code, files), *map(_version, ("open-metric-learning", "pytorch-metric-learning"))])
+
+
+def _code(file: Path) -> str:
+    """A module without comments and docstrings: other words there ask for no training anew."""
+    tree = ast.parse(file.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.unparse(tree)
+
+
+def _version(package: str) -> str:
+    found = distributions(name=package, path=[*sys.path, *packages_of("oml")])  # where a peer's process imports from
+    return next(iter(found)).version
 
 
 def best_rate(ladder: Sequence[float], first: int, last: int, val_mAP: Callable[[float], float | None]) -> float | None:
@@ -270,8 +312,7 @@ def results_of_peer(work: Work, name: str, ours: dict[int, Result], ladder: Sequ
 
 def compared(name: str, theirs: Sequence[Result], ours: Sequence[Result]) -> dict[str, Any]:
     """A contestant's row: figures over the seeds, and what ours has more."""
-    title = {START: "stage 1, the start of all", OURS: "stage 2", **TITLES}[name]
-    row: dict[str, Any] = {"name": title, "contestant": name, "seeds": len(theirs)}
+    row: dict[str, Any] = {"name": TITLES[name], "contestant": name, "seeds": len(theirs)}
     cells = {}
     for figure, column in (("rank1", "Rank-1"), ("mAP", "mAP")):
         mean, std = mean_and_std([result[figure] for result in theirs])
@@ -343,7 +384,8 @@ def compare(
     data = load_dataset(dataset)
     # by their configuration: on another processor the same weights differ in their last bits
     first_weights = Path(load_model(data).pretrained).name
-    work = Work(dataset, folder, f"{data.digest} {first_weights}", smoke=quick, epochs=epochs, only=only or ())
+    origin = f"{data.digest} {first_weights} {VIEW_SIZE} {MEASURED_AT}"
+    work = Work(dataset, folder, origin, smoke=quick, epochs=epochs, only=only or ())
     work.ours(seeds[0])
     for name in CONTESTANTS:  # what is timed comes first, see above
         work.costs(name)

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,9 +22,12 @@ from torchvision import transforms as T  # isort: skip
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from accuracy_contestants import CONTESTANTS, TITLES, OnFeatures, Recipe
+import accuracy_contestants
+import accuracy_training
+import bench_accuracy
+from accuracy_contestants import CONTESTANTS, OnFeatures, OnMined, Recipe
 from accuracy_training import costs, steps_within, train
-from bench_accuracy import LADDER, best_rate, compared
+from bench_accuracy import LADDER, OURS, START, TITLES, Work, best_rate, compared
 from report import _section
 
 
@@ -83,7 +87,101 @@ def test_the_readme_shows_the_cells_in_place_of_time_and_memory():
 
 
 def test_every_contestant_has_a_title():
-    assert set(CONTESTANTS) == set(TITLES)
+    assert {START, OURS, *CONTESTANTS} == set(TITLES)
+
+
+def test_sizes_are_the_same_for_all_whatever_the_files_of_stage_2_say(monkeypatch, tmp_path):
+    commands, sizes = [], []
+    monkeypatch.setattr(bench_accuracy, "load_dataset", lambda dataset: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(bench_accuracy, "train_by_script", lambda command: commands.append(" ".join(command)) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bench_accuracy.prepare_ours("set", smoke=False, seed=0, epochs=None)()
+    assert "--image_size 128 --eval_image_size 160" in commands[0]
+    monkeypatch.setattr(accuracy_training, "load_clip", lambda *names, image_size, **more: sizes.append(image_size))
+    accuracy_training.load_model(SimpleNamespace(resize_mode=None))
+    assert sizes == [160]
+
+
+# ---- which results are kept
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Trainings that a `Work` asked for; each takes no time."""
+    asked = []
+
+    def run(cases, rounds):
+        (case,) = cases
+        asked.append(case.name)
+        value = {"step": 1.0, "val": 1.0}
+        return {case.name: [SimpleNamespace(value=value, seconds=0.0)]}
+
+    monkeypatch.setattr(bench_accuracy, "run_in_turn", run)
+    monkeypatch.setattr(bench_accuracy, "_version", lambda package: f"1 of {package}")
+    return asked
+
+
+def changed(monkeypatch, folder, name, before, after):
+    """Let the folder `bench_accuracy.<name>` be a copy of itself, with `after` in place of the text `before`."""
+    original, number = getattr(bench_accuracy, name), 0
+    for file in [*original.glob("*.py"), *original.glob("config/*.yaml")]:
+        text = file.read_text("utf-8")
+        number += text.count(before)
+        copy = folder / file.relative_to(original)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text.replace(before, after), "utf-8")
+    assert number
+    monkeypatch.setattr(bench_accuracy, name, folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "again"),
+    [
+        ("miner=HardTripletsMiner()", "miner=HardTripletsMiner", True),
+        ("features = features.float()", "features = features.double()", True),  # of all that is on features
+        ("scale=(0.16, 1)", "scale=(0.08, 1)", True),
+        ("loss.backward()", "(2 * loss).backward()", True),
+        ("Soft-margin triplets, the hardest", "Triplets with a soft margin, the hardest", False),
+        ("# its config gives the rate alone", "# the rate alone", False),
+    ],
+)
+def test_a_peer_is_trained_again_where_its_code_changes_and_not_its_words(
+    monkeypatch, tmp_path, trainings, before, after, again
+):
+    work = Work("set", tmp_path / "results", "origin")
+    work.costs("oml_inshop"), work.costs("oml_inshop")
+    assert trainings == ["oml_inshop_costs"]
+    changed(monkeypatch, tmp_path / "code", "FOLDER", before, after)
+    work.costs("oml_inshop")
+    assert trainings == ["oml_inshop_costs"] * (1 + again)
+
+
+def test_a_peer_is_trained_again_with_another_version_of_its_library(monkeypatch, tmp_path, trainings):
+    work = Work("set", tmp_path, "origin")
+    work.costs("pml_sop")
+    monkeypatch.setattr(bench_accuracy, "_version", lambda package: f"2 of {package}")
+    work.costs("pml_sop")
+    assert trainings == ["pml_sop_costs"] * 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "again"),
+    [
+        ("keep_start: 0.", "keep_start: 0.1", True),
+        ('"epsilon": 0.34', '"epsilon": 0.43', True),
+        ("image_size: 1", "image_size: 2", False),  # of views and of photos: the benchmark has its own
+        ("The sum of the chosen terms", "The chosen terms' sum", False),
+    ],
+)
+def test_stage_2_is_trained_again_where_its_values_or_its_loss_change(
+    monkeypatch, tmp_path, trainings, before, after, again
+):
+    work = Work("set", tmp_path / "results", "origin")
+    work.ours(0), work.ours(0)
+    assert trainings == ["ours_seed0"]
+    changed(monkeypatch, tmp_path / "code", "STAGE2", before, after)
+    work.ours(0)
+    assert trainings == ["ours_seed0"] * (1 + again)
 
 
 # ---- the peers' training
@@ -126,6 +224,28 @@ def test_a_peer_whose_weights_are_no_longer_finite_ends_with_its_best():
     found = train(recipe, setting, clip, pictures, steps=4, validations=2, keep_statistics=True)
     assert (found["best_at"], found["steps"], len(found["val_curve"])) == (0, 2, 1)
     assert all(value.isfinite().all() for value in clip.model.visual.state_dict().values())
+
+
+class Seen(torch.nn.Module):
+    """Keeps what it is called with, and whether in mixed precision; gives what `module` does, or a sum."""
+
+    def __init__(self, module=None):
+        super().__init__()
+        self.module, self.calls = module, []
+
+    def forward(self, first, *others):
+        self.calls.append((first.dtype, torch.is_autocast_enabled("cpu")))
+        return self.module(first) if self.module else first.sum()
+
+
+@pytest.mark.parametrize("make", [OnFeatures, partial(OnFeatures, normalise=True), lambda loss: OnMined(loss, Seen())])
+def test_the_tower_alone_is_in_mixed_precision(monkeypatch, make):
+    monkeypatch.setattr(accuracy_contestants, "autocast", lambda device, precision: torch.autocast("cpu"))
+    tower, loss = Seen(torch.nn.Linear(4, 3)), make(Seen())
+    loss(tower, torch.rand(2, 4), torch.tensor([0, 1])).backward()
+    assert tower.calls == [(torch.float32, True)]
+    losses = [module for module in loss.modules() if isinstance(module, Seen)]
+    assert losses and all(module.calls == [(torch.float32, False)] for module in losses)
 
 
 def test_what_a_peer_costs_is_measured():
