@@ -755,6 +755,7 @@ def test_a_fold_has_val_identities_of_its_own_and_is_no_checkpoint_of_the_datase
     content = load(best)
     assert content["data_digest"] != load(stage2)["data_digest"]
     assert set(content["seen_identities"]) == {content["data_digest"]}
+    assert content["val_fold"] == [1, 2] and "val_fold" not in load(stage2)
     assert "16 photos of 4 identities" in result.stdout  # of 8 to train and validate on
     figures = project.run(EVAL2, *FEWER_PICTURES, "--ckpt", best, "--results_dir", tmp_path / "results")
     assert "official" in figures.stdout
