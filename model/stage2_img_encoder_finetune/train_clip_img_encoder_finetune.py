@@ -140,10 +140,12 @@ def main(config: Config) -> None:
 
     # ---- model and objective: the text encoder is frozen, and its prompt features are computed once. With LoRA `model`
     # is a twin whose adapters learn, and `merge` brings up to date what is validated and saved: the weights of `clip`
+    clip.model.train()
     freeze_text_encoder(clip.model)
     config.layers.hold(clip.model)
     model, merge = config.layers.adapt(clip.model)
-    config.computing.prepare(model, hold_statistics=config.layers.hold_statistics)
+    config.layers.hold(model)  # beside adapters, all batch norms of the blocks are held
+    config.computing.prepare(model)
     prompts = [identities.prompts[item_id] for item_id in photos.item_ids]
     texts, same_text = class_text_features(clip, prompts, place.device)
     learns_texts = config.texts.text == "learned"  # in the place of the prompts' features, each identity its own

@@ -11,7 +11,7 @@ from clipfh.core.run import seed_everything
 from clipfh.models.averaged_weights import AveragedWeights
 from clipfh.models.clip import load_clip, require_any_size
 from clipfh.models.frozen_text_clip import CLIPImageEncoder
-from clipfh.models.image_layers import hold_image_layers, layers_of
+from clipfh.models.image_layers import follows_batch, hold_image_layers, layers_of
 from clipfh.training.layers import Layers
 from clipfh.training.state import decay_groups
 
@@ -141,6 +141,8 @@ def test_adapters_have_a_rate_of_their_own(tiny_rn):
         name for name, parameter in named.items() if parameter.requires_grad
     }
     assert layers.told(model).startswith("LoRA beside ") and merge is not None
+    layers.hold(model)
+    assert follows_batch(tiny_rn) and not follows_batch(model)  # without a block that learns, no statistics do
 
 
 def test_without_a_rank_the_model_itself_learns(tiny_rn):
@@ -191,6 +193,7 @@ def test_held_statistics_stay_while_scale_and_shift_learn(tiny_rn):
     norms = [module for module in tiny_rn.visual.modules() if isinstance(module, nn.BatchNorm2d)]
     tiny_rn.train()
     held.hold(tiny_rn, epoch=1)
+    assert not follows_batch(tiny_rn)
     before = [norm.running_mean.clone() for norm in norms]
     tiny_rn.encode_image(torch.randn(4, 3, 32, 32)).sum().backward()
     assert norms and all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
@@ -198,5 +201,6 @@ def test_held_statistics_stay_while_scale_and_shift_learn(tiny_rn):
     tiny_rn.zero_grad(set_to_none=True)
     tiny_rn.train()
     PLAIN.hold(tiny_rn, epoch=1)
+    assert follows_batch(tiny_rn)
     tiny_rn.encode_image(torch.randn(4, 3, 32, 32))
     assert not any(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))

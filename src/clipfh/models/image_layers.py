@@ -91,6 +91,11 @@ def hold_batch_norm_statistics(visual: nn.Module) -> None:
             module.eval()
 
 
+def follows_batch(model: nn.Module) -> bool:
+    """Whether any batch norm of `model` normalises by the batch and learns its statistics: is in train mode."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
+
+
 def share_batch_norm_statistics(model: nn.Module) -> None:
     """In several processes, let batch norms on GPUs normalise by the rows of all of them; to be called once."""
     if world_size() > 1 and next(model.parameters()).is_cuda:
