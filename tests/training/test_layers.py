@@ -16,6 +16,7 @@ from clipfh.training.layers import Layers
 from clipfh.training.state import decay_groups
 
 import open_clip  # isort: skip  (after the guard that clipfh.models brings)
+from open_clip.timm_model import TimmModel  # isort: skip
 
 PLAIN = Layers(
     freeze_until=-1,
@@ -65,6 +66,39 @@ def test_backbones_have_the_same_layers(name):
     layers = layers_of(CLIPImageEncoder(name, 16))
     assert layers["backbone.layer1.0.conv1.weight"] == 1 and layers["backbone.layer4.0.conv1.weight"] == 4
     assert min(layers.values()) == 0 and layers["head.2.weight"] == 5 == max(layers.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "behind"),
+    [
+        ("EVA02-B-16", 12, {"trunk.norm", "trunk.head"}),
+        ("ViT-B-16-SigLIP", 12, {"trunk.norm", "trunk.attn_pool"}),
+        ("vit_medium_patch16_gap_256", 12, {"trunk.norm", "head.proj"}),
+        ("convnext_base", 4, {"trunk.head", "head.proj"}),
+        ("swin_base_patch4_window7_224", 4, {"trunk.norm", "head.proj"}),
+    ],
+)
+def test_norms_behind_the_blocks_of_timm_are_of_the_last_layer(name, blocks, behind):
+    with torch.device("meta"):  # names are enough
+        vision = open_clip.get_model_config(name)["vision_cfg"]
+        pool, proj = vision["timm_pool"], vision["timm_proj"]
+        visual = TimmModel(vision["timm_model_name"], 512, pool=pool, proj=proj, image_size=vision["image_size"])
+    layers = layers_of(visual)
+    assert max(layers.values()) == blocks + 1 and set(layers.values()) == set(range(blocks + 2))
+    found = {".".join(name.split(".")[:2]) for name, layer in layers.items() if layer == blocks + 1}
+    assert found == behind
+    hold_image_layers(visual, -1, head_alone=True)
+    assert {name for name, p in visual.named_parameters() if p.requires_grad} == {
+        name for name, layer in layers.items() if layer == blocks + 1
+    }
+
+
+def test_the_last_convolution_of_an_efficientnet_is_of_its_last_block():
+    with torch.device("meta"):
+        layers = layers_of(TimmModel("efficientnet_lite0", 16, pretrained=False))
+    assert layers["trunk.conv_stem.weight"] == 0 and layers["trunk.blocks.6.0.conv_pw.weight"] == 7
+    assert layers["trunk.conv_head.weight"] == layers["trunk.bn2.bias"] == 7
+    assert {name for name, layer in layers.items() if layer == 8} == {"head.proj.weight"}
 
 
 @pytest.mark.parametrize("until", [-1, 0, 2, 3])
