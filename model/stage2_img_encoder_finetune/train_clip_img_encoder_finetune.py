@@ -172,6 +172,7 @@ def main(config: Config) -> None:
         sampler,
         photos.images,
         config.optimisation,
+        lr=config.lr,
         averaged=clip.model,
         refresh=merge,
         remember_start=config.interpolation.wise_ft > 0 and not config.source.final_fit,

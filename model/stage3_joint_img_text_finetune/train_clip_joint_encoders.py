@@ -219,6 +219,7 @@ def main(config: Config) -> None:
         sampler,
         photos.images,
         config.optimisation,
+        lr=config.lr,
         averaged=clip.model,
         refresh=merge,
         constant_lr=config.schedule == "constant",
