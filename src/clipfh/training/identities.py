@@ -196,5 +196,10 @@ def load_identities(
 def augmentation(views: Views) -> Augmentation:
     """The flags of the random views, as `clipfh.images` takes them."""
     return Augmentation(
-        min_area=views.min_crop, rotation=views.rotation, color=views.color_jitter, flip=views.flip, erase=views.erase
+        min_area=views.min_crop,
+        aspect=0.0 if views.min_crop == 1 else Augmentation.aspect,  # which changes by a crop
+        rotation=views.rotation,
+        color=views.color_jitter,
+        flip=views.flip,
+        erase=views.erase,
     )
