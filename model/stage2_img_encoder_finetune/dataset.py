@@ -32,14 +32,21 @@ def make_batches(photos: TrainPhotos, sampler: Iterable[list[int]], *place: int)
 
 
 def class_text_features(
-    clip: LoadedClip, prompts_of_class: list[list[str]], device: torch.device
+    clip: LoadedClip, prompts_of_class: list[list[str]], device: torch.device, *, are_read: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the frozen text encoder makes of the prompts of C identities; each distinct prompt is encoded once.
+
+    Args:
+        are_read: whether a term reads the features; where none does, no prompt is encoded: they are (C, D) zeros, and
+            each identity is its own.
 
     Returns:
         (C, D) the mean direction of each identity's prompts, unit length, and (C,) the first identity that has the same
         prompts.
     """
+    if not are_read:
+        count, width = len(prompts_of_class), encode_texts(clip, prompts_of_class[0][:1], device).shape[1]
+        return torch.zeros(count, width), torch.arange(count)
     prompts = list(dict.fromkeys(prompt for several in prompts_of_class for prompt in several))
     row = {prompt: number for number, prompt in enumerate(prompts)}
     encoded = encode_texts(clip, prompts, device)

@@ -4,8 +4,8 @@
     python model/stage2_img_encoder_finetune/train_clip_img_encoder_finetune.py --dataset inshop --model ViT-B/16 \\
         --loss triplet+center+id+i2t --p 16 --k 4 --epochs 20
 
-Each batch holds P identities with K photos each. The prompts of the train identities go through the frozen text
-encoder once; their features are the classes of the image-to-text term, or with --text learned those of texts that are
+Each batch holds P identities with K photos each. With the image-to-text term, the prompts of the train identities go
+through the frozen text encoder once; their features are its classes, or with --text learned those of texts that are
 learned first (learned_prompts.py). BEST is chosen by mAP on the val identities.
 
 Values are read from config/default.yaml, for the models of stage 0 then small_clip.yaml or tiny.yaml, then from the
@@ -138,19 +138,23 @@ def main(config: Config) -> None:
     config = replace(config, p=min(config.p, len(photos.item_ids)))
     sampler = PKSampler(photos.labels, config.p, config.k, place.seed, min_batches=config.min_batches)
 
-    # ---- model and objective: the text encoder is frozen, and its prompt features are computed once. With LoRA `model`
-    # is a twin whose adapters learn, and `merge` brings up to date what is validated and saved: the weights of `clip`
+    # ---- model and objective: the text encoder is frozen; the features of prompts, which i2t reads, are computed once.
+    # With LoRA `model` is a twin whose adapters learn, and `merge` brings up to date what is validated and saved: the
+    # weights of `clip`
+    clip.model.train()
     freeze_text_encoder(clip.model)
     config.layers.hold(clip.model)
     model, merge = config.layers.adapt(clip.model)
-    config.computing.prepare(model, hold_statistics=config.layers.hold_statistics)
+    config.layers.hold(model)  # beside adapters, all batch norms of the blocks are held
+    config.computing.prepare(model)
     prompts = [identities.prompts[item_id] for item_id in photos.item_ids]
-    texts, same_text = class_text_features(clip, prompts, place.device)
     learns_texts = config.texts.text == "learned"  # in the place of the prompts' features, each identity its own
+    are_read = "i2t" in terms and not learns_texts
+    texts, same_text = class_text_features(clip, prompts, place.device, are_read=are_read)
     objective = ImageEncoderLoss(
         terms,
         texts,
-        torch.arange(len(texts)) if learns_texts else same_text,
+        same_text,
         keep_texts=learns_texts,
         num_photos=len(photos.labels),
         distill_weight=config.distill_weight,
@@ -168,6 +172,7 @@ def main(config: Config) -> None:
         sampler,
         photos.images,
         config.optimisation,
+        lr=config.lr,
         averaged=clip.model,
         refresh=merge,
         remember_start=config.interpolation.wise_ft > 0 and not config.source.final_fit,

@@ -36,7 +36,6 @@ from dataset import Batch, TrainPairs
 from loss import TERMS, JointLoss, parse_terms
 from start_weights import SOURCES, start_weights
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipfh.core.cli import option, run_script, section
 from clipfh.core.config_file import IN_FILE, flag_value, parse_with_files
@@ -45,6 +44,7 @@ from clipfh.core.processes import gather_rows, world_size
 from clipfh.core.run import autocast
 from clipfh.models.clip import encode_texts
 from clipfh.models.gradient_cache import Tower, cached_backward
+from clipfh.models.image_layers import follows_batch
 from clipfh.models.settings import Start
 from clipfh.models.text_layers import hold_text_blocks
 from clipfh.tables.prepared import CLEAN_PROMPTS, RAW_PROMPTS, TOKEN_SAFE_PROMPTS
@@ -94,7 +94,7 @@ class Config:
     grad_cache_chunk: int = option(
         IN_FILE,
         "photos that go through the encoder at once, for batches larger than memory, with the gradients of the whole "
-        "batch (batch norm, as in tiny-rn, normalises by the chunk); 0: all",
+        "batch (batch norms that learn, as in tiny-rn, normalise by the chunk); 0: all",
         at_least=0,
     )
     optimisation: Optimisation = section()
@@ -179,11 +179,6 @@ def main(config: Config) -> None:
             len(photos.labels), config.p * config.k, place.seed, min_batches=config.min_batches
         )
 
-    by_batch = any(isinstance(module, _BatchNorm) for module in clip.model.modules())
-    by_chunk = config.grad_cache_chunk > 0 and by_batch and not config.layers.hold_statistics
-    if by_chunk and world_size() > 1:  # whose chunks may be unequally many, and the processes would wait for each other
-        raise InputError("--grad_cache_chunk in several processes needs --hold_statistics")
-
     # ---- objective
     if config.temperature:
         clip.model.logit_scale.data.fill_(torch.tensor(1 / config.temperature).log())
@@ -204,9 +199,16 @@ def main(config: Config) -> None:
         if config.freeze_text_blocks:
             hold_text_blocks(model)
 
+    clip.model.train()
     hold(clip.model)
     model, merge = config.layers.adapt(clip.model)
-    config.computing.prepare(model, hold_statistics=config.layers.hold_statistics)
+    hold(model)  # beside adapters, all batch norms of the blocks are held
+    config.computing.prepare(model)
+    by_chunk = config.grad_cache_chunk > 0 and follows_batch(model)
+    if by_chunk and world_size() > 1:  # whose chunks may be unequally many, and the processes would wait for each other
+        raise InputError(
+            "--grad_cache_chunk in several processes needs batch norms that keep their statistics: --hold_statistics"
+        )
     decay = config.optimisation.weight_decay
     groups = config.layers.groups(model, config.lr, decay, text_lr_scale=config.text_lr_scale)
     groups += decay_groups(objective, config.lr, decay)
@@ -217,6 +219,7 @@ def main(config: Config) -> None:
         sampler,
         photos.images,
         config.optimisation,
+        lr=config.lr,
         averaged=clip.model,
         refresh=merge,
         constant_lr=config.schedule == "constant",

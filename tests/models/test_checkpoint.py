@@ -104,6 +104,21 @@ def test_newest_checkpoint_goes_by_recorded_values_then_by_time(folder):
         newest(seed=0)  # one that doesn't record it doesn't count
 
 
+def test_newest_checkpoint_takes_no_fold_for_the_dataset(folder):
+    def newest(**recorded):
+        return newest_checkpoint(2, "*_BEST.pth", made_by="python train.py", dataset="hands", **recorded).name
+
+    write_checkpoint(folder / "fold_BEST.pth", {"dataset": "hands", "data_digest": "5f", "val_fold": [0, 3]})
+    for digest in ({}, {"data_digest": None}, {"data_digest": "5a"}):  # the fold is all that there is
+        with pytest.raises(InputError, match=r"with dataset hands in .*passed over 1 of --val_fold.*python train.py"):
+            newest(**digest)
+    assert newest(data_digest="5f") == "fold_BEST.pth"  # as stage 3 of the same fold asks
+    write_checkpoint(folder / "older_BEST.pth", {"dataset": "hands", "data_digest": "5b"})
+    os.utime(folder / "older_BEST.pth", (1000, 1000))
+    assert newest() == newest(data_digest="5a") == "older_BEST.pth"
+    assert newest(data_digest="5f") == "fold_BEST.pth"
+
+
 def test_newest_checkpoint_without_a_folder(folder):
     with pytest.raises(InputError, match=r"Make one with: python train.py"):
         newest_checkpoint(2, "*.pth", made_by="python train.py", model="tiny-rn")
@@ -144,6 +159,7 @@ GOOD = {
         ("mean", (1, 2)),
         ("std", (1, 2, None)), ("quick_gelu", "yes"), ("training", [1]), ("training", None), ("run", "../x"),
         ("seen_identities", "p01"), ("seen_identities", {"5a": [1]}), ("seen_identities", ["p01"]), ("data_digest", 7),
+        ("val_fold", "0/3"), ("val_fold", [0]),
     ],
 )  # fmt: skip
 def test_what_a_checkpoint_records_has_its_type(tmp_path, key, value):

@@ -364,6 +364,9 @@ def test_gradient_caching_says_that_batch_norm_normalises_by_the_chunk(project, 
     folders = ("--save_path", tmp_path, "--log_dir", tmp_path)
     result = project.run(STAGE3, *SMALL, *folders, "--epochs", 1, "--grad_cache_chunk", 4, "--precision", "bfloat16")
     assert "tiny-rn normalises by the batch: with --grad_cache_chunk, by 4 photos" in result.stdout
+    held = ("--freeze_until", 3, "--grad_checkpointing")  # as small-clip's recipe does: its batch norms learn nothing
+    result = project.run(STAGE3, *SMALL, *folders, "--epochs", 1, "--grad_cache_chunk", 4, *held)
+    assert "normalises by the batch" not in result.stdout
 
 
 @pytest.mark.parametrize("script", [STAGE2, STAGE3])
@@ -755,6 +758,7 @@ def test_a_fold_has_val_identities_of_its_own_and_is_no_checkpoint_of_the_datase
     content = load(best)
     assert content["data_digest"] != load(stage2)["data_digest"]
     assert set(content["seen_identities"]) == {content["data_digest"]}
+    assert content["val_fold"] == [1, 2] and "val_fold" not in load(stage2)
     assert "16 photos of 4 identities" in result.stdout  # of 8 to train and validate on
     figures = project.run(EVAL2, *FEWER_PICTURES, "--ckpt", best, "--results_dir", tmp_path / "results")
     assert "official" in figures.stdout

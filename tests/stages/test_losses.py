@@ -278,11 +278,15 @@ def test_stage2_classes_encode_each_prompt_once(monkeypatch):
         return F.one_hot(tokenize(texts)[:, 0], 5).float()
 
     monkeypatch.setattr(image_batches, "encode_texts", encode_texts)
-    features, same = image_batches.class_text_features(CLIP, [["1", "2"], ["3"], ["1"], ["3"], ["1", "2"]], CPU)
+    prompts = [["1", "2"], ["3"], ["1"], ["3"], ["1", "2"]]
+    features, same = image_batches.class_text_features(CLIP, prompts, CPU)
     assert encoded == ["1", "2", "3"] and same.tolist() == [0, 1, 2, 1, 0]
     half = 0.5**0.5
     expected = torch.tensor([[0, half, half, 0, 0], [0, 0, 0, 1, 0], [0, 1, 0, 0, 0]])
     torch.testing.assert_close(features, expected[[0, 1, 2, 1, 0]])
+    encoded.clear()
+    features, same = image_batches.class_text_features(CLIP, prompts, CPU, are_read=False)
+    assert len(encoded) == 1 and features.shape == (5, 5) and same.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_stage3_batches_hold_each_prompt_once_and_point_at_it():

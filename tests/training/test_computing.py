@@ -8,6 +8,7 @@ from torch import nn
 
 from clipfh.core.errors import InputError
 from clipfh.models.clip import load_clip
+from clipfh.models.image_layers import hold_batch_norm_statistics, hold_image_layers
 from clipfh.training.computing import Computing
 
 
@@ -33,7 +34,7 @@ def test_gradients_stay_those_of_the_plain_way(computing, monkeypatch):
     images, tokens = torch.rand(4, 3, clip.image_size, clip.image_size), clip.tokenizer(["a shirt", "red shoes"])
     expected = gradients(plain, images, tokens)
     model = copy.deepcopy(plain)
-    computing.prepare(model, hold_statistics=False)
+    computing.prepare(model)
     found = gradients(model, images, tokens)
     assert found.keys() == expected.keys() and model.state_dict().keys() == plain.state_dict().keys()
     assert compiled == ([model.visual, model.transformer] if computing.compile else [])
@@ -42,7 +43,18 @@ def test_gradients_stay_those_of_the_plain_way(computing, monkeypatch):
 
 
 def test_batch_norms_would_take_a_batch_twice():
-    model = load_clip("tiny-rn", "random").model
+    model = load_clip("tiny-rn", "random").model.train()
+    hold_image_layers(model.visual, 2)  # the last block's still learn
     with pytest.raises(InputError, match="--hold_statistics"):
-        Computing(grad_checkpointing=True).prepare(model, hold_statistics=False)
-    Computing(grad_checkpointing=True).prepare(model, hold_statistics=True)
+        Computing(grad_checkpointing=True).prepare(model)
+    hold_batch_norm_statistics(model.visual)
+    Computing(grad_checkpointing=True).prepare(model)
+
+
+def test_batch_norms_in_held_blocks_take_nothing():
+    model = load_clip("tiny-rn", "random").model.train()
+    hold_image_layers(model.visual, 3)
+    Computing(grad_checkpointing=True).prepare(model)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model.encode_image(torch.randn(4, 3, 64, 64)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())

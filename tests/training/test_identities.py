@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from clipfh.images.augment import Augmentation, augment, view_generator
 from clipfh.models.clip import LoadedClip
 from clipfh.training import identities
+from clipfh.training.settings import Views
 
 
 @pytest.mark.parametrize(("text", "mean"), [(SimpleNamespace(mAP=0.2), 0.4), (None, 0.6)])
@@ -21,3 +23,11 @@ def test_words_count_where_val_has_some(monkeypatch, text, mean):
     assert found.figures["val_mean_mAP"] == pytest.approx(mean) and found.figures["val_mAP"] == 0.6
     assert ("val_text_mAP" in found.figures) == (text is not None) == ("mean 40.0" in found.text)
     assert "val_mean_mAP" not in loaded.validate(nn.Identity()).figures
+
+
+def test_without_crops_a_view_is_the_whole_photo():
+    plain = {"rotation": 0.0, "color_jitter": 0.0, "flip": 0.0, "erase": 0.0}
+    images = torch.rand(8, 3, 16, 16)
+    whole = identities.augmentation(Views(min_crop=1, **plain))
+    torch.testing.assert_close(augment(images, whole, view_generator(0)), images)
+    assert identities.augmentation(Views(min_crop=0.4, **plain)) == Augmentation(rotation=0, color=0, flip=0)

@@ -11,11 +11,12 @@ from clipfh.core.run import seed_everything
 from clipfh.models.averaged_weights import AveragedWeights
 from clipfh.models.clip import load_clip, require_any_size
 from clipfh.models.frozen_text_clip import CLIPImageEncoder
-from clipfh.models.image_layers import hold_image_layers, layers_of
+from clipfh.models.image_layers import follows_batch, hold_image_layers, layers_of
 from clipfh.training.layers import Layers
 from clipfh.training.state import decay_groups
 
 import open_clip  # isort: skip  (after the guard that clipfh.models brings)
+from open_clip.timm_model import TimmModel  # isort: skip
 
 PLAIN = Layers(
     freeze_until=-1,
@@ -65,6 +66,39 @@ def test_backbones_have_the_same_layers(name):
     layers = layers_of(CLIPImageEncoder(name, 16))
     assert layers["backbone.layer1.0.conv1.weight"] == 1 and layers["backbone.layer4.0.conv1.weight"] == 4
     assert min(layers.values()) == 0 and layers["head.2.weight"] == 5 == max(layers.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "behind"),
+    [
+        ("EVA02-B-16", 12, {"trunk.norm", "trunk.head"}),
+        ("ViT-B-16-SigLIP", 12, {"trunk.norm", "trunk.attn_pool"}),
+        ("vit_medium_patch16_gap_256", 12, {"trunk.norm", "head.proj"}),
+        ("convnext_base", 4, {"trunk.head", "head.proj"}),
+        ("swin_base_patch4_window7_224", 4, {"trunk.norm", "head.proj"}),
+    ],
+)
+def test_norms_behind_the_blocks_of_timm_are_of_the_last_layer(name, blocks, behind):
+    with torch.device("meta"):  # names are enough
+        vision = open_clip.get_model_config(name)["vision_cfg"]
+        pool, proj = vision["timm_pool"], vision["timm_proj"]
+        visual = TimmModel(vision["timm_model_name"], 512, pool=pool, proj=proj, image_size=vision["image_size"])
+    layers = layers_of(visual)
+    assert max(layers.values()) == blocks + 1 and set(layers.values()) == set(range(blocks + 2))
+    found = {".".join(name.split(".")[:2]) for name, layer in layers.items() if layer == blocks + 1}
+    assert found == behind
+    hold_image_layers(visual, -1, head_alone=True)
+    assert {name for name, p in visual.named_parameters() if p.requires_grad} == {
+        name for name, layer in layers.items() if layer == blocks + 1
+    }
+
+
+def test_the_last_convolution_of_an_efficientnet_is_of_its_last_block():
+    with torch.device("meta"):
+        layers = layers_of(TimmModel("efficientnet_lite0", 16, pretrained=False))
+    assert layers["trunk.conv_stem.weight"] == 0 and layers["trunk.blocks.6.0.conv_pw.weight"] == 7
+    assert layers["trunk.conv_head.weight"] == layers["trunk.bn2.bias"] == 7
+    assert {name for name, layer in layers.items() if layer == 8} == {"head.proj.weight"}
 
 
 @pytest.mark.parametrize("until", [-1, 0, 2, 3])
@@ -141,6 +175,8 @@ def test_adapters_have_a_rate_of_their_own(tiny_rn):
         name for name, parameter in named.items() if parameter.requires_grad
     }
     assert layers.told(model).startswith("LoRA beside ") and merge is not None
+    layers.hold(model)
+    assert follows_batch(tiny_rn) and not follows_batch(model)  # without a block that learns, no statistics do
 
 
 def test_without_a_rank_the_model_itself_learns(tiny_rn):
@@ -191,6 +227,7 @@ def test_held_statistics_stay_while_scale_and_shift_learn(tiny_rn):
     norms = [module for module in tiny_rn.visual.modules() if isinstance(module, nn.BatchNorm2d)]
     tiny_rn.train()
     held.hold(tiny_rn, epoch=1)
+    assert not follows_batch(tiny_rn)
     before = [norm.running_mean.clone() for norm in norms]
     tiny_rn.encode_image(torch.randn(4, 3, 32, 32)).sum().backward()
     assert norms and all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
@@ -198,5 +235,6 @@ def test_held_statistics_stay_while_scale_and_shift_learn(tiny_rn):
     tiny_rn.zero_grad(set_to_none=True)
     tiny_rn.train()
     PLAIN.hold(tiny_rn, epoch=1)
+    assert follows_batch(tiny_rn)
     tiny_rn.encode_image(torch.randn(4, 3, 32, 32))
     assert not any(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))

@@ -14,6 +14,7 @@ from clipfh.models.checkpoint import read_checkpoint
 from clipfh.training.loop import Loop
 from clipfh.training.runs import Place, TrainingRun
 from clipfh.training.sampler import PKSampler
+from clipfh.training.schedule import cosine_with_warmup
 from clipfh.training.settings import Optimisation
 from clipfh.training.state import Validation, decay_groups
 
@@ -246,3 +247,23 @@ def test_gradients_larger_than_clip_grad_are_scaled_down_before_the_step(tmp_pat
     fit(loop, make_run(tmp_path))
     assert len(norms) == len(loop.sampler)
     assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+
+
+def test_the_logged_rate_is_the_peak_by_the_schedule_whatever_groups_have(tmp_path):
+    seed_everything(0)
+    model = Model()
+    first, *others = decay_groups(model, 0.05, 0.1)
+    groups = [{**first, "lr": 0.5}, *({**other, "lr": 0.005} for other in others)]  # as LoRA's, and as a scaled head's
+    sampler, images = PKSampler(LABELS, 3, 2, seed=7), [str(number) for number in range(30)]
+    loop = Loop(model, groups, {"model": model}, sampler, images, SETTINGS, lr=0.05)
+    run, logged = make_run(tmp_path), []
+    run.log.step = lambda step, values: logged.append(values["lr"])
+    fit(loop, run)
+    total = 5 * len(sampler)
+    expected = [0.05 * cosine_with_warmup(s, total_steps=total, warmup_steps=int(0.2 * total)) for s in range(total)]
+    assert logged == expected
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["lr"] for row in rows[1:]] == expected[:: len(sampler)]
+    assert loop.optimizer.param_groups[0]["initial_lr"] == 0.5
+    named = make_loop(0, groups=decay_groups(Model(), 0.3, 0.1, name="head"))
+    assert named.learning_rates().keys() == {"lr_head"}

@@ -18,8 +18,9 @@ class Augmentation:
     """How far a random view may go; all zero (and `min_area` 1) is the identity.
 
     Attributes:
-        min_area: smallest share of the image's area that a crop keeps, 0..1.
-        aspect: log of the largest change of aspect ratio.
+        min_area: smallest share of the image's area that a crop is drawn to keep, 0..1.
+        aspect: log of the largest change of the crop's aspect ratio. A crop that becomes longer than the image is cut
+            there, and keeps less than was drawn.
         rotation: largest rotation, degrees.
         flip: probability of a horizontal flip; 0 where left and right tell identities apart (hands).
         color: largest relative change of brightness, contrast and saturation. Keep it small: colour identifies items.

@@ -33,6 +33,10 @@ def _is_seed(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def _is_fold(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_count, value))
+
+
 def _is_size(value: Any) -> bool:
     sides = [value, value] if type(value) is int else value
     return (
@@ -73,6 +77,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "text_model": _is_text,
     "text_digest": _is_text,
     "data_digest": _is_text,
+    "val_fold": _is_fold,
     "seen_identities": lambda value: isinstance(value, dict) and all(map(is_texts, value.values())),
     "seen_faces": lambda value: isinstance(value, torch.Tensor) and value.dtype == torch.int64,
     "head_layers": _is_count,
@@ -188,14 +193,16 @@ def newest_checkpoint(
 ) -> Path:
     """The newest checkpoint of stage `folder_stage` that matches `pattern` and records the given values.
 
-    Those that were trained on the data of `data_digest` go before the others.
+    Those that were trained on the data of `data_digest` go before the others. One of a fold (`--val_fold`) is of that
+    fold alone: another digest passes it over.
 
     Raises:
-        InputError: there is none; the message names the command `made_by`.
+        InputError: there is none; the message names the command `made_by`, and says how many are of folds.
     """
     folder = stage_dir(folder_stage) / "checkpoints"
     found = sorted(folder.glob(pattern), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     of_other_data: list[Path] = []
+    of_folds = 0
     for path in found:
         try:
             content = read_checkpoint(path)
@@ -203,13 +210,18 @@ def newest_checkpoint(
             print(f"note: passed over {shortened(error)}")
             continue
         if all(content.get(key) == value for key, value in recorded.items()):
-            if data_digest in (None, content.get("data_digest")):
+            is_of_fold = "val_fold" in content
+            if content.get("data_digest") == data_digest or (data_digest is None and not is_of_fold):
                 return path
-            of_other_data.append(path)
+            if is_of_fold:  # `require_unseen` has no reason to refuse it: the dataset's test identities are unseen
+                of_folds += 1
+            else:
+                of_other_data.append(path)
     if of_other_data:
         return of_other_data[0]  # whether it may be used, `clipfh.tables.digest.require_unseen` decides
     wanted = ", ".join(f"{key} {value}" for key, value in recorded.items())
-    raise InputError(f"no checkpoint {pattern} with {wanted} in {display(folder)}. Make one with: {made_by}")
+    but = f" (passed over {of_folds} of --val_fold: outside its fold, one is taken by its path)" if of_folds else ""
+    raise InputError(f"no checkpoint {pattern} with {wanted} in {display(folder)}{but}. Make one with: {made_by}")
 
 
 def require_training_state(content: dict[str, Any], path: Path, model: str, data_digest: str) -> dict[str, Any]:

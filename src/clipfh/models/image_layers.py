@@ -2,10 +2,11 @@
 
 Layer 0 is the stem (the first convolution or patch embedding with its norm, position embeddings), layer i + 1 is block
 i, and the last layer is what follows the blocks: norm, pooling, projection. A block is a block of a transformer, a
-stage of a convolutional network, or one of timm's coarse groups.
+stage of a convolutional network, or one of timm's coarse groups; the last of an EfficientNet has its last convolution.
 """
 
 import re
+from types import SimpleNamespace
 
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
@@ -27,10 +28,13 @@ def layers_of(visual: nn.Module) -> dict[str, int]:
     part = next((part for part in ("trunk", "backbone") if hasattr(visual, part)), None)  # which holds the blocks
     prefix, encoder = (f"{part}.", getattr(visual, part)) if part else ("", visual)
     names = {name: name.removeprefix(prefix) for name, _ in visual.named_parameters()}
-    if hasattr(encoder, "group_matcher"):  # timm's
-        inside = group_parameters(encoder, encoder.group_matcher(coarse=True), reverse=True)
-        last = max(inside.values(), default=0) + 1
-        return {name: inside.get(short, last) for name, short in names.items()}
+    if hasattr(encoder, "group_matcher"):  # timm's, which groups by name; what no group matches is behind all of them
+        behind = "?"
+        with_it = SimpleNamespace(named_parameters=lambda: [*encoder.named_parameters(), (behind, None)])
+        groups = group_parameters(with_it, encoder.group_matcher(coarse=True), reverse=True)
+        last = groups[behind]
+        # a last norm, which transformers of timm put to their last block
+        return {name: last if short.startswith("norm.") else groups.get(short, last) for name, short in names.items()}
     is_residual = hasattr(encoder, "layer1")  # its stages are counted from 1
     pattern = r"layer(\d+)\." if is_residual else r"transformer\.resblocks\.(\d+)\."
     found = {name: re.match(pattern, short) for name, short in names.items()}
@@ -89,6 +93,11 @@ def hold_batch_norm_statistics(visual: nn.Module) -> None:
     for module in visual.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
+
+
+def follows_batch(model: nn.Module) -> bool:
+    """Whether any batch norm of `model` normalises by the batch and learns its statistics: is in train mode."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
 def share_batch_norm_statistics(model: nn.Module) -> None:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipfh.core.cli import option
 from clipfh.core.errors import InputError
+from clipfh.models.image_layers import follows_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +20,20 @@ class Computing:
         False, "compile the encoders with torch.compile; needs a C++ compiler, and minutes before the first step"
     )
 
-    def prepare(self, model: nn.Module, *, hold_statistics: bool) -> None:
-        """Let the encoders of a CLIP compute so; to be called before its weights are averaged.
+    def prepare(self, model: nn.Module) -> None:
+        """Let the encoders of a CLIP compute so; to be called in train mode with its layers held (`Layers.hold`), and
+        before its weights are averaged.
 
         Raises:
             InputError: an architecture that cannot; or batch norms that learn their statistics would see each batch
                 twice.
         """
         if self.grad_checkpointing:
-            if not hold_statistics and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            if follows_batch(model):
                 raise InputError(
                     "--grad_checkpointing encodes a batch twice, and batch norms would take it into their statistics "
-                    "twice: keep those of the first weights with --hold_statistics"
+                    "twice: keep those of the first weights with --hold_statistics, or hold their blocks with "
+                    "--freeze_until"
                 )
             _checkpoint_blocks(model)
         if self.compile:

@@ -30,8 +30,8 @@ from clipfh.training.state import Validation
 def load_source(source: Source) -> PreparedDataset:
     """The prepared dataset that the flags name; the embedded default is made if it is missing.
 
-    With `--val_fold` it has other val identities and a digest of its own: no evaluation takes a fold's checkpoint for
-    one of the dataset.
+    With `--val_fold` it has other val identities and a digest of its own, and checkpoints record the fold: what looks
+    for the dataset's newest checkpoint passes a fold's over.
 
     Raises:
         InputError: as `load_prepared` and `fold_val`.
@@ -63,6 +63,7 @@ class Identities:
         val_prompts: of the val identities that have some.
         pictures: all decoded photos, those of val too.
         place: of the run.
+        val_fold: the number of the fold that `data` has val identities of, and of how many; None: the dataset's own.
     """
 
     data: PreparedDataset
@@ -72,6 +73,7 @@ class Identities:
     val_prompts: dict[str, list[str]]
     pictures: TrainingData
     place: Place
+    val_fold: tuple[int, int] | None = None
 
     def validate(self, model: nn.Module) -> Validation:
         """How well `model`, the CLIP's with other weights, finds the val identities again: by photos.
@@ -100,6 +102,7 @@ class Identities:
         record = {**self.clip.architecture(), "stage": self.place.stage, "variant": variant}
         record |= {"dataset": self.data.name, "data_digest": self.data.digest}
         record |= {"first_weights": first_weights_of(self.clip)}
+        record |= {"val_fold": list(self.val_fold)} if self.val_fold else {}
         seen = seen_with(self.clip.seen_identities, self.data.digest, self.data.table)
         return {**record, "seen_identities": seen}
 
@@ -187,11 +190,16 @@ def load_identities(
     val_texts = {
         item_id: its for item_id, its in all_prompts(data, source.prompt_json, prompts).items() if item_id in val_ids
     }
-    return Identities(data, clip, photos, texts, val_texts, pictures, place)
+    return Identities(data, clip, photos, texts, val_texts, pictures, place, source.val_fold)
 
 
 def augmentation(views: Views) -> Augmentation:
     """The flags of the random views, as `clipfh.images` takes them."""
     return Augmentation(
-        min_area=views.min_crop, rotation=views.rotation, color=views.color_jitter, flip=views.flip, erase=views.erase
+        min_area=views.min_crop,
+        aspect=0.0 if views.min_crop == 1 else Augmentation.aspect,  # which changes by a crop
+        rotation=views.rotation,
+        color=views.color_jitter,
+        flip=views.flip,
+        erase=views.erase,
     )

@@ -56,6 +56,7 @@ class Loop:
     Args:
         model: is put into train mode, and its `logit_scale` kept in CLIP's range.
         groups: AdamW's parameter groups, with their peak learning rates; named ones are logged by their names.
+        lr: the peak rate, which unnamed groups have or a multiple of; what it is at a step is logged as `lr`.
         modules: what a continued run needs, by name; what learns is among it.
         sampler: of the batches.
         images: names of the images that a batch's `indices` stand for.
@@ -81,6 +82,7 @@ class Loop:
         images: Sequence[str],
         settings: Optimisation,
         *,
+        lr: float | None = None,
         averaged: nn.Module | None = None,
         refresh: Callable[[], None] | None = None,
         constant_lr: bool = False,
@@ -104,7 +106,8 @@ class Loop:
         total_steps = settings.epochs * -(-len(sampler) // settings.accumulate)
         warmup_steps = int(settings.warmup_fraction * total_steps)
         cosine = partial(cosine_with_warmup, total_steps=total_steps, warmup_steps=warmup_steps)
-        self.scheduler = LambdaLR(self.optimizer, (lambda step: 1.0) if constant_lr else cosine)
+        self._peak_lr, self._schedule = lr, (lambda step: 1.0) if constant_lr else cosine
+        self.scheduler = LambdaLR(self.optimizer, self._schedule)
         self.best = BestSoFar(settings.patience)
         self.epoch, self.step = 0, 0
 
@@ -162,9 +165,14 @@ class Loop:
         between_photos = {"val_mAP": figures["val_mAP"]} if "val_mAP" in figures else {}
         return {self.chosen_by: figures[self.chosen_by], **between_photos}
 
+    def learning_rates(self) -> dict[str, float]:
+        """Those of the next step, as they are logged: `lr`, and `lr_<name>` of groups with a name."""
+        rates = {f"lr_{group['name']}": group["lr"] for group in self.optimizer.param_groups if "name" in group}
+        return rates if self._peak_lr is None else {"lr": self._peak_lr * self._schedule(self.step), **rates}
+
     def train_one_epoch(self, run: TrainingRun, epoch: int, batches: Batches, step: Step) -> dict[str, float]:
         """One pass: the mean of each loss term, and the learning rates that it began with."""
-        lr = {f"lr_{group['name']}" if "name" in group else "lr": group["lr"] for group in self.optimizer.param_groups}
+        lr = self.learning_rates()
         sums: dict[str, torch.Tensor] = {}
         count = len(self.sampler)
         self.model.train()  # before `batches`, which may hold a part of it
@@ -191,7 +199,7 @@ class Loop:
         self, run: TrainingRun, terms: Mapping[str, torch.Tensor], pending: int, where: dict[str, Any], *, now: bool
     ) -> None:
         """One step of the optimiser on the gradients of `pending` batches; `now`: the average is brought up to date."""
-        values = {"loss": sum(terms.values()), "lr": self.scheduler.get_last_lr()[0]}
+        values = {"loss": sum(terms.values()), **self.learning_rates()}
         values["logit_scale"] = self.model.logit_scale.detach().exp()  # of this batch: before the step
         learning = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         average_gradients(learning)

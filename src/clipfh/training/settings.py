@@ -72,7 +72,11 @@ class Views:
     """The random views of a photo."""
 
     min_crop: float = option(
-        IN_FILE, "smallest share of a photo's area that a random crop keeps; 1: no crops", above=0, at_most=1
+        IN_FILE,
+        "smallest share of a photo's area that a random crop is drawn to keep; below 1 its aspect is changed, too, by "
+        "up to 1.28 times, which takes a little more off large crops; 1: no crop, and the aspect stays",
+        above=0,
+        at_most=1,
     )
     rotation: float = option(IN_FILE, "largest rotation, degrees", at_least=0, at_most=180)
     color_jitter: float = option(
