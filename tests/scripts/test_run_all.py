@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -233,6 +234,19 @@ def test_several_seeds_share_data_and_stage_1_and_have_steps_of_their_own(steps_
         assert f"--init_ckpt {start}" in several[f"40_stage3_v4_train{suffix}"]
         assert f"--ckpt made/by_40_stage3_v4_train{suffix}.log_BEST.pth" in several[f"41_stage3_v4_evaluate{suffix}"]
     assert all("--seed" not in several[name] for name in shared)
+
+
+@pytest.mark.parametrize(("hangup", "handled"), [(signal.SIG_IGN, "SIGTERM,SIGINT,SIGQUIT"), (signal.SIG_DFL, None)])
+def test_processes_that_nohup_started_outlive_their_terminal(steps_of, monkeypatch, hangup, handled) -> None:
+    variables = {}
+    previous = signal.signal(signal.SIGHUP, hangup)
+    try:
+        monkeypatch.setattr(pipeline, "run_step", lambda step, force=False: variables.update(step.variables) or 0)
+        pipeline.main(parse_config(Options, None, ["--nproc", "2", "--stages", "2"]))
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert variables["OMP_NUM_THREADS"]
+    assert variables.get("PET_SIGNALS_TO_HANDLE") == handled
 
 
 def test_steps_of_a_seed_wait_for_those_of_the_same_seed(steps_of, monkeypatch) -> None:
