@@ -100,6 +100,8 @@ def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
         ("--dataset inshop --data_root nowhere", "nowhere"),
         ("--dataset", "--dataset: expected one argument"),
         ("--dataset --smoke", "--dataset: expected one argument"),
+        ("--data_root . --stages 1", "Is it another --dataset? Say so: --dataset folder, for your own photos"),
+        ("--captions_root . --stages 4", "Is it another --captions? Say so: --captions jsonl"),
         ("--variant v5", "v1 v2 v3 v4"),
         ("--model tiny-vti", "small-clip, tiny-rn, tiny-vit"),
         ("--model small-clib", "small-clip, tiny-rn, tiny-vit"),
