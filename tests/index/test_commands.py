@@ -97,6 +97,7 @@ def ids_file(folder, text):
         (("info", "--index", "{photos}"), "there is no index in"),
         (("delete", "--index", "{tmp}/gone"), "what is to be deleted? Give --id"),
         (("search", "--index", "{tmp}/gone"), "what is searched for? Give --image FILE, --text WORDS, or both"),
+        (("search", "--index", "{tmp}/gone", "--text", " "), "what is searched for? Give --image FILE, --text WORDS"),
         (("search", "--index", "{tmp}/gone", "--image", "{tmp}/gone.jpg"), "--image"),
         (("search", "--index", "{tmp}/gone", "--text", "a mug"), "there is no index in"),
         (("search", "--index", "{tmp}/gone", "--text", "a mug", "--k", "0"), "it must be at least 1"),

@@ -162,6 +162,14 @@ def test_a_wrong_option_ends_with_2_and_the_valid_values(arguments: str, expecte
     assert expected in values
 
 
+@pytest.mark.parametrize("flag", ["--stages", "--model", "--pretrained", "--seeds", "--device"])
+def test_an_empty_value_is_not_taken_for_the_default(flag: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_all.sh", flag, ""])
+    with pytest.raises(SystemExit) as ended:
+        run_script(options.checked, Options, None)
+    assert ended.value.code == 2 and f"{flag} is empty; give it a value" in capsys.readouterr().err
+
+
 def test_a_wrong_option_ends_before_set_up(checkout: Path) -> None:
     result = run_all(checkout, "--stages", "7")
     assert result.returncode == 2 and "0 to 5" in result.stderr and result.stdout == ""

@@ -109,7 +109,7 @@ class Options:
         Raises:
             InputError: `stages` is no such list.
         """
-        text = self.stages or ("0-3" if self.makes_weights else "1-3")
+        text = ("0-3" if self.makes_weights else "1-3") if self.stages is None else self.stages
         chosen: set[int] = set()
         for part in filter(None, text.split(",")):
             match = re.fullmatch(r"(\d)(?:-(\d))?", part)
@@ -160,6 +160,8 @@ def checked(options: Options) -> Options:
     Raises:
         InputError: options that are wrong, or do not fit together.
     """
+    if empty := [name for name, value in vars(options).items() if isinstance(value, str) and not value.strip()]:
+        raise InputError(f"--{empty[0]} is empty; give it a value, or leave it out")
     made = ", ".join(STAGE0_SCRIPTS)
     if options.model.startswith(("tiny-", "small-")) and options.model not in STAGE0_SCRIPTS:
         raise InputError(f"--model {options.model} is unknown; valid: {made}, or a name of open_clip")
