@@ -65,6 +65,13 @@ def test_from_photos_to_an_answer(run, made, tmp_path):
     assert "the query was made by weights" in other and "build another index" in other
 
 
+def test_features_are_extracted_into_their_own_folder_again(run, made, tmp_path):
+    arguments = ("--images", made / "photos", "--out", tmp_path, "--ckpt", made / "clip.pth", "--device", "cpu")
+    (tmp_path / ".DS_Store").write_text("")
+    run("extract", *arguments)
+    assert "shards: 1 of 1 are there already" in run("extract", *arguments)
+
+
 def ids_file(folder, text):
     (folder / "ids.txt").write_text(text)
     return folder / "ids.txt"
@@ -78,6 +85,10 @@ def ids_file(folder, text):
         (("extract",), "which photos? Give --images"),
         (("extract", "--images", "{photos}"), "which model? Give --ckpt FILE, or --model"),
         (("extract", "--images", "{photos}", "--ckpt", "{tmp}/gone.pth"), "gone.pth does not exist"),
+        (
+            ("extract", "--images", "{photos}", "--out", "{photos}"),
+            "holds no features and is not empty (there is item0)",
+        ),
         (("build", "--index", "{tmp}/index", "--features", "{tmp}/gone"), "Make it with: python -m clipfh.index ex"),
         (("build", "--index", "ftp://host", "--features", "{tmp}/gone"), "'ftp://host' is no index"),
         (("build", "--kind", "tree"), "invalid choice: 'tree'"),
@@ -86,6 +97,7 @@ def ids_file(folder, text):
         (("info", "--index", "{photos}"), "there is no index in"),
         (("delete", "--index", "{tmp}/gone"), "what is to be deleted? Give --id"),
         (("search", "--index", "{tmp}/gone"), "what is searched for? Give --image FILE, --text WORDS, or both"),
+        (("search", "--index", "{tmp}/gone", "--text", " "), "what is searched for? Give --image FILE, --text WORDS"),
         (("search", "--index", "{tmp}/gone", "--image", "{tmp}/gone.jpg"), "--image"),
         (("search", "--index", "{tmp}/gone", "--text", "a mug"), "there is no index in"),
         (("search", "--index", "{tmp}/gone", "--text", "a mug", "--k", "0"), "it must be at least 1"),

@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,6 +175,18 @@ def test_what_is_not_there_is_said_with_the_command_that_makes_it(opened):
     for use in (lambda: opened().info(), lambda: opened().delete(["a"])):
         with pytest.raises(InputError, match=r"there is no index .*clipfh\.index build"):
             use()
+
+
+def test_nothing_is_written_into_a_folder_that_is_no_index(opened, uri, tmp_path):
+    features = save(tmp_path / "features", IDS, unit_rows(COUNT))
+    Path(uri).mkdir()
+    (Path(uri) / "mine.jpg").write_text("mine")
+    with pytest.raises(InputError, match=r"is no index and not empty.*Choose another"):
+        opened().create(features, "flat")
+    assert [path.name for path in Path(uri).iterdir()] == ["mine.jpg"]
+    (Path(uri) / "mine.jpg").unlink()
+    opened().create(features, "flat")  # an empty one may be filled
+    opened().create(features, "flat")
 
 
 @pytest.mark.parametrize("kind", ["flat", "hnsw"])

@@ -110,6 +110,15 @@ def test_a_change_while_an_index_is_read_is_no_damage(many, tmp_path, monkeypatc
     assert reader.info()["count"] == COUNT - 1
 
 
+def test_a_change_of_what_is_no_index_leaves_nothing_there(many, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for folder in (tmp_path / "photos", tmp_path / "absent"):
+        for change in (lambda index: index.add(many[0]), lambda index: index.delete(["a"])):
+            with pytest.raises(InputError, match="there is no index"):
+                change(FaissFolder(folder))
+    assert not any((tmp_path / "photos").iterdir()) and not (tmp_path / "absent").exists()
+
+
 def test_a_damaged_generation_is_said(many, tmp_path):
     index = FaissFolder(tmp_path)
     index.create(many[0], "flat")

@@ -234,30 +234,56 @@ def test_python_means_the_interpreter_that_runs_the_steps() -> None:
     assert Path("logs/a.log").read_text().splitlines()[-1] == sys.executable
 
 
-@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopping_the_step_ends_its_command(signal_number: signal.Signals, code: int) -> None:
-    """Ctrl-C goes to the whole foreground group, as here; SIGTERM to the step alone."""
-    step = "Step('a', Path('logs/a.log'), ['bash', '-c', 'echo $$ > pid.txt; exec sleep 60'])"
-    script = (
-        "import sys; from pathlib import Path; from clipfh.pipeline.steps import Step, end_on_signals, run_step\n"
-        f"end_on_signals(); sys.exit(run_step({step}))"
-    )
-    arguments = [sys.executable, "-c", script]
-    # a background shell hands on that Ctrl-C is ignored; the step of a user at a terminal is not started so
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True, **heed) as process:
-        deadline = time.monotonic() + 20
-        while not (Path("pid.txt").exists() and Path("pid.txt").read_text().endswith("\n")):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+STEP_OF_SLEEP = (
+    "import sys; from pathlib import Path; from clipfh.pipeline.steps import Step, end_on_signals, run_step\n"
+    "step = Step('a', Path('logs/a.log'), ['bash', '-c', 'echo $$ > pid.txt; exec sleep 60'])\n"
+    "end_on_signals(); sys.exit(run_step(step))"
+)
+
+
+def wait_for_command() -> None:
+    deadline = time.monotonic() + 20
+    while not (Path("pid.txt").exists() and Path("pid.txt").read_text().endswith("\n")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def heed() -> None:
+    """What a background shell or nohup ignores, and hands on, is not ignored where a user starts it at a terminal."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_stopping_the_step_ends_its_command_and_says_so(signal_number: signal.Signals, code: int) -> None:
+    """Ctrl-C goes to the whole foreground group, as here; the others to the step alone."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    arguments = [sys.executable, "-c", STEP_OF_SLEEP]
+    with subprocess.Popen(arguments, start_new_session=True, preexec_fn=heed, **quiet) as process:
+        wait_for_command()
         if signal_number == signal.SIGINT:
             os.killpg(process.pid, signal_number)
         else:
             process.send_signal(signal_number)
-        assert process.wait(timeout=20) == code
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "error: step a was stopped. Its log: logs/a.log" in said
     with pytest.raises(ProcessLookupError):
         os.kill(int(Path("pid.txt").read_text()), 0)
     assert not Path("logs/a.json").exists()
+
+
+def test_a_step_that_nohup_started_outlives_its_terminal() -> None:
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    command = ["nohup", sys.executable, "-c", STEP_OF_SLEEP]
+    with subprocess.Popen(command, start_new_session=True, preexec_fn=heed, **quiet) as process:
+        wait_for_command()
+        os.killpg(process.pid, signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+        os.kill(int(Path("pid.txt").read_text()), 0)  # the command as well
+        process.terminate()
+        assert process.wait(timeout=20) == 143
 
 
 def test_duration_for_people() -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -99,6 +100,8 @@ def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
         ("--dataset inshop --data_root nowhere", "nowhere"),
         ("--dataset", "--dataset: expected one argument"),
         ("--dataset --smoke", "--dataset: expected one argument"),
+        ("--data_root . --stages 1", "Is it another --dataset? Say so: --dataset folder, for your own photos"),
+        ("--captions_root . --stages 4", "Is it another --captions? Say so: --captions jsonl"),
         ("--variant v5", "v1 v2 v3 v4"),
         ("--model tiny-vti", "small-clip, tiny-rn, tiny-vit"),
         ("--model small-clib", "small-clip, tiny-rn, tiny-vit"),
@@ -157,6 +160,14 @@ def test_a_wrong_option_ends_with_2_and_the_valid_values(arguments: str, expecte
     assert ended.value.code == 2 and said.out == "" and said.err.strip().count("\n") == 0
     values = said.err.replace("'", "").replace(", ", " ") if "invalid choice" in said.err else said.err
     assert expected in values
+
+
+@pytest.mark.parametrize("flag", ["--stages", "--model", "--pretrained", "--seeds", "--device"])
+def test_an_empty_value_is_not_taken_for_the_default(flag: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_all.sh", flag, ""])
+    with pytest.raises(SystemExit) as ended:
+        run_script(options.checked, Options, None)
+    assert ended.value.code == 2 and f"{flag} is empty; give it a value" in capsys.readouterr().err
 
 
 def test_a_wrong_option_ends_before_set_up(checkout: Path) -> None:
@@ -233,6 +244,19 @@ def test_several_seeds_share_data_and_stage_1_and_have_steps_of_their_own(steps_
         assert f"--init_ckpt {start}" in several[f"40_stage3_v4_train{suffix}"]
         assert f"--ckpt made/by_40_stage3_v4_train{suffix}.log_BEST.pth" in several[f"41_stage3_v4_evaluate{suffix}"]
     assert all("--seed" not in several[name] for name in shared)
+
+
+@pytest.mark.parametrize(("hangup", "handled"), [(signal.SIG_IGN, "SIGTERM,SIGINT,SIGQUIT"), (signal.SIG_DFL, None)])
+def test_processes_that_nohup_started_outlive_their_terminal(steps_of, monkeypatch, hangup, handled) -> None:
+    variables = {}
+    previous = signal.signal(signal.SIGHUP, hangup)
+    try:
+        monkeypatch.setattr(pipeline, "run_step", lambda step, force=False: variables.update(step.variables) or 0)
+        pipeline.main(parse_config(Options, None, ["--nproc", "2", "--stages", "2"]))
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert variables["OMP_NUM_THREADS"]
+    assert variables.get("PET_SIGNALS_TO_HANDLE") == handled
 
 
 def test_steps_of_a_seed_wait_for_those_of_the_same_seed(steps_of, monkeypatch) -> None:

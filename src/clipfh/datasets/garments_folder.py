@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     """
     out = config.out.absolute()
     if out.exists():
-        raise InputError(f"--out {config.out} is there already; choose another folder, or remove it")
+        raise InputError(f"--out {config.out} is there already, and nothing is written over. Choose another folder")
     items = {
         name_of(item): item
         for item in plan_items(config.num_identities, seed=config.seed, first_item=1, pool="dataset")

@@ -44,7 +44,10 @@ def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Pa
     data_root = Path(os.path.abspath(data_root))
     replaceable = (data_root / PARAMETERS).is_file() or (data_root.is_dir() and not any(data_root.iterdir()))
     if data_root.exists() and not replaceable:
-        raise InputError(f"{data_root} holds files that were not generated here; choose another folder or remove it")
+        raise InputError(
+            f"{data_root} holds files that were not generated here, which are left alone. Say with --dataset what they "
+            "are, or choose another folder"
+        )
     with unfinished_folder(data_root) as folder:
         yield folder
         text = json.dumps({**parameters, "num_files": _num_files(folder)}, indent=1)

@@ -20,6 +20,7 @@ from clipfh.metrics.retrieval import RetrievalFigures
 from clipfh.metrics.statistics import bootstrap_interval
 from clipfh.metrics.text_fusion import TextFusion
 from clipfh.models.clip import LoadedClip
+from clipfh.reports.gains import FEWEST_IDENTITIES
 from clipfh.reports.per_query import per_query_rows
 
 
@@ -147,9 +148,14 @@ def summary_row(
 
 
 def _with_interval(figures: RetrievalFigures, test: EvaluationData, seed: int) -> dict[str, Any]:
-    """The figures of the official split, with the 95% bootstrap interval over identities of mAP and Rank-1."""
+    """The figures of the official split, with the 95% bootstrap interval over identities of mAP and Rank-1.
+
+    Of fewer than `FEWEST_IDENTITIES` it is None.
+    """
     counted = figures.first_match_rank > 0
     item_ids = np.asarray(query_ids(test), dtype=object)[counted]
+    if len(set(item_ids)) < FEWEST_IDENTITIES:
+        return {**figures.as_dict(), "mAP_interval95": None, "rank1_interval95": None}
     precision = bootstrap_interval(figures.average_precision[counted], item_ids, seed=seed)
     rank1 = bootstrap_interval((figures.first_match_rank[counted] == 1).astype(float), item_ids, seed=seed)
     return {

@@ -18,7 +18,7 @@ def require_free(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"--out {out} is not empty; nothing is written over. Choose another folder, or remove it")
+        raise InputError(f"--out {out} is not empty; nothing is written over. Choose another folder")
 
 
 @contextmanager

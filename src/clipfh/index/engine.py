@@ -51,6 +51,9 @@ class Engine(Protocol):
         Args:
             features: are read shard by shard, once or twice.
             kind: one of `KINDS`: `flat` is exact, `ivf` and `hnsw` look at a part.
+
+        Raises:
+            InputError: what is there is no index.
         """
 
     def add(self, features: SavedFeatures) -> int:

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from clipfh.core.cli import option
-from clipfh.core.errors import InputError
+from clipfh.core.errors import InputError, printable
 from clipfh.core.files import writable_folder
 from clipfh.core.paths import display
 from clipfh.features.extraction import usual_batch_size
@@ -126,6 +126,7 @@ def main(config: Config) -> None:
     """List, leave out the shards that are there, extract the others, say what could not be read."""
     if config.images is None:
         raise InputError("which photos? Give --images: a folder, a table, or a URI such as s3://BUCKET/PHOTOS")
+    _require_own_folder(config.out)
     listing = list_photos(config.images, config.image_dir)
     clip = load_model(config)
     extract(
@@ -138,6 +139,22 @@ def main(config: Config) -> None:
         workers=config.workers,
         ray=config.ray,
     )
+
+
+def _require_own_folder(out: Path) -> None:
+    """Check that `out` is for features: absent, empty, or with what an earlier run has left there.
+
+    Raises:
+        InputError: it holds other files.
+    """
+    if not out.is_dir() or (out / UNREADABLE).is_file() or any(out.glob("features_*.parquet")):
+        return
+    others = [path.name for path in out.iterdir() if not path.name.startswith(".")]  # what a kill leaves is hidden
+    if others:
+        raise InputError(
+            f"--out {out} holds no features and is not empty (there is {printable(min(others))}); nothing is written "
+            "into it. Choose another folder"
+        )
 
 
 def extract(

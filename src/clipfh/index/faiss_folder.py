@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfh.core.errors import InputError, shortened
+from clipfh.core.errors import InputError, printable, shortened
 from clipfh.core.files import read_json, unfinished_folder, write_json, write_text
 from clipfh.index.engine import (
     BUILT_BY,
@@ -76,6 +76,7 @@ class FaissFolder:
 
     def create(self, features: SavedFeatures, kind: str) -> None:
         """See `Engine.create`."""
+        self._require_own_folder()
         with self._writing():
             made = self._empty(features, kind)
             for table in features:
@@ -84,6 +85,7 @@ class FaissFolder:
 
     def add(self, features: SavedFeatures) -> int:
         """See `Engine.add`."""
+        self._current_name()  # no lock is left in a folder that is no index
         with self._writing():
             there = self._generation()
             require_same_model(there.model, features.model, self._name, f"the features in {features.folder} were")
@@ -95,6 +97,7 @@ class FaissFolder:
 
     def delete(self, ids: Iterable[str]) -> int:
         """See `Engine.delete`."""
+        self._current_name()  # no lock is left in a folder that is no index
         with self._writing():
             there = self._generation()
             removed = self._remove(there, list(ids))
@@ -252,6 +255,22 @@ class FaissFolder:
     @property
     def _name(self) -> str:
         return f"the index {self.folder}"
+
+    def _require_own_folder(self) -> None:
+        """Check that the folder can become an index: it is one, is absent, or holds nothing else.
+
+        Raises:
+            InputError: other files are there.
+        """
+        if not self.folder.is_dir() or (self.folder / POINTER).is_file():
+            return
+        # a killed build leaves generations and hidden files
+        others = [path.name for path in self.folder.iterdir() if not path.name.startswith((".", GENERATION))]
+        if others:
+            raise InputError(
+                f"--index {self.folder} is no index and not empty (there is {printable(min(others))}); nothing is "
+                "written into it. Choose another folder"
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

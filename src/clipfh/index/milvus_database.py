@@ -62,6 +62,11 @@ class MilvusDatabase:
 
     def create(self, features: SavedFeatures, kind: str) -> None:
         """See `Engine.create`."""
+        place = Path(self.uri)  # Milvus Lite fills a folder of this name; its older versions, a file
+        if self.is_file and place.is_dir() and any(place.iterdir()) and not (place / "LOCK").exists():
+            raise InputError(
+                f"--index {self.uri} is no index and not empty; nothing is written into it. Choose another name"
+            )
         with self._said():
             client = self._connected(make=True)
             numbers = [int(name.removeprefix(PREFIX)) for name in self._collections()]

@@ -34,7 +34,7 @@ class Config(ModelConfig, IndexConfig):
 
 def main(config: Config) -> None:
     """Search an index."""
-    if config.image is None and config.text is None:
+    if (config.image is None and config.text is None) or (config.text is not None and not config.text.strip()):
         raise InputError("what is searched for? Give --image FILE, --text WORDS, or both")
     if config.image is not None:
         require_file(config.image, "--image")

@@ -109,7 +109,7 @@ class Options:
         Raises:
             InputError: `stages` is no such list.
         """
-        text = self.stages or ("0-3" if self.makes_weights else "1-3")
+        text = ("0-3" if self.makes_weights else "1-3") if self.stages is None else self.stages
         chosen: set[int] = set()
         for part in filter(None, text.split(",")):
             match = re.fullmatch(r"(\d)(?:-(\d))?", part)
@@ -160,6 +160,8 @@ def checked(options: Options) -> Options:
     Raises:
         InputError: options that are wrong, or do not fit together.
     """
+    if empty := [name for name, value in vars(options).items() if isinstance(value, str) and not value.strip()]:
+        raise InputError(f"--{empty[0]} is empty; give it a value, or leave it out")
     made = ", ".join(STAGE0_SCRIPTS)
     if options.model.startswith(("tiny-", "small-")) and options.model not in STAGE0_SCRIPTS:
         raise InputError(f"--model {options.model} is unknown; valid: {made}, or a name of open_clip")
@@ -175,10 +177,16 @@ def checked(options: Options) -> Options:
             raise InputError(f"--{flag} is for {users}, which --stages leaves out")
     if 0 in wanted and not options.makes_weights:
         raise InputError(f"stage 0 makes the weights of {made}; leave it out here: --stages 1-3")
-    for flag, name, root in (
-        ("data_root", options.dataset, options.data_root),
-        ("captions_root", options.captions, options.captions_root),
+    for flag, kind, name, root in (
+        ("data_root", "dataset", options.dataset, options.data_root),
+        ("captions_root", "captions", options.captions, options.captions_root),
     ):
+        if name == "synthetic" and root is not None and _holds_others(root):
+            own = {"dataset": "folder, for your own photos", "captions": "jsonl, for your own images"}[kind]
+            raise InputError(
+                f"--{flag} {root} holds files that were not generated here. Is it another --{kind}? Say so: --{kind} "
+                f"{own}"
+            )
         if name in ("synthetic", "identities"):
             continue
         if root is None:
@@ -221,6 +229,13 @@ def _given(options: Options) -> Iterator[tuple[str, int, int]]:
     for field in dataclasses.fields(options):
         if field.name in users and getattr(options, field.name) != field.default:
             yield field.name, *users[field.name]
+
+
+def _holds_others(root: Path) -> bool:
+    """Whether generated data would find a file, or a folder with something else in it, in its place."""
+    if not root.is_dir():
+        return root.exists()
+    return any(root.iterdir()) and not (root / "generated.json").is_file()  # as in drawn/generated_folder.py
 
 
 def _absolute(path: Path | None) -> Path | None:

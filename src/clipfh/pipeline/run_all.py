@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -68,6 +69,8 @@ class Pipeline:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
             # unless set, torchrun takes one thread a process, and says so
             files["variables"] = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // nproc, 1))}
+            if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup, which torchrun would overrule
+                files["variables"]["PET_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGQUIT"
         step = Step(name, self.logs / f"{name}.log", ["python", *launcher, script, *arguments], inputs=inputs, **files)
         if code := run_step(step, force=forced or self.options.force):
             sys.exit(code)

@@ -5,6 +5,7 @@ the steps before it. All of them are compared on the next start. An output is a 
 pattern's files only those that the step made or changed are its outputs (checkpoints carry the date in their names).
 """
 
+import contextlib
 import fnmatch
 import os
 import shlex
@@ -126,6 +127,8 @@ def run_step(step: Step, *, force: bool = False) -> int:
         return _run_step(step, force)
     except KeyboardInterrupt:
         return _failed(step, "was stopped", 130)
+    except SystemExit as stopped:  # of `end_on_signals`
+        return _failed(step, "was stopped", int(stopped.code or 0))
     except OSError as error:
         return _failed(step, f"cannot be run: {error}", 2)
 
@@ -173,7 +176,8 @@ def _run_step(step: Step, force: bool) -> int:
 
 
 def _failed(step: Step, what: str, code: int) -> int:
-    print(f"\nerror: step {step.name} {what}. Its log: {step.log}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that has gone, which is what SIGHUP says
+        print(f"\nerror: step {step.name} {what}. Its log: {step.log}", file=sys.stderr)
     return code
 
 
@@ -196,10 +200,14 @@ def recorded(log: Path, pattern: str) -> list[str]:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this process as an error does, so that a step's command ends with it."""
+    """Let SIGTERM and SIGHUP end this process as an error does, so that a step's command ends with it.
+
+    One that is ignored stays so: `nohup` starts what is to outlive its terminal.
+    """
 
     def stopped(signal_number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + signal_number)
 
-    signal.signal(signal.SIGTERM, stopped)
-    signal.signal(signal.SIGHUP, stopped)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stopped)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from clipfh.metrics.statistics import mean_and_std
 from clipfh.reports import details_section, interactive_map
 from clipfh.reports.details_section import details_sections
+from clipfh.reports.gains import FEWEST_IDENTITIES
 from clipfh.reports.page import pairs, table, write_page
 from clipfh.reports.summary import FRACTIONS, PROTOCOLS
 
@@ -28,7 +29,7 @@ def write_run_report(
     title: str,
     rows: Sequence[Mapping[str, Any]],
     clustering: Mapping[str, float] | None = None,
-    intervals: Mapping[str, Sequence[float]] | None = None,
+    intervals: Mapping[str, Sequence[float] | None] | None = None,
     details: Mapping[str, Any] | None = None,
     image_dir: Path = Path(),
     counts: Mapping[str, int] | None = None,
@@ -43,7 +44,8 @@ def write_run_report(
         title: the heading, such as "Stage 3 on synthetic: clip_joint_20260301_093000".
         rows: the rows of this evaluation, as `clipfh.reports.summary.append_rows` takes them, fractions 0..1.
         clustering: NMI and ARI as fractions, and of how many clusters and images.
-        intervals: figure of the official split, such as "mAP", to the bounds of its 95% bootstrap interval, fractions.
+        intervals: figure of the official split, such as "mAP", to the bounds of its 95% bootstrap interval, fractions;
+            None where there are too few identities for one.
         details: of the official split, see `clipfh.evaluation.details.measure_details`.
         image_dir: the image root, for the photos of the details.
         counts: what was left out, reason to number; zeros are shown too, since they are an answer.
@@ -62,7 +64,12 @@ def write_run_report(
         table(_HEADINGS, _metric_rows(rows)),
         '<p class="note">Percent; over several splits, mean ± standard deviation.</p>',
     ]
-    if intervals:
+    if intervals and None in intervals.values():
+        parts.append(
+            f"<p>Official split, no bootstrap intervals: resampling fewer than {FEWEST_IDENTITIES} identities would "
+            "say little.</p>"
+        )
+    elif intervals:
         bounds = ", ".join(f"{name} {100 * low:.1f} to {100 * high:.1f}" for name, (low, high) in intervals.items())
         parts.append(f"<p>Official split, 95% bootstrap intervals over identities: {escape(bounds)}.</p>")
     splits = [row for row in rows if row["protocol"] == "random"]
