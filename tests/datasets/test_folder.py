@@ -71,6 +71,9 @@ def test_prompts(root):
         ("[]", "expected an object"),
         ('{"mugg": "a mug"}', "no folder with images named 'mugg'"),
         ('{"mug": 3}', "prompt of 'mug' must be a string"),
+        ('{"mug": "one", "mug": "two"}', "'mug' stands there twice"),
+        ('{"mug": ""}', "the prompt of 'mug' is empty; fill it in, or remove the entry"),
+        ('{"mug": []}', "the prompt of 'mug' is empty"),
     ],
 )
 def test_malformed_prompts(root, text, message):

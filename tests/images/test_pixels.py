@@ -173,6 +173,7 @@ def test_unreadable_and_missing_images_are_listed(image_dir, tmp_path):
         assert [image for image, _ in pixels.unreadable] == broken
         reasons = dict(pixels.unreadable)
         assert reasons["missing.jpg"] == "file not found" and "SyntaxError" in reasons["chunk.png"]
+        assert reasons["text.jpg"] == "no image that can be read"
         assert all(str(tmp_path) not in reason for reason in reasons.values())
     photo(20, 20).save(image_dir / "missing.jpg")  # one that turns up is seen
     assert "missing.jpg" in load_pixels(image_dir, images, 16, tmp_path / "cache").images

@@ -212,3 +212,9 @@ def test_a_digest_tells_the_last_bit_of_parameters_and_buffers_apart():
         model.weight[0] += 2**-20
     assert weights_digest(model.state_dict()) not in (digest, changed)
     assert weights_digest(torch.nn.Linear(2, 2).to(memory_format=torch.channels_last).state_dict()) != digest
+
+
+def test_a_photo_is_said_to_be_no_checkpoint(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(1000))
+    with pytest.raises(InputError, match=r"photo.jpg is no checkpoint: it is not in the format that torch.save"):
+        read_checkpoint(tmp_path / "photo.jpg")

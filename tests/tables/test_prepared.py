@@ -83,8 +83,18 @@ def test_missing_and_malformed_files(folder, tmp_path):
     (folder / "dataset.json").write_text("{")
     with pytest.raises(InputError, match=r"dataset.json, line 1"):
         load_prepared("mugs", folder=folder)
-    with pytest.raises(InputError, match=r"metadata/no-such-dataset/dataset.json does not exist"):
-        load_prepared("no-such-dataset")
+
+
+def test_a_dataset_that_is_not_prepared_is_said_with_a_command_that_makes_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "ROOT", tmp_path)
+    monkeypatch.setattr(prepared, "metadata_dir", lambda name: tmp_path / "metadata" / name)
+    for name in ("mugs", "cups"):
+        (tmp_path / "metadata" / name).mkdir(parents=True)
+        write_json(tmp_path / "metadata" / name / "dataset.json", {"image_dir": "photos"})
+    with pytest.raises(InputError, match=r"no dataset 'nope' is prepared; there is cups, mugs. .*synthetic, inshop,"):
+        load_prepared("nope")
+    with pytest.raises(InputError, match=r"Make it with: bash run_all.sh --dataset inshop --data_root DIR"):
+        load_prepared("inshop")
 
 
 def test_prompts(folder):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipfh.core.errors import InputError, shortened
+from clipfh.core.errors import InputError, shortened, shown
 from clipfh.core.paths import ROOT, display
 
 UNFINISHED = ".unfinished-"  # in the names of temporary files and folders
@@ -201,6 +201,19 @@ def json_problem(error: Exception) -> str:
     return f": not valid JSON ({shortened(error, 80)})"  # an integer of thousands of digits
 
 
+def distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `json.loads`, which would let the last of equal keys win in silence.
+
+    Raises:
+        ValueError: two keys are the same.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{shown(next(key for key in keys if keys.count(key) > 1))} stands there twice")
+    return made
+
+
 def _of_prepared_datasets(name: str) -> str:
     """Where a file of this name lies, for who names the folder of another layout; empty where it does not."""
     found = [display(path) for path in sorted(ROOT.glob("metadata/*/*.json")) if path.name == name]
@@ -220,7 +233,8 @@ def read_json(path: Path, *, made_by: str, check: Callable[[Any], bool] = lambda
     """
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))  # editors may put a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # editors may put a byte order mark
+        value = json.loads(text, object_pairs_hook=distinct_keys)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. Make it with: {made_by}{_of_prepared_datasets(path.name)}") from None
     except (OSError, UnicodeDecodeError) as error:

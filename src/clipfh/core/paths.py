@@ -10,6 +10,7 @@ SMALL_MODEL = "small-clip"  # of pretrained parts, which stage 0 puts together
 TINY_MODELS = ("tiny-rn", "tiny-vit")  # which stage 0 trains on generated garments
 DEFAULT_MODEL = SMALL_MODEL
 STAGE0_SCRIPTS = {SMALL_MODEL: "make_small_clip.py", **dict.fromkeys(TINY_MODELS, "pretrain_tiny_clip.py")}
+DATASETS = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")  # of run_all.sh
 STAGES = {
     0: "stage0_pretrain",
     1: "stage1_zeroshot",

@@ -141,5 +141,8 @@ def _read_prompts(path: Path, images_per_identity: dict[str, list[str]]) -> dict
         lines = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise InputError(f"{path}: the prompt of {item_id!r} must be a string or a list of strings")
-        descriptions[item_id] = Description(lines=tuple(line.strip() for line in lines if line.strip()))
+        filled = tuple(line.strip() for line in lines if line.strip())
+        if not filled:
+            raise InputError(f"{path}: the prompt of {item_id!r} is empty; fill it in, or remove the entry")
+        descriptions[item_id] = Description(lines=filled)
     return descriptions

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfh.core.errors import InputError
-from clipfh.core.files import json_problem, text_lines
+from clipfh.core.files import distinct_keys, json_problem, text_lines
 
 
 def require_folder(path: Path, layout: str) -> Path:
@@ -74,6 +74,6 @@ def read_raw_json(path: Path, layout: str) -> Any:
         InputError: missing, or malformed (with line and column).
     """
     try:
-        return json.loads(read_raw_text(path, layout))
+        return json.loads(read_raw_text(path, layout), object_pairs_hook=distinct_keys)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}{json_problem(error)}. Make it again.") from None

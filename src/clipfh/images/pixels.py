@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from clipfh.core.errors import InputError
@@ -187,7 +188,11 @@ def _build_cache(
 
 def why_unreadable(error: Exception, path: Path, image_dir: str) -> str:
     """Why decoding the photo `path` of `image_dir` failed with `error`, for the list of unreadable images."""
-    return file_problem(path) or f"{type(error).__name__}: {str(error).replace(image_dir, '')}"
+    if problem := file_problem(path):
+        return problem
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that can be read"
+    return f"{type(error).__name__}: {str(error).replace(f'{image_dir}/', '')}"
 
 
 @contextmanager

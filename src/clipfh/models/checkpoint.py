@@ -154,6 +154,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise InputError(f"checkpoint {path} is a folder; give one of its .pth files") from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError, TypeError, RecursionError) as error:
+        if "mmap can only be used" in str(error):  # torch's word for what is not in the format of its files
+            raise InputError(f"{path} is no checkpoint: it is not in the format that torch.save writes") from error
         raise InputError(f"checkpoint {path} cannot be read ({shortened(error)}); make it again") from error
     if not isinstance(content, dict):
         raise InputError(f"checkpoint {path} is not a dictionary of tensors")

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError, shortened
-from clipfh.core.paths import DEFAULT_MODEL, ROOT, STAGE0_SCRIPTS
+from clipfh.core.paths import DATASETS, DEFAULT_MODEL, ROOT, STAGE0_SCRIPTS
 
-# names of other rooms, written out: those import what a bare Python lacks
-DATASETS = ("synthetic", "inshop", "hands11k", "hd", "market1501", "grocery", "folder")
+# of another room, written out: it imports what a bare Python lacks
 CAPTIONS = ("synthetic", "coco", "flickr8k", "flickr30k", "grocery", "jsonl", "identities")
 LAST_STAGE = 5
 MOST_SEEDS = 100  # more are a slip of the keyboard

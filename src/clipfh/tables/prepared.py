@@ -11,7 +11,7 @@ import pandas as pd
 from clipfh.core.errors import InputError, printable, shown
 from clipfh.core.files import read_json
 from clipfh.core.names import require_name
-from clipfh.core.paths import ROOT, STAGE0_SCRIPTS, TINY_MODELS, display, metadata_dir, stage_dir
+from clipfh.core.paths import DATASETS, ROOT, STAGE0_SCRIPTS, TINY_MODELS, display, metadata_dir, stage_dir
 from clipfh.images.transforms import MAX_MEGAPIXELS, RESIZE_MODES
 from clipfh.prompts.files import prompts_for, read_prompts
 from clipfh.prompts.tokens import token_counter
@@ -128,10 +128,11 @@ def load_prepared(
         folder, image_meta = folder.parent, image_meta or folder
     description = {}
     if (folder / "dataset.json").is_file() or image_dir is None:
-        wanted = name or "NAME"
-        made_by = f"bash run_all.sh --dataset {wanted}"
-        if folder != metadata_dir(wanted):
-            made_by = "the scripts of preprocessing/ with this --metadata_dir"
+        made_by = "the scripts of preprocessing/ with this --metadata_dir"
+        if name and folder == metadata_dir(name):
+            made_by = f"bash run_all.sh --dataset {name}" + (" --data_root DIR" if name != DEFAULT_DATASET else "")
+            if name not in DATASETS and not (folder / "dataset.json").is_file():
+                raise InputError(_unknown(name))
         description = read_json(folder / "dataset.json", made_by=made_by)
     if image_dir is None:
         recorded = description.get("image_dir")
@@ -161,6 +162,15 @@ def load_prepared(
     own_protocol = exclude_same_camera == own_exclusion
     return PreparedDataset(
         name, folder, Path(image_dir), table, exclude_same_camera, digest, max_megapixels, mode, own_protocol
+    )
+
+
+def _unknown(name: str) -> str:
+    """That a dataset is not prepared, where run_all.sh does not know its name either."""
+    prepared = sorted(path.parent.name for path in ROOT.glob("metadata/*/dataset.json"))
+    return (
+        f"no dataset {shown(name)} is prepared; there is {', '.join(prepared) or 'none yet'}. bash run_all.sh "
+        f"--dataset prepares {', '.join(DATASETS)}"
     )
 
 
