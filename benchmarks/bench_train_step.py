@@ -152,7 +152,8 @@ def _training(stage, model, image_size, p, k, batches, grad_cache_chunk=0, flags
         freeze_text_encoder(clip.model)
         texts = F.normalize(torch.randn(C, D), dim=1)
         objective = script.ImageEncoderLoss(script.parse_terms(config.loss, p, k), texts, torch.arange(C))
-        step, make = script.make_step(config, clip, objective), partial(script.make_batches, photos, sampler, 0, 0)
+        step = script.make_step(config, clip.model, objective)
+        make = partial(script.make_batches, photos, sampler, 0, 0)
     else:
         prompts = {item_id: [f"a knitted jumper in the colour {int(item_id)}"] for item_id in photos.item_ids}
         pairs = script.TrainPairs(photos, prompts, clip)
@@ -163,7 +164,7 @@ def _training(stage, model, image_size, p, k, batches, grad_cache_chunk=0, flags
     modules = {"clip": clip.model, "objective": objective}
     loop = Loop(clip.model, groups, modules, sampler, photos.images, config.optimisation)
     folder = Path(tempfile.mkdtemp())
-    place = Place(stage, torch.device("cpu"), 0, 0, 1, folder, folder)
+    place = Place(stage, torch.device("cpu"), 0, folder, folder)
     run = TrainingRun("run", place, {}, {}, RunLog(folder / "run", config))
     return SimpleNamespace(loop=loop, run=run, batches=make, step=step, clip=clip, objective=objective)
 
