@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipfh.core.errors import InputError, shortened, shown
+from clipfh.core.errors import InputError, printable, shortened, shown
 from clipfh.core.paths import ROOT, display
 
 UNFINISHED = ".unfinished-"  # in the names of temporary files and folders
@@ -150,6 +150,27 @@ def writable_folder(folder: Path, flag: str) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror}. Choose another {flag}") from error
     return folder
+
+
+def require_no_others(folder: Path, flag: str, what: str, own: tuple[str, ...] = ()) -> None:
+    """Check that nothing of others lies in a folder: it is absent, or has only hidden files and `own`.
+
+    Args:
+        folder: to write into.
+        flag: that names it.
+        what: says that it is not the writer's, and ends before "not empty".
+        own: beginnings of names that a stopped writer leaves.
+
+    Raises:
+        InputError: other files are there.
+    """
+    present = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    others = [name for name in present if not name.startswith((".", *own))]
+    if others:
+        raise InputError(
+            f"{flag} {folder} {what} not empty (there is {printable(min(others))}); nothing is written into it. "
+            "Choose another folder"
+        )
 
 
 def require_file(path: Path, flag: str) -> Path:

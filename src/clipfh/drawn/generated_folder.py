@@ -27,6 +27,13 @@ def is_generated(data_root: Path, parameters: dict[str, Any]) -> bool:
     return _num_files(data_root) == generated.get("num_files")
 
 
+def holds_others(data_root: Path) -> bool:
+    """Whether a file, or a folder with files that were not generated here, is in the place of generated data."""
+    if not data_root.is_dir():
+        return data_root.exists()
+    return any(data_root.iterdir()) and not (data_root / PARAMETERS).is_file()
+
+
 @contextmanager
 def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Path]:
     """Yield an empty folder to fill, which becomes `data_root` if the block succeeds and is removed if it does not.
@@ -42,8 +49,7 @@ def generated_folder(data_root: Path, parameters: dict[str, Any]) -> Iterator[Pa
         InputError: a folder that cannot be written, or one that holds other files.
     """
     data_root = Path(os.path.abspath(data_root))
-    replaceable = (data_root / PARAMETERS).is_file() or (data_root.is_dir() and not any(data_root.iterdir()))
-    if data_root.exists() and not replaceable:
+    if holds_others(data_root):
         raise InputError(
             f"{data_root} holds files that were not generated here, which are left alone. Say with --dataset what they "
             "are, or choose another folder"

@@ -22,8 +22,8 @@ import torch
 from tqdm import tqdm
 
 from clipfh.core.cli import option
-from clipfh.core.errors import InputError, printable
-from clipfh.core.files import writable_folder
+from clipfh.core.errors import InputError
+from clipfh.core.files import require_no_others, writable_folder
 from clipfh.core.paths import display
 from clipfh.features.extraction import usual_batch_size
 from clipfh.images.photo_files import meant_as_photos, write_left_out
@@ -147,14 +147,8 @@ def _require_own_folder(out: Path) -> None:
     Raises:
         InputError: it holds other files.
     """
-    if not out.is_dir() or (out / UNREADABLE).is_file() or any(out.glob("features_*.parquet")):
-        return
-    others = [path.name for path in out.iterdir() if not path.name.startswith(".")]  # what a kill leaves is hidden
-    if others:
-        raise InputError(
-            f"--out {out} holds no features and is not empty (there is {printable(min(others))}); nothing is written "
-            "into it. Choose another folder"
-        )
+    if not (out / UNREADABLE).is_file() and not any(out.glob("features_*.parquet")):
+        require_no_others(out, "--out", "holds no features and is")  # what a kill leaves is hidden
 
 
 def extract(

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from clipfh.core.errors import InputError, printable, shortened
-from clipfh.core.files import read_json, unfinished_folder, write_json, write_text
+from clipfh.core.errors import InputError, shortened
+from clipfh.core.files import read_json, require_no_others, unfinished_folder, write_json, write_text
 from clipfh.index.engine import (
     BUILT_BY,
     EF_CONSTRUCTION,
@@ -262,15 +262,8 @@ class FaissFolder:
         Raises:
             InputError: other files are there.
         """
-        if not self.folder.is_dir() or (self.folder / POINTER).is_file():
-            return
-        # a killed build leaves generations and hidden files
-        others = [path.name for path in self.folder.iterdir() if not path.name.startswith((".", GENERATION))]
-        if others:
-            raise InputError(
-                f"--index {self.folder} is no index and not empty (there is {printable(min(others))}); nothing is "
-                "written into it. Choose another folder"
-            )
+        if not (self.folder / POINTER).is_file():
+            require_no_others(self.folder, "--index", "is no index and", own=(GENERATION,))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

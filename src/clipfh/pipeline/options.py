@@ -11,6 +11,7 @@ from pathlib import Path
 from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError, shortened
 from clipfh.core.paths import DATASETS, DEFAULT_MODEL, ROOT, STAGE0_SCRIPTS
+from clipfh.drawn.generated_folder import holds_others
 
 # of another room, written out: it imports what a bare Python lacks
 CAPTIONS = ("synthetic", "coco", "flickr8k", "flickr30k", "grocery", "jsonl", "identities")
@@ -180,7 +181,7 @@ def checked(options: Options) -> Options:
         ("data_root", "dataset", options.dataset, options.data_root),
         ("captions_root", "captions", options.captions, options.captions_root),
     ):
-        if name == "synthetic" and root is not None and _holds_others(root):
+        if name == "synthetic" and root is not None and holds_others(root):
             own = {"dataset": "folder, for your own photos", "captions": "jsonl, for your own images"}[kind]
             raise InputError(
                 f"--{flag} {root} holds files that were not generated here. Is it another --{kind}? Say so: --{kind} "
@@ -228,13 +229,6 @@ def _given(options: Options) -> Iterator[tuple[str, int, int]]:
     for field in dataclasses.fields(options):
         if field.name in users and getattr(options, field.name) != field.default:
             yield field.name, *users[field.name]
-
-
-def _holds_others(root: Path) -> bool:
-    """Whether generated data would find a file, or a folder with something else in it, in its place."""
-    if not root.is_dir():
-        return root.exists()
-    return any(root.iterdir()) and not (root / "generated.json").is_file()  # as in drawn/generated_folder.py
 
 
 def _absolute(path: Path | None) -> Path | None:

@@ -25,7 +25,7 @@ from clipfh.reports.gains import FEWEST_IDENTITIES, difference_and_p
 from clipfh.reports.page import pairs, small_photo, table, write_page
 from clipfh.reports.per_query import PER_QUERY, read_average_precision
 from clipfh.reports.picture import read_rankings
-from clipfh.reports.stage_results import stage_label
+from clipfh.reports.stage_results import evaluation_label
 
 MOST = 6  # queries that gained, that lost, that are hard for both
 FIRST = 3  # gallery photos of each ranking
@@ -77,8 +77,7 @@ def read_evaluated_run(run_dir: Path) -> EvaluatedRun:
     for query in precision.index.get_level_values("query"):
         if leaves_root(query):  # its photo becomes a part of the page
             raise InputError(f"{run_dir / PER_QUERY}: {shown(query)} is no image below the image root; evaluate again")
-    detail = metrics.get("detail") and f"({metrics['detail']})"
-    label = " ".join(filter(None, (stage_label(str(metrics["stage"])), metrics["variant"], detail)))
+    label = evaluation_label(str(metrics["stage"]), metrics["variant"], metrics.get("detail", ""))
     names = ("dataset", "data_digest", "model")
     image_dir = ROOT / metrics.get("image_dir", "absent")  # of an earlier version: without photos
     rankings = read_rankings(run_dir / "rankings.csv")

@@ -9,7 +9,7 @@ import pandas as pd
 from clipfh.core.files import read_json
 from clipfh.metrics.statistics import Difference, paired_bootstrap_difference
 from clipfh.reports.per_query import mean_average_precision_of
-from clipfh.reports.stage_results import StageResult, stage_label, stage_number
+from clipfh.reports.stage_results import StageResult, evaluation_label, stage_number
 
 # Resampling 5 identities calls 16% of gains of nothing significant at p < .05, 10 of them 7% (the percentile bootstrap
 # takes the spread of so few as known).
@@ -65,7 +65,7 @@ def other_start(after: StageResult, before: StageResult, results_dir: Path | Non
     if not all(found) or found[0] == found[1]:
         return ""
     told = [
-        f"{' '.join(filter(None, (stage_label(result.stage), result.variant)))} began with {', '.join(sorted(weights))}"
+        f"{evaluation_label(result.stage, result.variant)} began with {', '.join(sorted(weights))}"
         for result, weights in zip((after, before), found, strict=True)
     ]
     return f"{told[0]}, {told[1]}: they are not compared."

@@ -20,7 +20,7 @@ from clipfh.core.paths import RESULTS_DIR, display
 from clipfh.reports.compare import comparison_name, write_comparison
 from clipfh.reports.gains import previous_stage
 from clipfh.reports.page import Markup, table, write_page
-from clipfh.reports.stage_results import stage_label, stage_results
+from clipfh.reports.stage_results import evaluation_label, stage_label, stage_results
 from clipfh.reports.summary import read_summary
 
 INDEX = "index.html"
@@ -73,7 +73,7 @@ def _row(results_dir: Path, of_run: pd.DataFrame, comparison: str) -> list[str]:
     official = of_run[of_run["protocol"] == "official"]
     figures = [f"{100 * official[name].iloc[0]:.1f}" if len(official) else "" for name in ("rank1", "mAP")]
     detail = official["detail"].iloc[0] if len(official) else ""
-    name = " ".join(filter(None, (stage_label(first["stage"]), first["variant"], detail and f"({detail})")))
+    name = evaluation_label(first["stage"], first["variant"], detail)
     time = first["time"][:16].replace("T", " ")
     entry = _entry(results_dir, first["run"], name)
     return [entry, first["dataset"], *figures, comparison, first["model"], first["seed"], time]

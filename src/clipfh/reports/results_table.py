@@ -26,7 +26,14 @@ from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.charts import stage_comparison_figure
 from clipfh.reports.gains import Gain, difference_and_p, mean_ap_gain, other_start, previous_stage
 from clipfh.reports.results_index import write_index
-from clipfh.reports.stage_results import StageResult, of_present_data, stage_label, stage_number, stage_results
+from clipfh.reports.stage_results import (
+    StageResult,
+    evaluation_label,
+    of_present_data,
+    stage_label,
+    stage_number,
+    stage_results,
+)
 from clipfh.reports.summary import read_summary
 from clipfh.reports.text_table import WIDTH, Table, render_table
 
@@ -135,7 +142,7 @@ def _cells(result: StageResult, gains: Mapping[str, Gain | None]) -> dict[tuple[
 def _left_out(results: Sequence[StageResult], gains: Sequence[Mapping[str, Gain | None]]) -> list[str]:
     """Which gains are not over all queries."""
     return [
-        f"The gain of {stage_label(result.stage)}{f' {result.variant}' if result.variant else ''} "
+        f"The gain of {evaluation_label(result.stage, result.variant)} "
         f"({protocol.replace('_', ' ')}) is over {gain.paired.num_query:,} queries; {gain.paired.num_left_out:,} that "
         "not all its evaluations could measure are left out."
         for result, of_result in zip(results, gains, strict=True)

@@ -156,3 +156,8 @@ def stage_label(stage: str) -> str:
     """What tables and figures call a stage, such as "1 zero-shot"."""
     number = stage_number(stage)
     return f"{number} {_STAGE_NAMES[number]}" if number in _STAGE_NAMES else stage
+
+
+def evaluation_label(stage: str, variant: str, detail: str = "") -> str:
+    """What texts call an evaluation, such as "3 joint v4 (same camera counted)"."""
+    return " ".join(filter(None, (stage_label(stage), variant, detail and f"({detail})")))
