@@ -465,10 +465,13 @@ def written(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_metadata_that_is_missing_is_refused_with_the_command_that_makes_it(project):
+def test_metadata_that_is_missing_is_refused_with_what_is_there_and_the_command_that_makes_it(project):
+    """A command is named where `run_all.sh` knows the dataset; of a name that it does not know, what there is."""
     for script in (STAGE1, STAGE2, EVAL2, STAGE3, EVAL3):
-        says = [str(project.root / "metadata/nowhere/dataset.json"), "--dataset nowhere"]
-        project.refused(script, "--dataset", "nowhere", says=says)
+        missing = str(project.root / "metadata/nowhere/dataset.json")
+        project.refused(script, "--dataset", "nowhere", says=["no dataset 'nowhere'", missing, f"there is {NAME}."])
+    missing = str(project.root / "metadata/inshop/dataset.json")
+    project.refused(STAGE2, "--dataset", "inshop", says=[missing, "bash run_all.sh --dataset inshop --data_root DIR"])
 
 
 @pytest.mark.parametrize(

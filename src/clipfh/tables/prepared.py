@@ -132,7 +132,7 @@ def load_prepared(
         if name and folder == metadata_dir(name):
             made_by = f"bash run_all.sh --dataset {name}" + (" --data_root DIR" if name != DEFAULT_DATASET else "")
             if name not in DATASETS and not (folder / "dataset.json").is_file():
-                raise InputError(_unknown(name))
+                raise InputError(_unknown(name, folder / "dataset.json"))
         description = read_json(folder / "dataset.json", made_by=made_by)
     if image_dir is None:
         recorded = description.get("image_dir")
@@ -165,12 +165,12 @@ def load_prepared(
     )
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, missing: Path) -> str:
     """That a dataset is not prepared, where run_all.sh does not know its name either."""
     prepared = sorted(path.parent.name for path in ROOT.glob("metadata/*/dataset.json"))
     return (
-        f"no dataset {shown(name)} is prepared; there is {', '.join(prepared) or 'none yet'}. bash run_all.sh "
-        f"--dataset prepares {', '.join(DATASETS)}"
+        f"no dataset {shown(name)} is prepared ({missing} does not exist); there is "
+        f"{', '.join(prepared) or 'none yet'}. bash run_all.sh --dataset prepares {', '.join(DATASETS)}"
     )
 
 
