@@ -114,7 +114,11 @@ def set_up(extras):
         import fcntl
 
         with open(CONSTRAINTS, "ab") as handle:  # always there: the handle of a lock that ends with the process
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _say(f"another command is setting up {VENV}: waiting for it")
+                fcntl.flock(handle, fcntl.LOCK_EX)
             _complete_venv(extras)
     return VENV_PYTHON
 

@@ -82,6 +82,7 @@ def test_it_trains_each_recipe_in_each_fold(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "recorded", lambda log, pattern: [str(path) for path in log.parent.glob(pattern)])
     monkeypatch.setattr(sweep, "end_on_signals", lambda: None)
     monkeypatch.setattr(sweep, "first_weights", lambda config: [])
+    monkeypatch.setattr(sweep, "require_readable", lambda config, recipes, stage: None)
     monkeypatch.setattr(sweep, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("better.yaml").write_text("lr: 0.1   # a reason\nloss: supcon  # another\n")
@@ -179,6 +180,24 @@ def test_impossible_recipes(tmp_path, monkeypatch, recipes, says):
         Path(name).write_text("lr: 1\n")
     with pytest.raises(InputError, match=says):
         sweep.recipes_of(Config(recipes=recipes))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "says"),
+    [
+        ("lr: 1e-4\nepoch: 3\n", "", "b.yaml: unknown key epoch"),
+        ("lr: -1\n", "", "b.yaml: lr"),
+        ("lr: 1e-4\n", "--epochs many", "--epochs"),
+    ],
+)
+def test_a_recipe_that_no_training_can_read_is_told_before_the_first(tmp_path, monkeypatch, capfd, recipe, flags, says):
+    monkeypatch.setattr(sweep, "run_step", lambda step: pytest.fail("a training began"))
+    monkeypatch.setattr(sweep, "end_on_signals", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.yaml").write_text(recipe)
+    with pytest.raises(SystemExit) as ended:
+        sweep.main(Config(recipes=str(tmp_path / "b.yaml"), flags=flags))
+    assert ended.value.code == 2 and says in capfd.readouterr().err
 
 
 def test_every_ablation_of_the_stages_is_a_recipe():

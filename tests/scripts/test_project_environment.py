@@ -1,4 +1,5 @@
 import ast
+import fcntl
 import os
 import re
 import shutil
@@ -222,6 +223,24 @@ def test_venv_is_completed_rather_than_made_again(
     project_environment._complete_venv([])
     assert done == expected
     assert venv_python.exists() == ("make" not in expected)
+
+
+def test_a_set_up_says_that_it_waits_for_another_and_uses_what_that_made(checkout: Path) -> None:
+    python = make_venv_python(checkout, "exit 1\n")
+    with open(checkout / "constraints.txt", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = subprocess.Popen(
+            ["bash", str(checkout / "set_up.sh")],
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            stdin=subprocess.DEVNULL,
+        )
+        assert f"another command is setting up {checkout}/.venv: waiting" in waiting.stderr.readline()
+        python.write_text("#!/usr/bin/env bash\nexit 0\n")
+    made, said = waiting.communicate(timeout=60)
+    assert (waiting.returncode, made, said) == (0, f"{python}\n", "")
 
 
 def test_python_that_is_too_old_or_missing_is_named(checkout: Path, tmp_path: Path) -> None:

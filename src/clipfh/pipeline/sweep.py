@@ -25,6 +25,7 @@ import json
 import os
 import shlex
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ def main(config: Config) -> None:
     os.chdir(ROOT)
     end_on_signals()
     runs = [(fold, seed) for seed in seeds for fold in range(config.val_folds)]
+    require_readable(config, recipes, config.stage)
+    if config.stage == 3:
+        require_readable(config, [first], 2)
     count = len(recipes) * len(runs)
     print(f"{len(recipes)} recipes in {config.val_folds} folds with {len(seeds)} seeds: {count} trainings")
     of_recipe: dict[str, list[Rows]] = {recipe.name: [] for recipe in recipes}
@@ -147,6 +151,20 @@ def recipe_of_stage2(config: Config) -> Recipe:
             f"--start_recipe: {DEFAULT} is what stage 2's own recipe is called; give the file another name"
         )
     return Recipe(file.stem, file)
+
+
+def require_readable(config: Config, recipes: Sequence[Recipe], stage: int) -> None:
+    """End as a training would that cannot read a recipe or --flags, before hours of others: `--help` reads them, too.
+
+    Raises:
+        SystemExit: the training's script has said what is wrong.
+    """
+    script = stage_dir(stage) / SCRIPTS[stage]
+    for recipe in recipes:
+        files = ["--config", str(recipe.file)] if recipe.file else []
+        flags = [*files, *shlex.split(config.flags), "--help"]
+        if code := subprocess.run([sys.executable, str(script), *flags], stdout=subprocess.DEVNULL).returncode:
+            sys.exit(code)
 
 
 def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, start: Sequence[str] = ()) -> Path:
