@@ -22,20 +22,26 @@ def rows(*figures: float, text: float | None = None) -> list[dict]:
 
 
 def test_the_epoch_is_the_one_that_is_best_on_average():
-    found = measured("a", [rows(0.9, 0.5, 0.8, 0.2), rows(0.1, 0.6, 0.4, 0.7)], ["val_mAP"])
+    found = measured("a", [rows(0.9, 0.5, 0.8, 0.2), rows(0.1, 0.6, 0.4, 0.7)], ["val_mAP"], 2)
     assert found["epoch"] == 2 and found["value"] == [0.8, 0.4]  # each run's own best would be .8 and .7
     assert found["figures"] == {"val_mAP": pytest.approx(0.6)}
     assert found["start"] == {"val_mAP": 0.5} and found["seconds"] == 8.0  # never an epoch to choose
 
 
 def test_of_runs_that_ended_early_the_common_epochs_count():
-    assert measured("a", [rows(0, 0.1, 0.2, 0.9), rows(0, 0.3, 0.2)], ["val_mAP"])["epoch"] == 1
+    assert measured("a", [rows(0, 0.1, 0.2, 0.9), rows(0, 0.3, 0.2)], ["val_mAP"], 2)["epoch"] == 1
+
+
+def test_a_folds_figure_is_the_mean_of_its_seeds():
+    of_seed_0, of_seed_1 = [rows(0, 0.5), rows(0, 0.2)], [rows(0, 0.7), rows(0, 0.1)]  # two folds each
+    found = measured("a", [*of_seed_0, *of_seed_1], ["val_mAP"], 2)
+    assert found["value"] == [pytest.approx(0.6), pytest.approx(0.15)]
 
 
 def test_it_is_judged_by_the_mean_of_the_figures_that_there_are():
     both = ["val_mAP", "val_text_mAP"]
-    assert measured("a", [rows(0, 0.5, text=0.3)] * 2, both)["value"] == [pytest.approx(0.4)] * 2
-    assert measured("a", [rows(0, 0.5)] * 2, both)["value"] == [0.5] * 2
+    assert measured("a", [rows(0, 0.5, text=0.3)] * 2, both, 2)["value"] == [pytest.approx(0.4)] * 2
+    assert measured("a", [rows(0, 0.5)] * 2, both, 2)["value"] == [0.5] * 2
 
 
 def recipe(name: str, *values: float) -> dict:
@@ -57,10 +63,25 @@ def test_the_verdict_needs_more_than_chance():
     assert "prefers the stage's own" in verdict([default, recipe("low", 0.1, 0.1, 0.1)])
 
 
-def test_of_equal_recipes_val_rarely_prefers_another():
-    drawn = np.random.default_rng(0).normal(size=(1000, 5, 3))
-    verdicts = [verdict([recipe(name, *values) for name, values in zip("dabce", one, strict=True)]) for one in drawn]
-    preferred = sum(" above " in told for told in verdicts)
+def test_a_recipe_that_is_higher_by_chance_is_not_in_the_way_of_one_that_is_above_it():
+    default = recipe("default", 0.5, 0.6, 0.7)
+    lucky, steady = recipe("lucky", 0.6, 0.58, 0.74), recipe("steady", 0.52, 0.6205, 0.7195)
+    assert "val prefers steady: +2.0 ± 0.0" in verdict([default, lucky, steady])
+    assert "lucky is highest" in verdict([default, lucky])
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+def test_of_equal_recipes_val_rarely_prefers_another(num_seeds):
+    random = np.random.default_rng(0)
+    of_fold = random.normal(size=(1000, 5, 1, 3))  # how well a recipe suits a fold, whatever the seed
+    drawn = 0.5 + 0.01 * (of_fold + 0.5 * random.normal(size=(1000, 5, num_seeds, 3)))
+
+    def told(recipes: np.ndarray) -> str:
+        runs = [[rows(0, value) for value in recipe.flat] for recipe in recipes]  # all folds of a seed, then the next
+        named = zip("dabce", runs, strict=True)
+        return verdict([measured(name, its, ["val_mAP"], num_folds=3) for name, its in named])
+
+    preferred = sum(" above " in told(recipes) for recipes in drawn)
     assert 0 < preferred < 40  # at most 25 are expected; two standard errors let about 210 through
 
 
@@ -152,6 +173,26 @@ def test_a_finished_run_is_run_again_with_other_first_weights(tmp_path, monkeypa
     assert [num_runs(3, *start), num_runs(3, *start)] == [2, 2]
     weights.write_text("made again")
     assert [num_runs(2), num_runs(2), num_runs(3, *start)] == [3, 3, 3]
+
+
+def test_default_is_what_run_all_trains(tmp_path):
+    mine = sweep.Recipe("mine", tmp_path / "mine.yaml")
+    garments, products = Config(dataset="synthetic"), Config(dataset="grocery")
+    words = "model/stage2_img_encoder_finetune/config/words.yaml"
+    assert sweep.over(garments, 2, sweep.Recipe("default")) == ["--config", words]
+    assert sweep.over(garments, 2, mine) == ["--config", words, str(mine.file)]
+    assert sweep.over(garments, 3, sweep.Recipe("default")) == sweep.over(products, 2, sweep.Recipe("default")) == []
+    hands = sweep.over(Config(dataset="hands11k", model="ViT-B/16"), 2, sweep.Recipe("default"))
+    assert hands == ["--config", "model/stage2_img_encoder_finetune/config/hands.yaml"]
+
+
+def test_weights_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("w.pt").write_text("weights")
+    assert sweep.start_of(Config(pretrained="w.pt")) == str(tmp_path / "w.pt")
+    assert sweep.start_of(Config(pretrained="openai")) == "openai" and sweep.start_of(Config()) is None
+    monkeypatch.setattr(sweep, "of_stage4", lambda model: f"stage 4's newest {model}")
+    assert sweep.start_of(Config(pretrained="stage4", model="RN50")) == "stage 4's newest RN50"
 
 
 def test_weights_of_a_tag_are_no_file():

@@ -203,7 +203,7 @@ def checked(options: Options) -> Options:
         data_root=_absolute(options.data_root),
         captions_root=_absolute(options.captions_root),
         faces=_absolute(faces) if faces.exists() else None,
-        pretrained=_absolute_file(options.pretrained),
+        pretrained=absolute_file(options.pretrained),
     )
 
 
@@ -235,7 +235,7 @@ def _absolute(path: Path | None) -> Path | None:
     return path and Path(os.path.abspath(path))  # without `..`; not resolve(), as data may lie behind a link
 
 
-def _absolute_file(pretrained: str | None) -> str | None:
+def absolute_file(pretrained: str | None) -> str | None:
     """A weights file, or that of TAG=FILE, by its absolute path; a tag as it is."""
     if pretrained is None or Path(pretrained).is_file():
         return pretrained and str(Path(pretrained).absolute())

@@ -88,14 +88,20 @@ class Pipeline:
 
     def recipe(self, folder: str, *first: str) -> Flags:
         """The files `first`, then those that suit model and photos, over those that a stage reads by itself."""
-        suits = {
-            "tiny_photos": self.options.model in TINY_MODELS and self.options.dataset != "synthetic",
-            "words": self.options.model == SMALL_MODEL and self.options.dataset == "synthetic",
-            "hands": self.options.dataset in ("hands11k", "hd"),
-        }
-        files = [f"{folder}/config/{name}.yaml" for name in (*first, *(name for name in suits if suits[name]))]
-        files = [file for file in files if (ROOT / file).is_file()]
+        files = [file for name in first if (ROOT / (file := f"{folder}/config/{name}.yaml")).is_file()]
+        files += suiting_files(folder, self.options.model, self.options.dataset)
         return ["--config", *files] if files else []
+
+
+def suiting_files(folder: str, model: str, dataset: str) -> list[str]:
+    """The recipes of a stage that suit model and kind of dataset, of those that the stage does not read by itself."""
+    suits = {
+        "tiny_photos": model in TINY_MODELS and dataset != "synthetic",
+        "words": model == SMALL_MODEL and dataset == "synthetic",
+        "hands": dataset in ("hands11k", "hd"),
+    }
+    files = [f"{folder}/config/{name}.yaml" for name in suits if suits[name]]
+    return [file for file in files if (ROOT / file).is_file()]
 
 
 def flags(**values: object) -> Flags:

@@ -4,18 +4,20 @@
     python -m clipfh.pipeline.sweep --stage 3 --dataset grocery --recipes my_recipe.yaml --val_folds 5 --seeds 0-1
 
 A recipe is a YAML file that goes over the stage's own (see README, "Changing a recipe"): by default every file of
-`config/ablation/` of the stage, each one change. The stage's own recipe, `default`, is always measured, too. Each is
-trained once a fold and seed, in turn, and validated on the identities of the fold; a run that is finished is not run
-again, unless its command, the stage's scripts and recipes, the metadata or the weights it starts from changed. A change
-of `src/clipfh` is not seen: remove the folder of the sweep then. Stage 3 starts from stage 2's own recipe in the same
-fold.
+`config/ablation/` of the stage, each one change. The stage's own recipe, `default`, is always measured, too: what
+run_all.sh trains with this model on a dataset of this name. Each is trained once a fold and seed, in turn, and
+validated on the identities of the fold; a run that is finished is not run again, unless its command, the stage's
+scripts and recipes, the metadata or the weights it starts from changed. A change of `src/clipfh` is not seen: remove
+the folder of the sweep then. Stage 3 starts from stage 2's own recipe in the same fold.
 
 A recipe's figures are those of the epoch that is best on average over its runs, not each run's own best: with few
 identities the best of many epochs flatters. Weights between start and end (`wise_ft`) are left out for that reason.
 Stage 2 is judged by mAP between photos, stage 3 by the mean of that and of mAP with prompts as queries.
 
 Another recipe is preferred where it is further above `default` than the best of as many equal ones is in 2.5% of
-sweeps (Student's t over the runs, Bonferroni's correction for the number of recipes): of few runs, only one far above.
+sweeps (Student's t over the folds, Bonferroni's correction for the number of recipes): of few folds, only one far
+above. Seeds share a fold's identities, and are averaged first: with more of them a fold's figure is firmer, but there
+are no more folds.
 
 Writes results/sweeps/<dataset>_<model>_stage<N>/: table.md, table.json, and a folder a run with its log; names say
 `_from_<recipe>` where `--start_recipe` has one.
@@ -28,7 +30,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ from clipfh.core.names import require_name
 from clipfh.core.paths import DEFAULT_MODEL, ROOT, display, stage_dir
 from clipfh.models.names import canonical_model_name
 from clipfh.models.pretrained import find_weights
-from clipfh.pipeline.options import seed_list
+from clipfh.pipeline.options import absolute_file, seed_list
+from clipfh.pipeline.run_all import of_stage4, suiting_files
 from clipfh.pipeline.steps import Step, end_on_signals, recorded, run_step
 from clipfh.tables.prepared import prepare_weights
 
@@ -87,6 +90,7 @@ class Recipe:
 
 def main(config: Config) -> None:
     """Train all that is not yet trained, then print and write the table."""
+    config = replace(config, pretrained=start_of(config))
     seeds, recipes, first = seed_list(config.seeds), recipes_of(config), recipe_of_stage2(config)
     origin = f"_from_{first.name}" if first.file else ""  # in names, so that runs of two starts lie apart
     require_name(config.dataset, "--dataset")
@@ -105,9 +109,11 @@ def main(config: Config) -> None:
             run = Recipe(f"{recipe.name}{origin}", recipe.file)
             log = train(config, config.stage, run, fold, seed, start)
             of_recipe[recipe.name].append(metrics_of(log))
-    table = [measured(recipe.name, of_recipe[recipe.name], JUDGED_BY[config.stage]) for recipe in recipes]
+    judged_by = JUDGED_BY[config.stage]
+    table = [measured(recipe.name, of_recipe[recipe.name], judged_by, config.val_folds) for recipe in recipes]
     changes = {recipe.name: changed(recipe.file) for recipe in recipes}
     told = f"{config.dataset}, {config.model}: {config.val_folds} folds of the train identities, seeds {config.seeds}"
+    told += "".join(f", over `{file}`" for file in own_files(config, config.stage))
     told += f", from stage 2 with {changed(first.file)}" if first.file else ""
     text = f"{told}\n\n{markdown(table, changes)}\n\n{verdict(table)}\n"
     folder = sweep_folder(config, config.stage)
@@ -117,6 +123,20 @@ def main(config: Config) -> None:
     print(f"\n{text}\n{display(folder / f'{name}.md')}")
     if config.readme:
         write_into(stage_dir(config.stage) / "README.md", text)
+
+
+def start_of(config: Config) -> str | None:
+    """`--pretrained` as it means the same from any folder and for all trainings: a file by its path, a tag as it is.
+
+    Raises:
+        InputError: it is `stage4`, which has made none.
+    """
+    return of_stage4(config.model) if config.pretrained == "stage4" else absolute_file(config.pretrained)
+
+
+def own_files(config: Config, stage: int) -> list[str]:
+    """What run_all.sh lays over the files that the stage reads by itself: part of its own recipe and of the others."""
+    return suiting_files(display(stage_dir(stage)), config.model, config.dataset)
 
 
 def recipes_of(config: Config) -> list[Recipe]:
@@ -161,10 +181,15 @@ def require_readable(config: Config, recipes: Sequence[Recipe], stage: int) -> N
     """
     script = stage_dir(stage) / SCRIPTS[stage]
     for recipe in recipes:
-        files = ["--config", str(recipe.file)] if recipe.file else []
-        flags = [*files, *shlex.split(config.flags), "--help"]
+        flags = [*over(config, stage, recipe), *shlex.split(config.flags), "--help"]
         if code := subprocess.run([sys.executable, str(script), *flags], stdout=subprocess.DEVNULL).returncode:
             sys.exit(code)
+
+
+def over(config: Config, stage: int, recipe: Recipe) -> list[str]:
+    """The flag for the files of a recipe, by their paths from the project's folder."""
+    files = [*own_files(config, stage), *([display(recipe.file)] if recipe.file else [])]
+    return ["--config", *files] if files else []
 
 
 def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, start: Sequence[str] = ()) -> Path:
@@ -174,7 +199,7 @@ def train(config: Config, stage: int, recipe: Recipe, fold: int, seed: int, star
     script = stage_dir(stage) / SCRIPTS[stage]
     command = ["python", display(script), "--dataset", config.dataset, "--model", config.model]
     command += ["--pretrained", config.pretrained] if config.pretrained and not start else []
-    command += ["--config", display(recipe.file)] if recipe.file else []
+    command += over(config, stage, recipe)
     command += ["--val_fold", f"{fold}/{config.val_folds}", "--seed", str(seed), "--wise_ft", "0"]
     command += [*start, "--save_path", str(folder), "--log_dir", str(folder), *shlex.split(config.flags)]
     inputs = [f"{display(script.parent)}/*.py", f"{display(script.parent)}/config/*.yaml"]
@@ -217,17 +242,19 @@ def sweep_folder(config: Config, stage: int) -> Path:
     return Path("results", "sweeps", f"{config.dataset}_{config.model.replace('/', '-')}_stage{stage}")
 
 
-def measured(name: str, runs: Sequence[Rows], judged_by: Sequence[str]) -> dict[str, Any]:
+def measured(name: str, runs: Sequence[Rows], judged_by: Sequence[str], num_folds: int) -> dict[str, Any]:
     """A recipe's figures at the epoch that is best on average over its runs.
 
     Args:
         name: of the recipe.
-        runs: a list of lines each, of as many epochs; epoch 0 is what training began with.
+        runs: a list of lines each, of as many epochs; epoch 0 is what training began with. All folds with one seed,
+            then with the next.
         judged_by: the figures whose mean is to be high; those that no run has are left out.
+        num_folds: of them.
 
     Returns:
-        name; epoch; `value`, the figure judged by, of each run; `figures`, the mean of each val figure; `start`, the
-        same before training; `seconds`, the mean time of a run.
+        name; epoch; `value`, the figure judged by, of each fold, a mean over its seeds; `figures`, the mean of each val
+        figure; `start`, the same before training; `seconds`, the mean time of a run.
     """
     epochs = sorted({row["epoch"] for row in runs[0]} - {0})
     last = min(max(row["epoch"] for row in rows) for rows in runs)  # patience may end some early
@@ -241,7 +268,7 @@ def measured(name: str, runs: Sequence[Rows], judged_by: Sequence[str]) -> dict[
     return {
         "name": name,
         "epoch": best,
-        "value": values(best),
+        "value": [statistics.fmean(values(best)[fold::num_folds]) for fold in range(num_folds)],
         "figures": means(rows[best] for rows in by_epoch),
         "start": means(rows[0] for rows in by_epoch),
         "seconds": statistics.fmean(sum(row.get("seconds", 0) for row in rows) for rows in runs),
@@ -256,7 +283,7 @@ def means(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
-    """Mean difference of what two recipes are judged by, over runs of the same fold and seed, and its standard error.
+    """Mean difference of what two recipes are judged by, over the folds, and its standard error.
 
     Folds are not independent (their train identities overlap): the error is somewhat too small.
     """
@@ -284,21 +311,28 @@ def markdown(table: Sequence[dict[str, Any]], changes: dict[str, str]) -> str:
 def verdict(table: Sequence[dict[str, Any]]) -> str:
     """Which recipe val prefers; the stage's own stays where the best of equal ones could be as far above it by chance.
 
-    By chance means in more than `CHANCE` of sweeps: one-sided, Student's t, with Bonferroni's correction.
+    By chance means in more than `CHANCE` of sweeps: one-sided, Student's t, with Bonferroni's correction. Of several
+    that are further above, val prefers the highest; one that is higher still, but by chance, is not in its way.
     """
-    default, runs = table[0], len(table[0]["value"])
+    default, num_folds = table[0], len(table[0]["value"])
     best = max(table, key=lambda row: statistics.fmean(row["value"]))
     if best is default:
-        return f"Of {len(table)} recipes val prefers the stage's own ({runs} runs each)."
+        return f"Of {len(table)} recipes val prefers the stage's own ({num_folds} folds)."
+    needed = stdtrit(num_folds - 1, 1 - CHANCE / (len(table) - 1))  # Student's t
+    apart = [(*difference(row, default), row["name"]) for row in table[1:]]
+    if above := [(mean, error, name) for mean, error, name in apart if mean > needed * error]:
+        mean, error, name = max(above)
+        told = _told(mean, error, num_folds)
+        return f"Of {len(table)} recipes val prefers {name}: {told}, above {needed:.1f} standard errors."
     mean, error = difference(best, default)
-    needed = stdtrit(runs - 1, 1 - CHANCE / (len(table) - 1))  # Student's t
-    by = f"{100 * mean:+.1f} ± {100 * error:.1f} (mean and standard error over {runs} runs each)"
-    if mean > needed * error:
-        return f"Of {len(table)} recipes val prefers {best['name']}: {by}, above {needed:.1f} standard errors."
     return (
-        f"Of {len(table)} recipes {best['name']} is highest, {by}: not the {needed:.1f} standard errors that tell the "
-        "best of so many from chance; the stage's own stays."
+        f"Of {len(table)} recipes {best['name']} is highest, {_told(mean, error, num_folds)}: not the {needed:.1f} "
+        "standard errors that tell the best of so many from chance; the stage's own stays."
     )
+
+
+def _told(mean: float, error: float, num_folds: int) -> str:
+    return f"{100 * mean:+.1f} ± {100 * error:.1f} (mean and standard error over {num_folds} folds)"
 
 
 def changed(file: Path | None) -> str:
