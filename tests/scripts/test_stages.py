@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from clipfh.models.clip import is_image_parameter, is_text_parameter, load_clip
 
+SOUP = "src/clipfh/training/soup.py"
 VARIANTS = ("v1", "v2", "v3", "v4")
 ENTRIES = {variant: STAGE3.replace(".py", f"_{variant}.py") for variant in VARIANTS}
 SCRIPTS = sorted(
@@ -180,6 +182,19 @@ def test_trainings_of_other_seeds_have_the_same_recipe_and_of_other_flags_anothe
     *_, recipe, seed = recipe_and_seed("third", STAGE3, "--seed", 1, "--init_ckpt", second)
     assert (recipe, seed) == (load(stage3["v4"])["recipe"], 1)  # each from stage 2 of its own seed
     assert recipe_and_seed("faster", STAGE2, "--lr", 2e-3)[1] != load(stage2)["recipe"]
+
+    soup, both = tmp_path / "soup.pth", ("--ckpts", stage2, second)
+    mixed = project.server.run(SOUP, *both, "--out", soup)
+    assert mixed.returncode == 0 and "of the soup" in mixed.stdout, mixed.stderr
+    content, name = load(soup), "visual.trunk.conv1.0.weight"
+    mean = (load(stage2)["state_dict"][name] + load(second)["state_dict"][name]) / 2
+    torch.testing.assert_close(content["state_dict"][name], mean)
+    told = [float(figure) for figure in re.findall(r"\d+\.\d", mixed.stdout.splitlines()[0])]
+    assert told == pytest.approx([100 * load(path)["val_mAP"] for path in (*both[1:], soup)], abs=0.051)
+    evaluated = project.run(EVAL2, *FEWER_PICTURES, "--ckpt", soup, "--results_dir", tmp_path / "results")
+    assert "triplet+center+id+i2t_soup2" in evaluated.stdout
+    (metrics,) = (tmp_path / "results").glob("*/metrics.json")
+    assert read_json(metrics)["variant"] == "triplet+center+id+i2t_soup2" and read_json(metrics)["seed"] is None
 
 
 PARTLY = ("--freeze_until", 0, "--head_epochs", 2, "--keep_start", 0.2, "--eval_image_size", 96)
