@@ -25,12 +25,9 @@ def require_head(config: Config, image: CLIPImageEncoder) -> None:
         )
 
 
-def save_as_clip(best: Path, model: CLIP, resumed: Path | None) -> Path:
-    """Save a checkpoint of this stage, `<run>_BEST.pth`, as an ordinary CLIP: `<run>_<model>_CLIP.pth` beside it.
-
-    A run that was continued in another folder may have had its best epoch before: then it lies beside `resumed`.
-    """
-    content = read_stage_checkpoint(best if best.exists() or not resumed else resumed.with_name(best.name), STAGE)
+def save_as_clip(best: Path, model: CLIP) -> Path:
+    """Save a checkpoint of this stage, `<run>_BEST.pth`, as an ordinary CLIP: `<run>_<model>_CLIP.pth` beside it."""
+    content = read_stage_checkpoint(best, STAGE)
     recorded = {"model": content["text_model"], **{name: content[name] for name in _KEPT}}
     path = best.with_name(best.name.replace("_BEST", f"_{content['text_model'].replace('/', '-')}_CLIP"))
     write_checkpoint(path, {**recorded, "state_dict": model.as_clip(content["state_dict"])})

@@ -155,7 +155,7 @@ def main(config: Config) -> None:
         raise RuntimeError("the text encoder has changed: it must stay as it was loaded")
     run.log.say(f"text encoder unchanged, bit for bit: sha256 {text_digest[:16]} before and after")
     if config.encoder.image_encoder == OWN:
-        path = by_first(save_as_clip, run.best, model, config.run.resume_ckpt)
+        path = by_first(save_as_clip, run.best, model)
         run.log.say(f"the same as a CLIP for stages 1 to 3, --pretrained stage4 or its path: {display(path)}")
     run.log.close()
 

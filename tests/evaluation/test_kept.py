@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
+from no_float64 import NoFloat64
 from PIL import Image
+from safetensors.torch import save_file
 
 from clipfh.core.errors import InputError
 from clipfh.evaluation import kept as module
@@ -18,6 +21,8 @@ from clipfh.metrics.feature_similarity import linear_cka
 from clipfh.models.checkpoint import write_checkpoint
 from clipfh.models.clip import first_weights_of, load_clip
 from clipfh.models.parts import has_parts
+
+import open_clip  # isort: skip
 
 CPU = torch.device("cpu")
 RECORDED = {"stage": 0, "dataset": "photos", "variant": "", "epoch": 1}
@@ -83,6 +88,65 @@ def test_what_moved_is_measured_against_the_first_weights(fine_tuned):
     assert 0.1 < result.moved.cka < 1 and result.moved.start in str(result)
     same = measure_kept(replace(start, first_weights=tuned.first_weights), None, pixels(), features_of(start, pixels()))
     assert same.moved.cka == pytest.approx(1) and same.moved.weights == 0
+
+
+def test_features_of_few_photos_are_not_compared(fine_tuned):
+    start, tuned = fine_tuned
+    few, enough = (measure_kept(tuned, None, pixels(N), features_of(tuned, pixels(N))).moved for N in (19, 20))
+    assert few.cka is None and few.weights == enough.weights
+    assert enough.cka == pytest.approx(linear_cka(features_of(start, pixels(20)), features_of(tuned, pixels(20))))
+    assert "CKA" not in str(Kept(None, few, 0.1)) and "CKA" in str(Kept(None, enough, 0.1))
+
+
+def test_the_weights_distance_on_a_device_without_float64(fine_tuned):
+    expected = module.weight_distance(*fine_tuned)
+    with NoFloat64():
+        assert module.weight_distance(*fine_tuned) == expected
+
+
+@pytest.fixture
+def tagged(fine_tuned, monkeypatch, tmp_path):
+    """(before, after), fine-tuned from a tag of the hub, to which there is no way."""
+
+    def download(config):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-rn", {"photos_s1": {"hf_hub": "someone/tiny/"}})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    start, tuned = fine_tuned
+    return start, replace(tuned, first_weights="photos_s1")
+
+
+def test_first_weights_of_a_tag_are_not_downloaded(tagged, capsys):
+    _, tuned = tagged
+    result = measure_kept(tuned, None, pixels(), features_of(tuned, pixels()))
+    said = capsys.readouterr().out
+    assert result.moved is None and "this machine does not have" in said and "--pretrained photos_s1 once" in said
+
+
+@pytest.mark.parametrize(
+    ("hub", "name"),
+    [
+        ("someone/tiny/", "open_clip_model.safetensors"),
+        ("someone/tiny/", "open_clip_pytorch_model.bin"),
+        ("someone/tiny/pytorch_model.bin", "pytorch_model.safetensors"),
+        ("someone/tiny/pytorch_model.bin", "pytorch_model.bin"),
+    ],
+)
+def test_first_weights_of_a_tag_are_taken_from_the_hubs_cache(tagged, monkeypatch, tmp_path, capsys, hub, name):
+    start, tuned = tagged
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED["tiny-rn"]["photos_s1"], "hf_hub", hub)
+    repository = tmp_path / "hub" / "models--someone--tiny"
+    for folder in ("refs", "snapshots/1a2b"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("1a2b")
+    save = save_file if name.endswith(".safetensors") else torch.save
+    weights = {key: value.contiguous() for key, value in start.model.state_dict().items()}
+    save(weights, repository / "snapshots" / "1a2b" / name)
+    result = measure_kept(tuned, None, pixels(), features_of(tuned, pixels()))
+    assert result.moved.start == "photos_s1" and capsys.readouterr().out == ""
+    assert result.moved.weights == pytest.approx(module.weight_distance(start, tuned))
 
 
 def test_first_weights_that_are_gone_are_said(fine_tuned, capsys, tmp_path):

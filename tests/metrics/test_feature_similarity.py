@@ -3,6 +3,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from no_float64 import NoFloat64
 
 from clipfh.metrics.feature_similarity import linear_cka
 
@@ -14,6 +15,13 @@ def test_cka_of_a_rotation_is_one_and_of_a_constant_zero():
     assert linear_cka(X, torch.ones(50, 3)) == 0
     with pytest.raises(ValueError, match="3 images"):
         linear_cka(X[:3], X[:3])
+
+
+def test_cka_on_a_device_without_float64():
+    X, Y = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    expected = linear_cka(X, Y)
+    with NoFloat64():
+        assert linear_cka(X, Y) == expected
 
 
 def test_cka_as_its_definition():
@@ -31,7 +39,7 @@ def test_cka_as_its_definition():
 
 
 @pytest.mark.parametrize("N", [20, 200])
-def test_independent_features_are_not_alike_however_few_there_are(N):
+def test_independent_features_are_not_alike_on_average_however_few_there_are(N):
     values = []
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)

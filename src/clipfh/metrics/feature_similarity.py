@@ -10,15 +10,17 @@ def linear_cka(before: torch.Tensor, after: torch.Tensor) -> float:
 
         HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)),  K = X X^T, L = Y Y^T
 
-    with the unbiased estimator of HSIC (Song et al. 2012, eq. 5), so that independent features give about 0 however few
-    images there are. 0 where one of them is constant: nothing is left in common.
+    with the unbiased estimator of HSIC (Song et al. 2012, eq. 5), so that independent features give about 0 on average,
+    however few images there are; single values of few spread widely, those of 4 from -1 to 1. 0 where one of them is
+    constant: nothing is left in common.
 
     Raises:
         ValueError: fewer than 4 images.
     """
     if len(before) < FEWEST_IMAGES:
         raise ValueError(f"{len(before)} images; the estimator needs {FEWEST_IMAGES}")
-    K, L = (features.double() @ features.double().T for features in (before - before.mean(0), after - after.mean(0)))
+    centred = (features - features.mean(0) for features in (before, after))
+    K, L = (features @ features.T for features in (part.cpu().double() for part in centred))  # MPS has no float64
     own = _hsic(K, K) * _hsic(L, L)
     return _hsic(K, L) / own**0.5 if own > 0 else 0.0
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 import clipfh.models.torchvision_guard  # noqa: F401  (before open_clip)
@@ -19,6 +20,7 @@ from clipfh.models.weights_name import config_of, split_tag, weights_named_by
 
 import open_clip  # isort: skip
 
+_HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 STAGE4 = "stage4"  # as --pretrained: the newest CLIP that stage 4 has aligned on captions
 
 
@@ -133,6 +135,21 @@ def download(name: str, tag: str) -> Path:
             f"fetch {' or '.join(filter(None, places))}; put the file anywhere here, keep the tag in its name, and "
             "give its path: --pretrained PATH"
         ) from error
+
+
+def at_hand(name: str, source: str) -> str | None:
+    """`source`, as `find_weights` takes it, such that nothing is downloaded; None of a tag that was never fetched here.
+
+    A tag whose file is in the hub's cache becomes `TAG=FILE`, which asks no network whether there is a newer one.
+    """
+    config = open_clip.get_pretrained_cfg(name, source)
+    if Path(source).is_file() or not config:
+        return source
+    repository, _, file = config.get("hf_hub", "").rpartition("/")  # without a file: those that open_clip asks for
+    files = (Path(file).with_suffix(".safetensors").name, file) if file else _HUB_FILES
+    found = (try_to_load_from_cache(repository, name) for name in files if repository)
+    cached = next((path for path in found if isinstance(path, str)), None)  # or None, or a word that the hub has none
+    return cached and f"{source}={cached}"
 
 
 def recorded_architecture(path: Path) -> dict[str, Any]:

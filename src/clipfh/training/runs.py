@@ -1,5 +1,6 @@
 """A training run: the place it computes and writes in, and its start, anew or where an earlier one stopped."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 
 from clipfh.core.errors import InputError
-from clipfh.core.files import require_file, writable_folder
+from clipfh.core.files import replace_atomically, require_file, writable_folder
 from clipfh.core.freed_memory import keep_freed_memory
-from clipfh.core.paths import stage_dir
+from clipfh.core.paths import display, stage_dir
 from clipfh.core.processes import by_first, claim_gpu, join, rank
 from clipfh.core.run import new_run_folder, pick_device, seed_everything
 from clipfh.core.run_log import RunLog
@@ -75,7 +76,7 @@ class TrainingRun:
     @property
     def best(self) -> Path:
         """The checkpoint of the best epoch."""
-        return self.place.checkpoints / f"{self.name}_BEST.pth"
+        return _best_of(self.place, self.name)
 
     def save(self, content: dict[str, Any], state: dict[str, Any], *, is_best: bool) -> None:
         """Write an epoch's checkpoints: `content` with what is recorded; LAST also with the `state` that continues."""
@@ -98,7 +99,7 @@ def start_run(
 
     Args:
         place: from `prepare_run`.
-        config: all flags, with the section `run`.
+        config: all flags, with the sections `run` and `optimisation`.
         recorded: what every checkpoint says of the run; among it `model` and `data_digest`.
         prefix: of the name.
         restore: takes the saved state of a run that is continued.
@@ -106,7 +107,8 @@ def start_run(
             continued keeps its recipe.
 
     Raises:
-        InputError: the run to continue was of another model, other data or flags. Its files are left alone then.
+        InputError: the run to continue was of another model, other data or flags, or its BEST is missing. Its files are
+            left alone then.
     """
     resume, last_row = config.run.resume_ckpt, None
     if resume:
@@ -117,6 +119,8 @@ def start_run(
             raise InputError(f"{resume} was trained beside other text weights; pass the same --pretrained")
         restore(state)
         folder, last_row = place.logs / resume.stem.removesuffix("_LAST"), state.get("row")
+        if state["best"]["epoch"] or state["epoch"] == config.optimisation.epochs:  # without val, the last one is BEST
+            by_first(_bring_best, _best_of(place, folder.name), resume)
         # one of an older version has neither: what it started from is no longer known
         recorded = recorded | {name: content[name] for name in ("train_seed", "recipe") if name in content}
     else:
@@ -127,3 +131,25 @@ def start_run(
         seed_everything(place.seed, rank())
     log = RunLog(folder, config, rank=rank(), last_row=last_row)
     return TrainingRun(folder.name, place, recorded, binding_flags(config), log)
+
+
+def _best_of(place: Place, run: str) -> Path:
+    return place.checkpoints / f"{run}_BEST.pth"
+
+
+def _bring_best(best: Path, resume: Path) -> None:
+    """See to it that the best epoch before `resume` lies at `best`: no later one may be better.
+
+    Raises:
+        InputError: it lies neither there nor beside `resume`, or cannot be copied.
+    """
+    before = resume.with_name(best.name)
+    if best.is_file():
+        return
+    if not before.is_file():
+        raise InputError(
+            f"{display(before)} is missing: the best epoch so far of the run to resume, which lies beside its _LAST "
+            "checkpoint. Copy it, too; their names begin alike"
+        )
+    with replace_atomically(best) as temporary:
+        shutil.copyfile(before, temporary)
