@@ -223,3 +223,16 @@ def test_stage_before_is_the_same_variant_or_the_newest(tmp_path):
     assert mean_ap_gain(results[-1], before["c"], "text_to_image") is None
     assert previous_stage(results[0], results) is None
     assert mean_ap_gain(results[0], None, "official") is None
+
+
+def test_a_soup_is_compared_with_a_soup_and_one_training_with_one(tmp_path):
+    rows = [
+        *(make_row(stage=2, variant="ms", mAP=0.2), make_row(stage=3, variant="v4", mAP=0.4)),
+        make_row(stage=2, variant="ms_soup3", mAP=0.3, time="2027-05-01T00:00:00Z"),  # evaluated last
+        make_row(stage=3, variant="v4_soup3", mAP=0.6, time="2027-05-01T00:00:00Z"),
+    ]
+    append_rows(tmp_path / "summary.csv", [make_row(stage=1, variant="", mAP=0.1), *rows])
+    results = stages(tmp_path)
+    before = {result.variant: previous_stage(result, results) for result in results}
+    assert (before["v4"].variant, before["v4_soup3"].variant) == ("ms", "ms_soup3")
+    assert before["ms_soup3"].stage == "1"

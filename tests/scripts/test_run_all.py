@@ -33,6 +33,7 @@ OPTIONS = (
     "epochs",
     "seed",
     "seeds",
+    "soup",
     "device",
     "force",
     "smoke",
@@ -148,6 +149,9 @@ def test_help_documents_every_option_without_set_up(checkout: Path) -> None:
         ("--seeds 0,1 --seed 1", "--seed 1 and --seeds 0,1: give one of them"),
         ("--seeds 0-1 --seed 0", "give one of them"),
         ("--seeds 0-2 --stages 0-1", "--seeds is for stages 2 to 5"),
+        ("--soup", "give two or more, as in --seeds 0-2"),
+        ("--soup --seeds 3", "give two or more"),
+        ("--soup --seeds 0-1 --stages 4", "--soup is for stages 2 and 3"),
         ("--device gpu", "auto, cpu, cuda"),
         ("--smoke=yes", "ignored explicit argument"),
     ],
@@ -244,6 +248,17 @@ def test_several_seeds_share_data_and_stage_1_and_have_steps_of_their_own(steps_
         assert f"--init_ckpt {start}" in several[f"40_stage3_v4_train{suffix}"]
         assert f"--ckpt made/by_40_stage3_v4_train{suffix}.log_BEST.pth" in several[f"41_stage3_v4_evaluate{suffix}"]
     assert all("--seed" not in several[name] for name in shared)
+
+
+def test_a_soup_is_of_all_seeds_and_evaluated_after_them(steps_of) -> None:
+    plain, steps = steps_of("--seeds", "0-1"), steps_of("--seeds", "0-1", "--soup", "--no-exclude_same_camera")
+    more = ["32_stage2_soup", "33_stage2_soup_evaluate", "42_stage3_v4_soup", "43_stage3_v4_soup_evaluate"]
+    assert list(steps) == [*list(plain)[:-1], *more, "90_report"]
+    for trained, soup, evaluated in (("30_stage2_train", *more[:2]), ("40_stage3_v4_train", *more[2:])):
+        both = f"made/by_{trained}.log_BEST.pth made/by_{trained}_seed1.log_BEST.pth"
+        assert steps[soup] == f"python -m clipfh.training.soup --ckpts {both} --device auto --no-exclude_same_camera"
+        assert f"--ckpt made/by_{soup}.log_BEST.pth" in steps[evaluated] and "--variant" not in steps[evaluated]
+    assert more[2] not in steps_of("--seeds", "0-1", "--soup", "--stages", "2")
 
 
 @pytest.mark.parametrize(("hangup", "handled"), [(signal.SIG_IGN, "SIGTERM,SIGINT,SIGQUIT"), (signal.SIG_DFL, None)])

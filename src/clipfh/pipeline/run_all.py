@@ -57,7 +57,8 @@ class Pipeline:
     ) -> None:
         """Run `python <script>`, unless it is finished; a failure ends the run with the command's exit code.
 
-        What several seeds share is taken once. `nproc` processes of it are started by torchrun.
+        `script` may also be `-m MODULE`. What several seeds share is taken once. `nproc` processes of it are started by
+        torchrun.
         """
         if name in self.taken:
             return
@@ -71,7 +72,9 @@ class Pipeline:
             files["variables"] = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // nproc, 1))}
             if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # nohup, which torchrun would overrule
                 files["variables"]["PET_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGQUIT"
-        step = Step(name, self.logs / f"{name}.log", ["python", *launcher, script, *arguments], inputs=inputs, **files)
+        step = Step(
+            name, self.logs / f"{name}.log", ["python", *launcher, *script.split(), *arguments], inputs=inputs, **files
+        )
         if code := run_step(step, force=forced or self.options.force):
             sys.exit(code)
 
@@ -197,6 +200,26 @@ def stage3(run: Pipeline) -> None:
     evaluate(run, name, f"{folder}/eval_clip_joint.py", 3, arguments, after=[before, "05_splits"])
 
 
+def soup(run: Pipeline, number: int) -> None:
+    """The mean of the weights of all seeds' trainings of stage 2 or 3, and its evaluation."""
+    options, variant = run.options, run.options.variant
+    if number == 2:
+        folder, script = "model/stage2_img_encoder_finetune", "eval_clip_img_encoder.py"
+        trained, mixed, evaluated = "30_stage2_train", "32_stage2_soup", "33_stage2_soup_evaluate"
+    else:
+        folder, script = "model/stage3_joint_img_text_finetune", "eval_clip_joint.py"
+        trained, mixed, evaluated = (
+            f"{step}_stage3_{variant}_{what}" for step, what in ((40, "train"), (42, "soup"), (43, "soup_evaluate"))
+        )
+    of_seeds = [run.with_seed(seed).named(trained) for seed in options.training_seeds]
+    arguments = ["--ckpts", *filter(None, (run.made_by(one, "*_BEST.pth") for one in of_seeds))]
+    arguments += flags(device=options.device) + ([] if options.exclude_same_camera else ["--no-exclude_same_camera"])
+    outputs = [f"{folder}/checkpoints{run.apart}/*_soup{len(of_seeds)}.pth"]
+    run.step(mixed, "-m clipfh.training.soup", arguments, after=of_seeds, outputs=outputs)
+    arguments = run.evaluating + flags(ckpt=run.made_by(mixed, "*.pth"))
+    evaluate(run, evaluated, f"{folder}/{script}", number, arguments, after=[mixed, "05_splits"])
+
+
 def train(run: Pipeline, name: str, script: str, arguments: Flags, *, after: list[str]) -> None:
     """A training on identities."""
     folder = str(Path(script).parent)
@@ -304,6 +327,9 @@ def main(options: Options) -> None:
         for number in numbers:
             if number in TRAINED:
                 STAGES[number](run.with_seed(seed))
+    for number in numbers if options.soup else []:
+        if number in (2, 3):
+            soup(run, number)
     if on_identities:  # always: the table ends the run
         table = ["python", "-m", "clipfh.reports.results_table", "--results_dir", f"results{run.apart}"]
         if code := run_step(Step("90_report", run.logs / "90_report.log", table), force=True):
