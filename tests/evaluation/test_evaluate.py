@@ -513,11 +513,12 @@ def test_a_checkpoint_gives_the_figures_of_its_model(clip, dataset, tmp_path, ca
 def test_rows_say_which_training_seed_and_recipe_they_are_of(clip, dataset, tmp_path, without_figures):
     path = tmp_path / "run_BEST.pth"
     config = CheckpointConfig(**{**vars(dataset), "ckpt": path, "seed": 5})  # of the intervals
-    for recorded in ({"train_seed": 3, "recipe": "f00d"}, {}):  # an older version recorded neither
+    for recorded in ({"train_seed": 3, "recipe": "f00d", "start_recipe": "beef"}, {}):  # an older version: none of them
         write_checkpoint(path, checkpoint_content(clip, **recorded))
         result = evaluate_checkpoint(config, stage=2, variant=None, made_by="")
         expected = (recorded.get("train_seed"), recorded.get("recipe", ""))
         assert (result["seed"], result["recipe"]) == expected
+        assert result["start_recipe"] == recorded.get("start_recipe")
         row = read_summary(dataset.results_dir / "summary.csv").iloc[-1]
         assert (row["seed"], row["recipe"]) == ("" if expected[0] is None else str(expected[0]), expected[1])
     write_checkpoint(path, checkpoint_content(clip, train_seed=-1))

@@ -26,14 +26,18 @@ def photos(tmp_path):
     return tmp_path
 
 
-def evaluated(results_dir, photos, run, values, queries=QUERIES, **row):
-    """The folder of an evaluation, and its row of the summary: each query's nearest photos are the two after it."""
+def evaluated(results_dir, photos, run, values, queries=QUERIES, recorded=None, **row):
+    """The folder of an evaluation, and its row of the summary: each query's nearest photos are the two after it.
+
+    Args:
+        recorded: what `metrics.json` says besides.
+    """
     folder = results_dir / run
     row = {"stage": 1, "time": "2026-03-01T09:30:00Z", **row}
     values = np.asarray(values)
     ids = dict(zip(QUERIES, IDS, strict=True))
     labels = {name: make_row(**row)[name] for name in ("dataset", "data_digest", "model", "stage", "variant")}
-    write_json(folder / "metrics.json", {**labels, "image_dir": str(photos)})
+    write_json(folder / "metrics.json", {**labels, "image_dir": str(photos), **(recorded or {})})
     (folder / "report.html").write_text("x")
     of_queries = {"protocol": "official", "query": queries, "item_id": [ids[query] for query in queries]}
     ranks = np.where(np.isnan(values), 0, 2)
@@ -144,3 +148,26 @@ def test_a_comparison_that_fails_is_said_on_the_index(tmp_path, photos):
     evaluated(tmp_path, photos, "b", BEFORE, stage=2)
     (tmp_path / "a" / "rankings.csv").write_text("query\n")
     assert "none with 1 zero-shot: " in write_index(tmp_path).read_text()
+
+
+def test_what_the_table_does_not_compare_the_index_does_not_either(tmp_path, photos):
+    evaluated(tmp_path, photos, "a", BEFORE, recorded={"first_weights": "openai"})
+    evaluated(tmp_path, photos, "b", BEFORE, stage=2, recorded={"first_weights": "random"})
+    page = write_index(tmp_path).read_text()
+    assert not list(tmp_path.glob("compare_*")) and "compare_" not in page
+    assert "none with 1 zero-shot: 2 image encoder began with random, 1 zero-shot began with openai" in page
+
+
+def test_the_index_links_the_comparison_with_what_a_stage_was_trained_from(tmp_path, photos):
+    evaluated(tmp_path, photos, "a", BEFORE, stage=2, variant="ms", recipe="ms")
+    evaluated(tmp_path, photos, "b", BEFORE, stage=2, variant="triplet", recipe="t", time="2026-03-03T09:30:00Z")
+    evaluated(tmp_path, photos, "c", BEFORE, stage=3, variant="v4", recipe="v4", recorded={"start_recipe": "ms"})
+    assert f'href="{comparison_name("a", "c")}"' in write_index(tmp_path).read_text()
+
+
+def test_an_evaluation_whose_file_is_damaged_is_said_on_the_index(tmp_path, photos):
+    for stage, run in enumerate("abc", 1):
+        evaluated(tmp_path, photos, run, BEFORE, stage=stage)
+    (tmp_path / "c" / "metrics.json").write_text("{")
+    page = write_index(tmp_path).read_text()
+    assert f'href="{comparison_name("a", "b")}"' in page and "none: " in page and "metrics.json" in page

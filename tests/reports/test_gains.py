@@ -88,6 +88,127 @@ def test_another_number_of_seeds_is_said(tmp_path):
     assert table.notes == ["The gain of 3 joint compares 1 training seeds with 2."]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        ((0, 1), []),
+        ((2, 3), ["The gain of 3 joint v4 compares training seeds 2, 3 with 0, 1."]),
+        ((10, 0), ["The gain of 3 joint v4 compares training seeds 0, 10 with 0, 1."]),
+    ],
+)
+def test_other_seeds_are_said_however_many_they_are(tmp_path, seeds, told):
+    evaluated(tmp_path, "a", rows_of(BEFORE), stage=1)
+    for stage, seed in [(2, 0), (2, 1), *((3, seed) for seed in seeds)]:
+        variant = "v4" if stage == 3 else "ms"
+        evaluated(
+            tmp_path, f"{stage}_{seed}", rows_of(AFTER), stage=stage, seed=seed, recipe=f"of{stage}", variant=variant
+        )
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    assert table.notes == told
+
+
+def test_seeds_that_are_not_known_are_not_told_apart(tmp_path):
+    evaluated(tmp_path, "b", rows_of(BEFORE), stage=2, recipe="of2")
+    evaluated(tmp_path, "c", rows_of(AFTER), stage=3, seed=1, recipe="of3")
+    (table,) = result_tables(stages(tmp_path), tmp_path)
+    assert table.notes == []
+
+
+def trained(folder, stage, variant, mAP, *, start, day, seed=0, recipe=None, **row):
+    """An evaluation of a training whose recipe is called as the variant, and what it says that it started from.
+
+    Args:
+        start: None: it does not say, as those of earlier versions.
+        day: of the evaluation.
+    """
+    run, recipe = f"{stage}{variant}{seed}{recipe or ''}", variant if recipe is None else recipe
+    row |= {"seed": seed, "recipe": recipe, "time": f"2026-03-{day:02}T00:00:00Z"}
+    evaluated(folder, run, rows_of(np.full(40, mAP)), stage=stage, variant=variant, **row)
+    write_json(folder / run / "metrics.json", {} if start is None else {"start_recipe": start})
+
+
+def gains_and_notes(folder):
+    """{(stage, variant): gain}, without the interval, and the notes under the table."""
+    (table,) = result_tables(stages(folder), folder)
+    cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    return {row["", "variant"]: row["official", "gain"].split(" ")[0] for row in cells}, table.notes
+
+
+def test_a_stage_gains_over_what_it_was_trained_from_whatever_is_evaluated_later(tmp_path):
+    for seed in (0, 1):
+        trained(tmp_path, 2, "ms", 0.5, start="", day=1, seed=seed)
+        trained(tmp_path, 3, "v4", 0.49, start="ms", day=2, seed=seed)
+    trained(tmp_path, 2, "triplet", 0.35, start="", day=3, seed=0)
+    trained(tmp_path, 2, "triplet", 0.35, start="", day=3, seed=1)
+    assert gains_and_notes(tmp_path) == ({"ms": "", "triplet": "", "v4": "-1.0"}, [])
+
+
+@pytest.mark.parametrize("name", ["triplet", "ms"])  # of the same name, another recipe
+def test_a_gain_over_another_training_than_it_started_from_is_said(tmp_path, name):
+    trained(tmp_path, 2, "ms", 0.5, start="", day=1)
+    trained(tmp_path, 3, "v4", 0.49, start="gone" if name == "triplet" else "ms", day=2)
+    trained(tmp_path, 2, name, 0.35, start="", day=3, recipe="later")
+    gains, notes = gains_and_notes(tmp_path)
+    assert gains["v4"] == "+14.0"
+    assert notes == [f"The gain of 3 joint v4 is over 2 image encoder {name}, from which it was not trained."]
+
+
+def test_a_stage_trained_from_pretrained_weights_beside_a_stage_2_is_said(tmp_path):
+    evaluated(tmp_path, "1", rows_of(BEFORE), stage=1)
+    trained(tmp_path, 2, "ms", 0.5, start="", day=1, recipe="")  # of no known recipe, and yet not its start
+    trained(tmp_path, 3, "v2", 0.6, start="", day=2)
+    trained(tmp_path, 3, "v3", 0.7, start="v2", day=2)  # which began as v2 did
+    gains, notes = gains_and_notes(tmp_path)
+    assert (gains["v2"], gains["v3"]) == ("+10.0", "+20.0")
+    assert notes == [
+        f"The gain of 3 joint {variant} is over 2 image encoder ms, from which it was not trained."
+        for variant in ("v2", "v3")
+    ]
+
+
+def test_of_two_variants_the_second_goes_back_to_what_the_first_was_trained_from(tmp_path):
+    trained(tmp_path, 2, "ms", 0.5, start="", day=1)
+    trained(tmp_path, 2, "triplet", 0.35, start="", day=4)
+    trained(tmp_path, 3, "v2", 0.6, start="ms", day=2)
+    trained(tmp_path, 3, "v3", 0.7, start="v2", day=2)
+    assert gains_and_notes(tmp_path) == ({"ms": "", "triplet": "", "v2": "+10.0", "v3": "+20.0"}, [])
+
+
+@pytest.mark.parametrize(
+    ("start", "recipe"), [(None, "triplet"), ("ms", ""), ("v2", "triplet")], ids=["old", "old before", "of an old one"]
+)
+def test_where_it_is_not_known_what_a_stage_started_from_nothing_is_said(tmp_path, start, recipe):
+    trained(tmp_path, 2, "triplet", 0.5, start="", day=1, recipe=recipe)
+    trained(tmp_path, 3, "v2", 0.6, start=None, day=2)
+    trained(tmp_path, 3, "v4", 0.6, start=start, day=2)
+    gains, notes = gains_and_notes(tmp_path)
+    assert gains["v4"] == "+10.0" and notes == []
+
+
+def test_stage_1_is_what_all_began_with(tmp_path):
+    evaluated(tmp_path, "1", rows_of(np.full(40, 0.3)), stage=1)
+    trained(tmp_path, 2, "again", 0.4, start="gone", day=1)
+    assert gains_and_notes(tmp_path) == ({"": "", "again": "+10.0"}, [])
+
+
+def test_evaluations_that_say_to_be_trained_from_each_other_come_to_an_end(tmp_path):
+    trained(tmp_path, 2, "ms", 0.5, start="", day=1)
+    trained(tmp_path, 3, "v2", 0.6, start="v3", day=2)
+    trained(tmp_path, 3, "v3", 0.6, start="v2", day=2)
+    assert len(gains_and_notes(tmp_path)[1]) == 2
+
+
+def test_a_soup_is_compared_with_a_soup_and_a_training_with_what_it_was_trained_from(tmp_path):
+    trained(tmp_path, 2, "ms", 0.5, start="", day=1)
+    trained(tmp_path, 2, "ms_soup3", 0.55, start="", day=1, seed=None)
+    trained(tmp_path, 2, "triplet", 0.3, start="", day=3)
+    trained(tmp_path, 3, "v4", 0.6, start="ms", day=2)
+    trained(tmp_path, 3, "v4_soup3", 0.62, start="ms", day=2, seed=None)
+    trained(tmp_path, 3, "v5", 0.65, start="ms_soup3", day=2)
+    gains, notes = gains_and_notes(tmp_path)
+    assert (gains["v4"], gains["v4_soup3"], gains["v5"], notes) == ("+10.0", "+7.0", "+10.0", [])
+
+
 def test_only_evaluations_by_one_protocol_are_compared(tmp_path):
     otherwise = {"detail": "same camera counted", "time": "2026-03-02T00:00:00Z"}
     evaluated(tmp_path, "a", rows_of(BEFORE), stage=1)

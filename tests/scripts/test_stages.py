@@ -168,7 +168,11 @@ def test_variants_start_where_they_say(project, stage2, stage3):
 
 
 def test_trainings_of_other_seeds_have_the_same_recipe_and_of_other_flags_another(project, stage2, stage3, tmp_path):
-    assert len({load(path)["recipe"] for path in (stage2, *stage3.values())}) == 5
+    recipes = {"stage2": load(stage2)["recipe"], **{name: load(path)["recipe"] for name, path in stage3.items()}}
+    assert len(set(recipes.values())) == 5
+    starts = {name: load(path)["start_recipe"] for name, path in stage3.items()}
+    assert starts == {"v1": "", "v2": "", "v3": recipes["v2"], "v4": recipes["stage2"]}
+    assert load(stage2)["start_recipe"] == ""
 
     def recipe_and_seed(name, script, *flags):
         where = ("--save_path", tmp_path / name, "--log_dir", tmp_path / name)

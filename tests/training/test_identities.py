@@ -1,7 +1,9 @@
 """What trainings on identities share."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -31,3 +33,17 @@ def test_without_crops_a_view_is_the_whole_photo():
     whole = identities.augmentation(Views(min_crop=1, **plain))
     torch.testing.assert_close(augment(images, whole, view_generator(0)), images)
     assert identities.augmentation(Views(min_crop=0.4, **plain)) == Augmentation(rotation=0, color=0, flip=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seen", "recorded"),
+    [("f00d", {"5a": ["a"]}, {"start_recipe": "f00d"}), ("", {}, {"start_recipe": ""}), ("", {"5a": ["a"]}, {})],
+    ids=["a training", "pretrained", "a training of an older version"],
+)
+def test_a_training_records_the_recipe_of_what_it_starts_from(recipe, seen, recorded):
+    clip = LoadedClip(**dict.fromkeys(LoadedClip.__dataclass_fields__))
+    clip = replace(clip, recipe=recipe, seen_identities=seen, pretrained="start")
+    table = pd.DataFrame({"item_id": ["b"], "split": ["train"]})
+    data = SimpleNamespace(name="photos", digest="6b", table=table)
+    found = identities.Identities(data, clip, None, {}, {}, None, SimpleNamespace(stage=3)).record("v4")
+    assert {name: value for name, value in found.items() if name == "start_recipe"} == recorded

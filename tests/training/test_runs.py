@@ -29,21 +29,20 @@ class Config:
     optimisation: Optimisation = section()
 
 
-def stopped_run(folder: Path, *, best_epoch: int, epoch: int, is_best: bool) -> Path:
+def stopped_run(folder: Path, *, best_epoch: int, epoch: int, is_best: bool, **recorded: object) -> Path:
     """LAST of a run that was stopped after `epoch`; and its BEST, where it has one."""
     flags = binding_flags(Config(Run(), OPTIMISATION))
     state = {**STATE, "best": {"epoch": best_epoch}, "epoch": epoch, "flags": flags}
-    content = {**RECORDED, "epoch": epoch, "state_dict": {"weight": torch.ones(2)}}
+    content = {**RECORDED, **recorded, "epoch": epoch, "state_dict": {"weight": torch.ones(2)}}
     folder.mkdir()
     write_best_and_last(folder, "run", content, is_best=is_best, training=state)
     return folder / "run_LAST.pth"
 
 
-def continued(last: Path, folder: Path) -> TrainingRun:
+def continued(last: Path, folder: Path, **recorded: object) -> TrainingRun:
     place = Place(2, torch.device("cpu"), 0, folder, folder)
-    run = start_run(
-        place, Config(Run(resume_ckpt=last), OPTIMISATION), RECORDED, prefix="clip", restore=lambda state: None
-    )
+    config = Config(Run(resume_ckpt=last), OPTIMISATION)
+    run = start_run(place, config, {**RECORDED, **recorded}, prefix="clip", restore=lambda state: None)
     run.log.close()
     return run
 
@@ -85,3 +84,13 @@ def test_a_file_that_was_renamed_goes_on_under_its_name_with_a_best_epoch_of_tha
 def test_without_val_there_is_no_best_epoch_before_the_last(tmp_path):
     last = stopped_run(tmp_path / "old", best_epoch=0, epoch=2, is_best=False)
     assert not continued(last, tmp_path / "new").best.exists()
+
+
+@pytest.mark.parametrize("kept", [{"train_seed": 4, "recipe": "own", "start_recipe": "of stage 2"}, {}])
+def test_a_continued_run_keeps_what_it_started_from(tmp_path, kept):
+    """Its weights are loaded from LAST, whose recipe is its own; of an older version nothing is known."""
+    last = stopped_run(tmp_path / "old", best_epoch=0, epoch=1, is_best=False, **kept)
+    run = continued(last, tmp_path / "old", start_recipe="own")
+    assert {
+        name: run.recorded[name] for name in ("train_seed", "recipe", "start_recipe") if name in run.recorded
+    } == kept

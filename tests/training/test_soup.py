@@ -47,6 +47,8 @@ def test_what_a_soup_says_of_itself():
     assert {"train_seed", "alpha", "val_mAP", "training"}.isdisjoint(soup)
     assert soup["recipe"] not in ("r", "") and soup["recipe"] == mixed(contents[::-1])["recipe"]
     assert soup["recipe"] != mixed([contents[0], checkpoint(2.0, train_seed=2)])["recipe"]
+    one, same, other = (checkpoint(1.0, start_recipe=start) for start in ("s", "s", "t"))
+    assert mixed([one, same])["start_recipe"] == "s" and "start_recipe" not in mixed([one, other])
 
 
 def test_trainings_that_have_a_mean(tmp_path):

@@ -68,7 +68,13 @@ def evaluate_checkpoint(config: CheckpointConfig, *, stage: int, variant: str | 
     )
     clip = load_clip(model, str(path), resize_mode=config.resize_mode, device=str(device))
     labels = EvaluationLabels(
-        stage, content["variant"], clip.pretrained, clip.train_seed, clip.recipe, content.get("interpolation", {})
+        stage,
+        content["variant"],
+        clip.pretrained,
+        clip.train_seed,
+        clip.recipe,
+        content.get("start_recipe"),
+        content.get("interpolation", {}),
     )
     return evaluate_clip(clip, data, labels, device, config)
 
@@ -181,6 +187,7 @@ def _labels(clip: LoadedClip, data: PreparedDataset, labels: EvaluationLabels) -
         "variant": labels.variant,
         "seed": labels.seed,
         "recipe": labels.recipe,
+        "start_recipe": labels.start_recipe,
         "checkpoint": labels.checkpoint,
         "first_weights": first_weights_of(clip),
         "interpolation": labels.interpolation,

@@ -131,6 +131,8 @@ class EvaluationLabels:
     Attributes:
         stage, variant, checkpoint: what is measured.
         seed, recipe: of the training that made it, see `clipfh.training.recipe`; None and empty without one.
+        start_recipe: of the training whose weights that one started from; empty where these were pretrained ones, None
+            where it is not known.
         interpolation: {share of the fine-tuned weights: val figure} by which they were chosen, for the report.
     """
 
@@ -139,6 +141,7 @@ class EvaluationLabels:
     checkpoint: str
     seed: int | None = None
     recipe: str = ""
+    start_recipe: str | None = None
     interpolation: dict[float, float] = field(default_factory=dict)
 
     @property

@@ -88,6 +88,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "run": is_name,
     "train_seed": _is_seed,
     "recipe": _is_text,
+    "start_recipe": _is_text,
     "settings": lambda value: isinstance(value, dict),
     "captions": lambda value: isinstance(value, dict),
     "clip": lambda value: isinstance(value, dict),

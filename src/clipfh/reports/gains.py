@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,11 +38,18 @@ def difference_and_p(mAP: float, paired: Difference | None) -> tuple[str, str]:
     return f"{number} {interval}", "<0.001" if paired.p < 0.001 else f"{paired.p:.3f}"
 
 
-def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageResult | None:
+def previous_stage(
+    result: StageResult, others: Sequence[StageResult], results_dir: Path | None = None
+) -> StageResult | None:
     """What `result` is compared with: the same dataset and model, measured alike, the nearest lower stage number.
 
-    Where that stage has several variants, the one of the same name, or else the one evaluated last, among soups where
-    `result` is one (`clipfh.training.soup`), else among single trainings, if there are such.
+    Where that stage has several variants, the one that `result` was trained from, where `results_dir` tells; or else
+    the one of the same name, or else the one evaluated last, among soups where `result` is one
+    (`clipfh.training.soup`), else among single trainings, if there are such. A soup is compared with a soup, if there
+    is one, rather than with the trainings that those in it began with: what mixing adds is in both.
+
+    Raises:
+        InputError: the `metrics.json` of an evaluation is damaged.
     """
     number = stage_number(result.stage)
     before = [
@@ -50,16 +58,62 @@ def previous_stage(result: StageResult, others: Sequence[StageResult]) -> StageR
         if (other.dataset, other.model, other.detail) == (result.dataset, result.model, result.detail)
         and 0 <= stage_number(other.stage) < number
     ]
+    starts = _starts(result, others, results_dir) if before else []
     is_soup = _is_soup(result)
 
-    def nearness(other: StageResult) -> tuple[int, bool, bool, str]:
-        return stage_number(other.stage), other.variant == result.variant, _is_soup(other) == is_soup, other.time
+    def nearness(other: StageResult) -> tuple[int, bool, bool, bool, bool, str]:
+        is_start, has_name = bool(other.recipe) and other.recipe in starts, other.variant == result.variant
+        soup = _is_soup(other)
+        return stage_number(other.stage), soup or not is_soup, is_start, has_name, soup == is_soup, other.time
 
     return max(before, key=nearness, default=None)
 
 
 def _is_soup(result: StageResult) -> bool:
     return re.search(r"_soup\d+$", result.variant) is not None
+
+
+def is_of_other_training(
+    after: StageResult, before: StageResult, others: Sequence[StageResult], results_dir: Path | None
+) -> bool:
+    """Whether `after` was trained from something else than `before`, which is `previous_stage`'s of it.
+
+    Not where an evaluation does not say, as those of earlier versions; nor where `before` is no training, and
+    `other_start` tells what has to be told; nor of two soups, which do not say what is in them.
+
+    Raises:
+        InputError: the `metrics.json` of an evaluation is damaged.
+    """
+    starts = _starts(after, others, results_dir)
+    if stage_number(before.stage) <= 1 or None in starts or (_is_soup(after) and _is_soup(before)):
+        return False
+    return before.recipe not in starts if before.recipe else starts[-1] == ""
+
+
+def _starts(result: StageResult, others: Sequence[StageResult], results_dir: Path | None) -> list[str | None]:
+    """The recipe of the weights that `result` was trained from; empty is pretrained ones, None is not known.
+
+    Where these are of the same stage, as v3 of stage 3 is trained from v2, what they were trained from follows, for
+    this is what such a stage began with; as far as their evaluations are among `others`.
+    """
+    found: list[str | None] = []
+    of: StageResult | None = result
+    while of is not None:
+        start = _start_recipe(of, results_dir) if results_dir else None
+        if start in found:  # no training makes that; of files that were changed, it must not go on for ever
+            break
+        found.append(start)
+        number = stage_number(result.stage)
+        same = (other for other in others if start and other.recipe == start and stage_number(other.stage) == number)
+        of = next(same, None)
+    return found
+
+
+def _start_recipe(result: StageResult, results_dir: Path) -> str | None:
+    """As `clipfh.evaluation.settings.EvaluationLabels`; None, too, where the training seeds do not say the same."""
+    starts = (metrics.get("start_recipe") for metrics in _metrics(result, results_dir))
+    found = {start if start is None else str(start) for start in starts}
+    return found.pop() if len(found) == 1 else None
 
 
 def other_start(after: StageResult, before: StageResult, results_dir: Path | None) -> str:
@@ -82,11 +136,16 @@ def other_start(after: StageResult, before: StageResult, results_dir: Path | Non
 
 def first_weights(result: StageResult, results_dir: Path) -> set[str]:
     """The weights that all fine-tuning began with, of each training seed; empty where one of them is not known."""
+    weights = {str(metrics.get("first_weights") or "") for metrics in _metrics(result, results_dir)}
+    return set() if "" in weights else weights
+
+
+def _metrics(result: StageResult, results_dir: Path) -> list[dict[str, Any]]:
+    """What `metrics.json` holds of each training seed; nothing where one of them is missing."""
     files = [results_dir / run / "metrics.json" for run in result.runs]
     if "" in result.runs or not all(file.is_file() for file in files):
-        return set()
-    weights = {str(read_json(file, made_by="bash run_all.sh").get("first_weights") or "") for file in files}
-    return set() if "" in weights else weights
+        return []
+    return [read_json(file, made_by="bash run_all.sh") for file in files]
 
 
 def mean_ap_gain(

@@ -18,7 +18,7 @@ from clipfh.core.cli import option, run_script
 from clipfh.core.errors import InputError, shortened
 from clipfh.core.paths import RESULTS_DIR, display
 from clipfh.reports.compare import comparison_name, write_comparison
-from clipfh.reports.gains import previous_stage
+from clipfh.reports.gains import other_start, previous_stage
 from clipfh.reports.page import Markup, table, write_page
 from clipfh.reports.stage_results import evaluation_label, stage_label, stage_results
 from clipfh.reports.summary import read_summary
@@ -32,7 +32,7 @@ _PAGES = (
     "metrics.md",
     "metrics.json",
 )  # what a folder is entered by, the first that is there
-_NOTE = "Percent, official split; newest first. Comparison: query by query, with the newest one of the stage before."
+_NOTE = "Percent, official split; newest first. Comparison: query by query, with what the gain is over."
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,21 @@ def _link(target: str, text: str) -> Markup:
 
 
 def _comparisons(results_dir: Path, summary: pd.DataFrame) -> Mapping[str, str]:
-    """Run to the link of its comparison with the stage before, which is written where it is missing.
+    """Run to the link of its comparison with the stage before, which is written where it is missing; or why not.
 
     Of several training seeds, each is compared with the one at the same place of the stage before, or its first.
     """
     results, links = stage_results(summary), {}
     for result in results:
-        before = previous_stage(result, results)
+        try:
+            before = previous_stage(result, results, results_dir)
+            told = other_start(result, before, results_dir) if before else ""
+        except InputError as error:
+            links |= dict.fromkeys(result.runs, f"none: {shortened(error, 200)}")
+            continue
+        if told:
+            links |= dict.fromkeys(result.runs, f"none with {stage_label(before.stage)}: {told}")
+            continue
         for place, run in enumerate(result.runs if before else ()):
             other = before.runs[place if len(before.runs) == len(result.runs) else 0]
             if all(name and (results_dir / name / "metrics.json").is_file() for name in (run, other)):

@@ -24,7 +24,14 @@ from clipfh.core.files import write_text
 from clipfh.core.paths import RESULTS_DIR, ROOT, display
 from clipfh.metrics.statistics import MeanStd
 from clipfh.reports.charts import stage_comparison_figure
-from clipfh.reports.gains import Gain, difference_and_p, mean_ap_gain, other_start, previous_stage
+from clipfh.reports.gains import (
+    Gain,
+    difference_and_p,
+    is_of_other_training,
+    mean_ap_gain,
+    other_start,
+    previous_stage,
+)
 from clipfh.reports.results_index import write_index
 from clipfh.reports.stage_results import (
     StageResult,
@@ -78,7 +85,8 @@ def result_tables(results: Sequence[StageResult], results_dir: Path | None = Non
     for dataset in dict.fromkeys(result.dataset for result in results):
         chosen = [result for result in results if result.dataset == dataset]
         models = list(dict.fromkeys(result.model for result in chosen))
-        gains = [_gains(result, chosen, results_dir) for result in chosen]
+        befores = [previous_stage(result, chosen, results_dir) for result in chosen]
+        gains = [_gains(result, before, results_dir) for result, before in zip(chosen, befores, strict=True)]
         cells: list[Mapping[tuple[str, str], str]] = [
             {**_cells(result, its), ("kept", "of probe"): _kept(result, chosen, results_dir)}
             for result, its in zip(chosen, gains, strict=True)
@@ -91,13 +99,18 @@ def result_tables(results: Sequence[StageResult], results_dir: Path | None = Non
         title = f"{dataset} · {models[0]}" if len(models) == 1 else dataset
         date = max(result.time for result in chosen)[:10]
         rows = [[row[column] for column in columns] for row in cells]
-        notes = [*_left_out(chosen, gains), *_other_seeds(chosen, gains), *_other_starts(chosen, results_dir)]
+        compared = [
+            (result, before)
+            for result, before, its in zip(chosen, befores, gains, strict=True)
+            if before and any(its.values())
+        ]
+        notes = [*_left_out(chosen, gains), *_other_seeds(compared), *_other_trainings(compared, chosen, results_dir)]
+        notes += _other_starts(chosen, befores, results_dir)
         tables.append(Table(title, date, columns, rows, notes))
     return tables
 
 
-def _gains(result: StageResult, others: Sequence[StageResult], results_dir: Path | None) -> dict[str, Gain | None]:
-    before = previous_stage(result, others)
+def _gains(result: StageResult, before: StageResult | None, results_dir: Path | None) -> dict[str, Gain | None]:
     return {protocol: mean_ap_gain(result, before, protocol, results_dir) for protocol in ("official", "text_to_image")}
 
 
@@ -151,20 +164,47 @@ def _left_out(results: Sequence[StageResult], gains: Sequence[Mapping[str, Gain 
     ]
 
 
-def _other_seeds(results: Sequence[StageResult], gains: Sequence[Mapping[str, Gain | None]]) -> list[str]:
-    """Which gains are over a stage of more or fewer training seeds; stage 1 has none."""
-    compared = [result for result, of_result in zip(results, gains, strict=True) if any(of_result.values())]
-    befores = [(result, previous_stage(result, results)) for result in compared]
+def _other_seeds(compared: Sequence[tuple[StageResult, StageResult]]) -> list[str]:
+    """Which gains are over a stage of other training seeds, or of more or fewer; stage 1 has none."""
+    told = [(result, _told_seeds(result, before)) for result, before in compared if stage_number(before.stage) > 1]
     return [
-        f"The gain of {stage_label(result.stage)} compares {len(result.runs)} training seeds with {len(before.runs)}."
-        for result, before in befores
-        if before and stage_number(before.stage) > 1 and len(result.runs) != len(before.runs)
+        f"The gain of {evaluation_label(result.stage, result.variant)} compares {seeds}."
+        for result, seeds in told
+        if seeds
     ]
 
 
-def _other_starts(results: Sequence[StageResult], results_dir: Path | None) -> list[str]:
+def _told_seeds(after: StageResult, before: StageResult) -> str:
+    """Such as `training seeds 0, 1 with 2, 3`; empty where they are the same, or not known."""
+    if len(after.runs) != len(before.runs):
+        return f"{len(after.runs)} training seeds with {len(before.runs)}"
+    if after.seeds == before.seeds or "" in (*after.seeds, *before.seeds):
+        return ""
+    seeds = "seed" if len(after.seeds) == 1 else "seeds"
+    return f"training {seeds} {', '.join(after.seeds)} with {', '.join(before.seeds)}"
+
+
+def _other_trainings(
+    compared: Sequence[tuple[StageResult, StageResult]], results: Sequence[StageResult], results_dir: Path | None
+) -> list[str]:
+    """Which gains are over a training that the stage did not start from."""
+    return [
+        f"The gain of {evaluation_label(result.stage, result.variant)} is over "
+        f"{evaluation_label(before.stage, before.variant)}, from which it was not trained."
+        for result, before in compared
+        if is_of_other_training(result, before, results, results_dir)
+    ]
+
+
+def _other_starts(
+    results: Sequence[StageResult], befores: Sequence[StageResult | None], results_dir: Path | None
+) -> list[str]:
     """Which stages have no gain, or kept nothing that can be said, as they began with other weights."""
-    pairs = [(result, find(result, results)) for result in results for find in (previous_stage, _before_on_probe)]
+    pairs = [
+        (result, other)
+        for result, before in zip(results, befores, strict=True)
+        for other in (before, _before_on_probe(result, results))
+    ]
     return list(dict.fromkeys(told for pair in pairs if pair[1] and (told := other_start(*pair, results_dir))))
 
 

@@ -35,6 +35,8 @@ class StageResult:
         detail: what was measured otherwise than the prepared dataset says, such as "same camera counted"; may be empty.
         time: of the newest evaluation.
         runs: the folders of the evaluations, one a training seed, by seed.
+        seeds: of the same; empty where it is not known, or nothing was trained.
+        recipe: that they have in common, see `clipfh.training.recipe`; may be empty.
         num_random: how many random splits were evaluated.
         random: figure to mean and standard deviation over the random splits, each split's figure a mean over seeds.
         official: figure to mean and standard deviation over the seeds, on the official split.
@@ -53,6 +55,8 @@ class StageResult:
     detail: str
     time: str
     runs: tuple[str, ...]
+    seeds: tuple[str, ...]
+    recipe: str
     num_random: int
     random: dict[str, MeanStd]
     official: dict[str, MeanStd]
@@ -103,6 +107,7 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
     for (dataset, model, stage, variant, detail), rows in groups:
         by_protocol = {name: rows[rows["protocol"] == name] for name in PROTOCOLS}
         random = by_protocol["random"].groupby("split")[list(FRACTIONS)].mean()
+        of_seed = rows.drop_duplicates("seed", keep="last").sort_values("seed", key=pd.to_numeric)
         results.append(
             StageResult(
                 dataset=dataset,
@@ -112,7 +117,9 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
                 variant=variant,
                 detail=detail,
                 time=rows["time"].max(),
-                runs=_runs(rows),
+                runs=tuple(of_seed["run"]),
+                seeds=tuple(of_seed["seed"]),
+                recipe=rows["recipe"].iloc[0],
                 num_random=len(random),
                 random={name: mean_and_std(random[name].to_numpy()) for name in FRACTIONS} if len(random) else {},
                 official=_mean_figures(by_protocol["official"]),
@@ -124,11 +131,6 @@ def stage_results(summary: pd.DataFrame) -> list[StageResult]:
             )
         )
     return sorted(results, key=lambda r: (r.dataset, r.model, stage_number(r.stage), r.stage, r.variant, r.detail))
-
-
-def _runs(rows: pd.DataFrame) -> tuple[str, ...]:
-    by_seed = rows.drop_duplicates("seed", keep="last").sort_values("seed", key=lambda seeds: pd.to_numeric(seeds))
-    return tuple(by_seed["run"])
 
 
 def _mean_figures(rows: pd.DataFrame) -> dict[str, MeanStd]:

@@ -102,6 +102,8 @@ class Identities:
         record = {**self.clip.architecture(), "stage": self.place.stage, "variant": variant}
         record |= {"dataset": self.data.name, "data_digest": self.data.digest}
         record |= {"first_weights": first_weights_of(self.clip)}
+        if self.clip.recipe or not self.clip.seen_identities:  # else a training of an older version, which has none
+            record |= {"start_recipe": self.clip.recipe}
         record |= {"val_fold": list(self.val_fold)} if self.val_fold else {}
         seen = seen_with(self.clip.seen_identities, self.data.digest, self.data.table)
         return {**record, "seen_identities": seen}

@@ -104,7 +104,7 @@ def start_run(
         prefix: of the name.
         restore: takes the saved state of a run that is continued.
         origin: what the run was trained from, see `recipe_digest`; without it no recipe is recorded. A run that is
-            continued keeps its recipe.
+            continued keeps its recipe, and that of what it started from.
 
     Raises:
         InputError: the run to continue was of another model, other data or flags, or its BEST is missing. Its files are
@@ -121,8 +121,10 @@ def start_run(
         folder, last_row = place.logs / resume.stem.removesuffix("_LAST"), state.get("row")
         if state["best"]["epoch"] or state["epoch"] == config.optimisation.epochs:  # without val, the last one is BEST
             by_first(_bring_best, _best_of(place, folder.name), resume)
-        # one of an older version has neither: what it started from is no longer known
-        recorded = recorded | {name: content[name] for name in ("train_seed", "recipe") if name in content}
+        # what is loaded is the run itself. One of an older version lacks some: it is no longer known what it began with
+        of_start = ("train_seed", "recipe", "start_recipe")
+        recorded = {name: value for name, value in recorded.items() if name not in of_start}
+        recorded |= {name: content[name] for name in of_start if name in content}
     else:
         recorded = recorded | {"train_seed": place.seed}
         recorded |= {"recipe": recipe_digest(config, origin)} if origin else {}

@@ -114,6 +114,8 @@ def mixed(contents: Sequence[Content]) -> Content:
             seen[digest] = sorted({*seen.get(digest, ()), *item_ids})
     origin = sorted(f"{content.get('recipe', '')} {content.get('train_seed', '')}" for content in contents)
     kept = {key: value for key, value in first.items() if key not in (*_OF_ONE, "val_mAP", "state_dict")}
+    if any(content.get("start_recipe") != first.get("start_recipe") for content in contents):
+        kept.pop("start_recipe", None)
     return {
         **kept,
         "variant": f"{first['variant']}_soup{len(contents)}",
