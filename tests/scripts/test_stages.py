@@ -486,9 +486,12 @@ def written(tmp_path: Path) -> list[Path]:
 
 def test_metadata_that_is_missing_is_refused_with_what_is_there_and_the_command_that_makes_it(project):
     """A command is named where `run_all.sh` knows the dataset; of a name that it does not know, what there is."""
+    prepared = sorted(path.parent.name for path in project.root.glob("metadata/*/dataset.json"))  # by other tests, too
+    assert NAME in prepared
+    there_is = f"there is {', '.join(prepared)}."
     for script in (STAGE1, STAGE2, EVAL2, STAGE3, EVAL3):
         missing = str(project.root / "metadata/nowhere/dataset.json")
-        project.refused(script, "--dataset", "nowhere", says=["no dataset 'nowhere'", missing, f"there is {NAME}."])
+        project.refused(script, "--dataset", "nowhere", says=["no dataset 'nowhere'", missing, there_is])
     missing = str(project.root / "metadata/inshop/dataset.json")
     project.refused(STAGE2, "--dataset", "inshop", says=[missing, "bash run_all.sh --dataset inshop --data_root DIR"])
 
